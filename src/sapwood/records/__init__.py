@@ -1,0 +1,33 @@
+"""The nouns that every room shares, and the two protocols between them.
+
+Text side:   `Message` → `Conversation` → `Prompt` → `Completion`
+Token side:  `Row` (prompt, completion, weights) → `Example` (all rows of one conversation, pair, group or item)
+Scoring:     `Item` → `Score`
+
+All are immutable. None knows how it is rendered, trained or scored. Legend for names that end in a shape,
+here and everywhere: B rows, T tokens in the flat row, N targets, E uses of targets, V vocabulary, D width,
+H heads, K head width, P prompts, G samples a prompt.
+"""
+
+from sapwood.records.conversation import Conversation, Message, Source, ToolCall
+from sapwood.records.evaluation import Item, Score
+from sapwood.records.protocols import LogProber, Sampler
+from sapwood.records.rows import Example, Row
+from sapwood.records.sampling import Completion, Ended, Prompt, SamplingParams
+
+__all__ = [
+    "Completion",
+    "Conversation",
+    "Ended",
+    "Example",
+    "Item",
+    "LogProber",
+    "Message",
+    "Prompt",
+    "Row",
+    "Sampler",
+    "SamplingParams",
+    "Score",
+    "Source",
+    "ToolCall",
+]

@@ -1,0 +1,80 @@
+"""Conversations as people write them: messages with roles, tools, and the place they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles that a message may have once a reader has normalised it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a conversation came from, so that every message about it can name the place."""
+
+    file: str
+    line: int
+    """Counted from 1; for files without lines, the record's number."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a function by the assistant."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """The form that chat templates read (OpenAI's, with the arguments as an object)."""
+        call: dict[str, Any] = {"type": "function", "function": {"name": self.name, "arguments": dict(self.arguments)}}
+        if self.id is not None:
+            call["id"] = self.id
+        return call
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `weight` is the loss weight of an assistant turn: 0 leaves it untrained."""
+
+    role: str
+    content: str = ""
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    weight: float = 1.0
+
+    def for_template(self) -> dict[str, Any]:
+        """The dictionary that a Jinja chat template receives; absent parts are absent keys."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            message["name"] = self.name
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages, the tools on offer, arguments for the template, and everything else the row held (`meta`)."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def where(self) -> str:
+        """The place to name in messages about this conversation."""
+        return str(self.source) if self.source else "a conversation made in code"

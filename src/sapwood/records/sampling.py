@@ -1,0 +1,81 @@
+"""What goes into a sampler and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sapwood.errors import ConfigError
+from sapwood.records.conversation import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation up to the point where the model speaks, rendered once by `chat`.
+
+    A local engine reads `ids`; a remote server reads `messages`, `tools` and `template_arguments`.
+    """
+
+    messages: tuple[Message, ...]
+    ids: tuple[int, ...]
+    text: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Ended(StrEnum):
+    """How a completion ended."""
+
+    STOP = "stop"
+    """At a token or string that ends the turn."""
+    LENGTH = "length"
+    """At the limit of new tokens or of the context."""
+    ERROR = "error"
+    """It failed; `Completion.error` says why. Never scored as a wrong answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer. `ids` holds the stop token where one was sampled; `text` does not."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    text: str
+    ended: Ended
+    logprobs: tuple[float, ...] = ()
+    """Of each id, at the sampling temperature, before truncation. The engine's own: for diagnosis only."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to sample. Temperature 0 is greedy; the filters apply to the tempered distribution in this order."""
+
+    max_new_tokens: int = 256
+    """Upper limit of sampled tokens, the stop token included."""
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probability reaches p."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the most likely one."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are cut from its text."""
+    seed: int = 0
+    """Seed of the whole call; sequence i draws from its own stream (seed, i), whatever else is in the batch."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; give at least 1.")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; give 0 (greedy) or more.")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}; give 0 (off) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; give a number above 0 and at most 1.")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p is {self.min_p}; give a number from 0 to 1.")

@@ -1,0 +1,163 @@
+"""The run directory: one folder, one writer, files that every later step reads.
+
+    config.yaml        the resolved config; `sapwood sft RUN/config.yaml` runs it again
+    environment.json   versions, machine, seeds, hashes
+    ledger.jsonl       every row of the input: trained, held out or refused, with file:line and reason
+    metrics.jsonl      one record a step; a resumed run appends, and the last record of a step counts
+    samples.jsonl      questions answered before, during and after
+    scores.jsonl       one record for each arm and item
+    checkpoints/       step-N/, written whole or not at all
+    adapter/           the result, in peft's format
+    report.html        the verdict
+
+Every record carries `schema`, so that a later version can open it or say what to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from sapwood.errors import DataError, StorageError, storage
+
+SCHEMA = 1
+"""Version of the records below a run directory."""
+
+
+def new_run_path(root: Path, name: str) -> Path:
+    """The first of root/name-1, root/name-2, … that does not exist."""
+    return next(path for n in itertools.count(1) if not (path := root / f"{name}-{n}").exists())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part, even after a power cut.
+
+    Raises `StorageError` if the disk refuses; the old content is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage(path, "write"):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All records of a JSONL file of ours. A torn last line (a killed writer) is left out; other damage raises `DataError`."""
+    if not path.exists():
+        return []
+    with storage(path, "read"):
+        lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}:{number}: a damaged record. Delete the line to go on without it.") from None
+        if record.get("schema", 0) > SCHEMA:
+            raise DataError(
+                f"{path}:{number}: written by a newer Sapwood (records of version {record['schema']}, this one reads up to {SCHEMA}). "
+                "Update Sapwood to open it."
+            )
+        records.append(record)
+    return records
+
+
+def step_records(path: Path) -> list[dict[str, Any]]:
+    """Records of a run's metrics in order of step, the last one of each (step, kind): what a resumed run repeated counts once."""
+    latest = {(record["step"], record.get("kind")): record for record in read_records(path)}
+    return [latest[key] for key in sorted(latest, key=lambda key: (key[0], str(key[1])))]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run directory. At most one process writes it; `open_run` holds the lock until the process ends."""
+
+    path: Path
+    _lock: IO[bytes]
+
+    def append(self, name: str, *records: Mapping[str, Any]) -> None:
+        """Append records to `NAME.jsonl`, one write for all of them."""
+        data = b"".join(
+            orjson.dumps({"schema": SCHEMA, **record}, option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n" for record in records
+        )
+        path = self.path / f"{name}.jsonl"
+        with storage(path, "write"):
+            with path.open("ab+") as file:
+                if file.tell() > 0:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a writer was killed in the middle of a line: keep it apart from ours
+                        _cut_torn_line(file)
+                file.write(data)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """All records of `NAME.jsonl`."""
+        return read_records(self.path / f"{name}.jsonl")
+
+    def clear(self, name: str) -> None:
+        """Start `NAME.jsonl` anew: for records that a later start of the same run makes again."""
+        with storage(self.path / f"{name}.jsonl", "write"):
+            (self.path / f"{name}.jsonl").unlink(missing_ok=True)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write `NAME.json` whole or not at all."""
+        data = {"schema": SCHEMA, **content}
+        write_atomic(self.path / f"{name}.json", orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str))
+
+    def close(self) -> None:
+        """Give the lock back, so that another process (or a later call in this one) may write."""
+        self._lock.close()
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    file.truncate(whole)
+    file.seek(0, os.SEEK_END)
+
+
+def open_run(path: Path) -> Run:
+    """Create the folder if needed and take its lock. Raises `StorageError` if it cannot be written or is in use."""
+    with storage(path, "create the run folder"):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("ab")
+    if not _take(lock):
+        lock.close()
+        raise StorageError(f"{path} is being written by another process. Wait until it ends, or choose another folder with --out.")
+    return Run(path, lock)
+
+
+def _take(lock: IO[bytes]) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def iter_runs(root: Path) -> Iterator[Path]:
+    """Run directories below `root`, newest first."""
+    found = [path.parent for path in root.glob("*/config.yaml")]
+    yield from sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
