@@ -97,13 +97,12 @@ class Run:
             orjson.dumps({"schema": SCHEMA, **record}, option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n" for record in records
         )
         path = self.path / f"{name}.jsonl"
-        with storage(path, "write"):
-            with path.open("ab+") as file:
-                if file.tell() > 0:
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # a writer was killed in the middle of a line: keep it apart from ours
-                        _cut_torn_line(file)
-                file.write(data)
+        with storage(path, "write"), path.open("ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a writer was killed in the middle of a line: keep it apart from ours
+                    _cut_torn_line(file)
+            file.write(data)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """All records of `NAME.jsonl`."""
