@@ -1,0 +1,26 @@
+"""Intervals and tests that hold at the sizes people really have: 20 to a few hundred items.
+
+In: plain sequences of numbers (scores, cluster names, sums and counts). Out: frozen records with the method's name
+in them, so that a report never shows a number without saying how it was made.
+Left out on purpose: anything asymptotic without a small-sample correction, corrections for many metrics, and
+sequential tests. Only `scipy.special` is imported, which loads in a fraction of the time of `scipy.stats`.
+"""
+
+from sapwood.stats.agreement import krippendorff_alpha
+from sapwood.stats.paired import Difference, items_needed, minimum_detectable, paired_difference
+from sapwood.stats.rates import Interval, clopper_pearson, clustered_mean, mean_interval, rate_interval, ratio_interval, wilson
+
+__all__ = [
+    "Difference",
+    "Interval",
+    "clopper_pearson",
+    "clustered_mean",
+    "items_needed",
+    "krippendorff_alpha",
+    "mean_interval",
+    "minimum_detectable",
+    "paired_difference",
+    "rate_interval",
+    "ratio_interval",
+    "wilson",
+]
