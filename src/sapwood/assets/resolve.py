@@ -1,0 +1,111 @@
+"""What a person writes after `--model` or `--data` → a local path: a folder, a catalogue name, or a hub id.
+
+Flows in: a name or path. Flows out: a path that exists. A path wins over a name, a name over a hub id.
+Left out on purpose: reading what is there; hub data sets, whose many formats belong to the `datasets` library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from sapwood.assets.cache import Report
+from sapwood.assets.catalogue import CATALOGUE, find
+from sapwood.assets.pulling import pull
+from sapwood.errors import AssetError, storage
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def resolve_model(name_or_path: str | Path, *, report: Report | None = None) -> Path:
+    """The local folder of a model: config.json and *.safetensors are there.
+
+    Raises `AssetError` if nothing is found under that name, if the folder is no model, or if its weights are pickled.
+    """
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _checked_model(path)
+    if name in CATALOGUE:
+        return pull(find(name, "model").name, report=report)
+    if _is_hub_id(name_or_path):
+        return _checked_model(_from_hub(name))
+    if _looks_like_path(name_or_path):
+        raise AssetError(f"There is no folder {path.absolute()}. Name a folder with config.json and *.safetensors, or a model by name.")
+    return pull(find(name, "model").name, report=report)  # raises, naming the nearest
+
+
+def resolve_data(name_or_path: str | Path, *, report: Report | None = None) -> Path:
+    """The local file or folder of a data set. Raises `AssetError` if nothing is found under that name."""
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name in CATALOGUE:
+        return pull(find(name, "data").name, report=report)
+    if _looks_like_path(name_or_path) or path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+        raise AssetError(f"There is no file or folder {path.absolute()}. Name one that exists, or a data set by name.")
+    if _is_hub_id(name_or_path):
+        if importlib.util.find_spec("datasets") is None:
+            missing = "Sapwood reads hub data sets through the extra `hub`, which is not installed: run `pip install 'sapwood[hub]'`. "
+        else:
+            missing = ""
+        raise AssetError(
+            f"There is no file or folder {name!r}; it reads like a data set of the hub. {missing}Save it as JSON Lines and name the file: "
+            f"python -c \"import datasets; datasets.load_dataset('{name}', split='train').to_json('train.jsonl')\""
+        )
+    return pull(find(name, "data").name, report=report)  # raises, naming the nearest
+
+
+def _is_hub_id(name: str | Path) -> bool:
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not name.startswith(".")
+
+
+def _looks_like_path(name: str | Path) -> bool:
+    return isinstance(name, Path) or name.startswith((".", "/", "~")) or os.sep in name or "/" in name
+
+
+def _checked_model(folder: Path) -> Path:
+    with storage(folder, "read"):
+        if not folder.is_dir():
+            raise AssetError(f"{folder} is a file, where a model's folder is wanted. Name the folder that holds config.json.")
+        if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file():
+            return folder
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if (folder / "adapter_config.json").is_file():
+            found = "an adapter, not a model: name the base model, and give the adapter to the option for adapters"
+        elif pickles:
+            found = (
+                f"weights only as {', '.join(pickles[:3])}: a pickle runs code when it is opened, so Sapwood does not. "
+                "Convert them to safetensors, or name a revision that has them"
+            )
+        else:
+            missing = [what for what, there in _wanted(folder) if not there]
+            found = f"no {' and no '.join(missing)}. Name a folder that was saved by transformers or by `sapwood`"
+        raise AssetError(f"{folder} holds {found}.")
+
+
+def _wanted(folder: Path) -> list[tuple[str, bool]]:
+    return [("config.json", (folder / "config.json").is_file()), ("*.safetensors", any(folder.glob("*.safetensors")))]
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and only wanted here
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        with storage(name, "download"):
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except RepositoryNotFoundError as error:
+        raise AssetError(
+            f"The hub has no model {name!r}, or it is private. Check the spelling; for a private or gated one, run `hf auth login` first."
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+        raise AssetError(
+            f"{name!r} could not be fetched from the hub ({type(error).__name__}), and this machine has no copy of it. Without a network, "
+            f"name a local folder or a model of the catalogue: {', '.join(n for n, a in CATALOGUE.items() if a.kind == 'model')}."
+        ) from error
