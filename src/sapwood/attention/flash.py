@@ -1,0 +1,126 @@
+"""Ancestor attention on the CPU's flash kernel, without masks and without gathers.
+
+    for each node:          causal attention inside the node
+    for each inner node:    full attention from its descendants (one slice) to the node (one slice)
+
+The parts are joined by their log-sum-exp in fp32. The backward of each part is the ordinary flash backward, called with
+the *joined* output and log-sum-exp, which is exact: with out and lse of the whole row, exp(score - lse) is the row's own
+probability, and rowsum(grad · out) its own correction term (FlashAttention-2, arXiv:2307.08691, algorithm 2).
+
+The operator is private to torch, so `flash_is_available` tries it against the plain call once, and the plain path serves
+where it is missing or disagrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sapwood.forest import Forest
+
+Part = tuple[int, int, int, int, bool, bool]
+"""Queries [a, b) attend to keys [c, d); causally (inside a node) or fully (to an ancestor); is it the queries' first part?"""
+
+
+def parts_of(forest: Forest) -> list[Part]:
+    """The slices of one forest. In depth-first order a token's first part is the one with its root."""
+    parts: list[Part] = []
+    for (start, end, parent), behind in zip(forest.nodes_M.tolist(), forest.subtree_end_M.tolist(), strict=True):
+        parts.append((start, end, start, end, True, parent < 0))
+        if behind > end:
+            parts.append((end, behind, start, end, False, parent < 0))
+    return parts
+
+
+@cache
+def flash_is_available() -> bool:
+    """Does this torch have the kernel, with the signature and the result that the fast path relies on?"""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        query = torch.randn(1, 4, 5, 8, generator=generator)
+        key, value = (torch.randn(1, 2, 5, 8, generator=generator) for _ in range(2))
+        out, lse = attend_part(query, key, value, True, 0.3)
+        expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
+        grads = _backward(torch.ones_like(out), query, key, value, out, lse, True, 0.3)
+        return torch.allclose(out, expected, atol=1e-5) and grads[1].shape == key.shape
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
+
+
+def flash_tree_attention(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+    """(1, H, T, K) and grouped keys and values → (1, H, T, K), differentiable."""
+    out: Tensor = _TreeFlash.apply(query, key, value, parts, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def attend_part(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """One part: output (B, H, Q, K) and log-sum-exp (B, H, Q) in fp32, or fp64 for fp64."""
+    operator: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = operator(query, key, value, 0.0, causal, scale=scale)
+    return out, lse
+
+
+def _backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    operator: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grads: tuple[Tensor, Tensor, Tensor] = operator(grad, query, key, value, out, lse, 0.0, causal, scale=scale)
+    return grads
+
+
+class _TreeFlash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+        wide = torch.promote_types(query.dtype, torch.float32)
+        shape = (query.shape[0], query.shape[2], query.shape[1], query.shape[3])
+        joined = query.new_empty(shape).transpose(1, 2)  # laid out (B, T, H, K), as the next layer reads it
+        lse_BHT = query.new_empty(query.shape[:3], dtype=wide)
+        sums = torch.empty_like(joined, dtype=wide) if len(parts) > 1 and not all(first for *_, first in parts) else joined
+        for a, b, c, d, causal, first in parts:
+            out, lse = attend_part(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], causal, scale)
+            if first:
+                sums[:, :, a:b], lse_BHT[:, :, a:b] = out, lse
+            else:
+                join(sums[:, :, a:b], lse_BHT[:, :, a:b], out, lse)
+        if sums is not joined:
+            joined.copy_(sums)
+        ctx.save_for_backward(query, key, value, joined, lse_BHT)
+        ctx.parts, ctx.scale = parts, scale
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, joined, lse_BHT = ctx.saved_tensors
+        wide = torch.promote_types(query.dtype, torch.float32)
+        d_query = torch.zeros_like(query, dtype=wide)
+        d_key, d_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+        for a, b, c, d, causal, _ in ctx.parts:
+            dq, dk, dv = _backward(
+                grads[0][:, :, a:b],
+                query[:, :, a:b],
+                key[:, :, c:d],
+                value[:, :, c:d],
+                joined[:, :, a:b],
+                lse_BHT[:, :, a:b],
+                causal,
+                ctx.scale,
+            )
+            d_query[:, :, a:b] += dq
+            d_key[:, :, c:d] += dk
+            d_value[:, :, c:d] += dv
+        return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), None, None
+
+
+def join(sums: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Join one more part into `sums` (B, H, Q, K) and `lse` (B, H, Q), in place and in the type of `sums`.
+
+    Each part is weighted by its share of the softmax's denominator, exp(lse of the part - lse of all).
+    """
+    together = torch.logaddexp(lse, part_lse)
+    sums.mul_((lse - together).exp_().unsqueeze(-1)).add_(part * (part_lse - together).exp_().unsqueeze(-1))
+    lse.copy_(together)

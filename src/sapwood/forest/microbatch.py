@@ -1,0 +1,74 @@
+"""A step's examples in, micro-batches out.
+
+Examples are sorted by their tokens and cut into contiguous runs, so that what shares a beginning stays together.
+The cut is the cheapest one (dynamic programming) under a budget of unique tokens, where a cut costs the beginnings
+it makes twice and a fixed overhead. An example is never cut; one that exceeds the budget stands alone.
+Which examples a step holds is not decided here: sharing must never change the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sapwood.forest.build import Forest, plant
+from sapwood.forest.keys import common_prefix, sort_key
+from sapwood.records import Example
+
+PASS_OVERHEAD = 64
+"""What one more forward and backward pass costs beyond its tokens, in tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """Examples (indices into the step's list) that go through the model together, and their forest.
+
+    The forest's rows are those of the examples, in this order.
+    """
+
+    examples: tuple[int, ...]
+    forest: Forest
+
+
+def unique_tokens(example: Example) -> int:
+    """Tokens of one example once its own rows share their beginnings."""
+    return plant(example.rows, min_saving=1).num_tokens
+
+
+def cut(examples: Sequence[Example], budget: int) -> list[MicroBatch]:
+    """Cut one step's examples into micro-batches of at most `budget` unique tokens each (an oversized example stands alone)."""
+    order = sorted(range(len(examples)), key=lambda index: sort_key(examples[index].rows[0].inputs_T))
+    sizes = [unique_tokens(examples[index]) for index in order]
+    shared = [0, *(_shared(examples[a], examples[b]) for a, b in itertools.pairwise(order))]
+    batches = []
+    for first, last in _cheapest_cut(sizes, shared, budget):
+        chosen = tuple(order[first:last])
+        rows = [row for index in chosen for row in examples[index].rows]
+        batches.append(MicroBatch(chosen, plant(rows)))
+    return batches
+
+
+def _shared(left: Example, right: Example) -> int:
+    return max(common_prefix(a.inputs_T, right.rows[0].inputs_T) for a in left.rows)
+
+
+def _cheapest_cut(sizes: list[int], shared: list[int], budget: int) -> list[tuple[int, int]]:
+    """Runs [first, last) of least total cost, each within the budget unless it holds one example."""
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for last in range(1, len(sizes) + 1):
+        choices = []
+        tokens = 0
+        for first in range(last - 1, -1, -1):
+            # taking `first` in saves what it shares with its right neighbour
+            tokens += sizes[first] - (shared[first + 1] if first + 1 < last else 0)
+            if tokens > budget and first < last - 1:
+                break
+            choices.append((best[first][0] + tokens + PASS_OVERHEAD, first))
+        best.append(min(choices))
+    runs, last = [], len(sizes)
+    while last > 0:
+        first = best[last][1]
+        runs.append((first, last))
+        last = first
+    return runs[::-1]

@@ -1,0 +1,20 @@
+"""Models: loading them with ancestor attention, their head, their adapters.
+
+In: a folder of safetensors. Out: a `LanguageModel`, which turns forests into log-probabilities, and the adapters that
+training changes and saves.
+"""
+
+from sapwood.model.adapters import LoraConfig, add_lora, load_adapter, save_adapter, trainable_parameters
+from sapwood.model.language_model import LanguageModel
+from sapwood.model.load import Dtype, load_model
+
+__all__ = [
+    "Dtype",
+    "LanguageModel",
+    "LoraConfig",
+    "add_lora",
+    "load_adapter",
+    "load_model",
+    "save_adapter",
+    "trainable_parameters",
+]

@@ -1,0 +1,93 @@
+"""LoRA adapters in peft's own layers and file format, so that a saved adapter loads in plain peft.
+
+Hu et al., arXiv:2106.09685: h = W x + (alpha / r) B A x, with B = 0 at the start.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from sapwood.errors import CheckpointError, ConfigError, storage
+from sapwood.model.language_model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapter."""
+
+    r: int = 16
+    """Rank of the update. More can express more and costs more memory; 8 to 32 suits most tasks."""
+    alpha: float = 32.0
+    """Scale of the update: it is multiplied by alpha / r."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get an adapter, or `all-linear` for every one but the head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead (arXiv:2312.03732), which keeps large ranks stable."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ConfigError(f"lora.r is {self.r}; give a rank of at least 1, or train all weights with `full: true`.")
+        if self.alpha <= 0:
+            raise ConfigError(f"lora.alpha is {self.alpha}; give a number above 0.")
+
+
+def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageModel:
+    """Wrap the model in a fresh adapter, in fp32 whatever the base is in. The draw of A depends on `seed` alone.
+
+    Raises `ConfigError` where no layer of the model matches `targets`.
+    """
+    targets: Any = config.targets[0] if config.targets == ("all-linear",) else list(config.targets)
+    lora = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        use_rslora=config.rslora,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            module = peft.get_peft_model(model.module, lora)
+        except ValueError as error:
+            names = sorted({name.rsplit(".", 1)[-1] for name, layer in model.module.named_modules() if isinstance(layer, nn.Linear)})
+            raise ConfigError(f"lora.targets is {config.targets!r}: {error} Linear layers here: {', '.join(names)}.") from error
+    return _same_but(model, module)
+
+
+def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False) -> LanguageModel:
+    """Wrap the model in a saved adapter. Raises `CheckpointError` where the folder holds none or one of another model."""
+    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
+        raise CheckpointError(f"{folder} holds no adapter_config.json with adapter_model.safetensors. Name a run's `adapter` folder.")
+    try:
+        module = peft.PeftModel.from_pretrained(model.module, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: this adapter does not fit the model: {' '.join(str(error).split())[:300]}") from error
+    return _same_but(model, module)
+
+
+def save_adapter(model: LanguageModel, folder: Path) -> None:
+    """Write the adapter in peft's format. Raises `StorageError` where the disk refuses."""
+    with storage(folder, "write the adapter to"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks a hub about the base model's vocabulary
+        model.module.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+
+
+def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
+    """Names and parameters that training changes, in a stable order."""
+    return {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+
+
+def _same_but(model: LanguageModel, module: Any) -> LanguageModel:
+    wrapped = LanguageModel(module, probe=False)
+    wrapped.shares_prefixes, wrapped.notes, wrapped._own_head = model.shares_prefixes, model.notes, model._own_head
+    return wrapped

@@ -1,0 +1,74 @@
+"""The language-model head on target places only, in chunks, never a full matrix of logits.
+
+Forward keeps the hidden states and one log-sum-exp a place; backward recomputes each chunk's logits:
+
+    log p(token | place)     = logit[token] - lse
+    d log p / d logit[v]     = 1[v = token] - exp(logit[v] - lse)
+
+so memory is chunk × V whatever the number of targets. A head with a bias is served; one that scales or caps its logits
+is not, and is called through the model instead (`LanguageModel` finds out at load).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_ELEMENTS = 1 << 23
+"""Logits a chunk holds: 32 MiB in fp32."""
+
+
+def head_logprobs(hidden_UD: Tensor, head: nn.Linear, place_N: Tensor, token_N: Tensor) -> Tensor:
+    """Log-probabilities (N,), in fp32 or wider, of `token_N` at rows `place_N` (ascending) of the distinct places `hidden_UD`."""
+    out: Tensor = _HeadLogProbs.apply(hidden_UD, head.weight, head.bias, place_N, token_N)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_UD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, place_N: Tensor, token_N: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden_UD.dtype, torch.float32)
+        lse_U = hidden_UD.new_empty(len(hidden_UD), dtype=wide)
+        logprob_N = hidden_UD.new_empty(len(place_N), dtype=wide)
+        for first, last, begin, end in _chunks(len(hidden_UD), len(weight_VD), place_N):
+            logits = nn.functional.linear(hidden_UD[first:last], weight_VD, bias_V).to(wide)
+            lse_U[first:last] = logits.logsumexp(-1)
+            places = place_N[begin:end]
+            logprob_N[begin:end] = logits[places - first, token_N[begin:end]] - lse_U[places]
+        ctx.save_for_backward(hidden_UD, weight_VD, bias_V, place_N, token_N, lse_U)
+        return logprob_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden_UD, weight_VD, bias_V, place_N, token_N, lse_U = ctx.saved_tensors
+        grad_N = grads[0]
+        d_hidden = torch.empty_like(hidden_UD)
+        d_weight = torch.zeros_like(weight_VD, dtype=lse_U.dtype) if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros_like(bias_V, dtype=lse_U.dtype) if bias_V is not None and ctx.needs_input_grad[2] else None
+        for first, last, begin, end in _chunks(len(hidden_UD), len(weight_VD), place_N):
+            places, tokens, grad = place_N[begin:end] - first, token_N[begin:end], grad_N[begin:end]
+            logits = nn.functional.linear(hidden_UD[first:last], weight_VD, bias_V).to(lse_U.dtype)
+            total = torch.zeros(last - first, dtype=lse_U.dtype, device=logits.device).index_add_(0, places, grad)
+            d_logits = logits.sub_(lse_U[first:last, None]).exp_().mul_(-total[:, None])
+            d_logits.index_put_((places, tokens), grad, accumulate=True)
+            narrow = d_logits.to(hidden_UD.dtype)
+            d_hidden[first:last] = narrow @ weight_VD
+            if d_weight is not None:
+                d_weight += narrow.T @ hidden_UD[first:last]
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+        return d_hidden, _like(d_weight, weight_VD), _like(d_bias, bias_V), None, None
+
+
+def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return grad.to(parameter.dtype) if grad is not None and parameter is not None else None
+
+
+def _chunks(num_places: int, vocabulary: int, place_N: Tensor) -> list[tuple[int, int, int, int]]:
+    """(first place, last place, first target, last target) of each chunk; targets are in order of their places."""
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    firsts = list(range(0, num_places, size))
+    edges = torch.searchsorted(place_N, torch.tensor([*firsts, num_places], device=place_N.device)).tolist()
+    return [(first, min(first + size, num_places), edges[i], edges[i + 1]) for i, first in enumerate(firsts)]

@@ -1,0 +1,174 @@
+"""A model that computes on forests.
+
+In: a forest. Out: the log-probability of each of its targets, differentiable. One implementation serves training,
+scoring and reinforcement learning. At construction the model is tried on two short rows that share a beginning: a model
+whose layers cannot share prefixes is found out there and runs row by row from then on, and says so in `notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sapwood.attention import NAME, Attention, TreeAttention
+from sapwood.errors import ModelError
+from sapwood.forest import Forest, cut, plant
+from sapwood.model.head import head_logprobs
+from sapwood.records import Example, Row
+
+PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 6e-2}
+"""Largest difference of log-probabilities, in nats, between the forest and one row at a time at load."""
+
+
+class LanguageModel:
+    """A causal language model of transformers (with or without a peft adapter) that computes on forests."""
+
+    def __init__(self, module: Any, *, probe: bool = True) -> None:
+        self.module = module
+        self.notes: list[str] = []
+        self.shares_prefixes = True
+        """False for models with layers that cannot share prefixes: their micro-batches hold one row each."""
+        self._own_head = True
+        if probe:
+            self._probe()
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, below an adapter if there is one."""
+        return self.module.get_base_model() if hasattr(self.module, "peft_config") else self.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings live."""
+        device: torch.device = self.base.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the base weights."""
+        dtype: torch.dtype = self.base.dtype
+        return dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output head."""
+        return int(self.base.get_output_embeddings().weight.shape[0])
+
+    def hidden(self, tokens_T: NDArray[np.int64], positions_T: NDArray[np.int64], attention: Attention | None) -> Tensor:
+        """Last hidden states (T, D) of one flat row; `attention` is what the keyword `forest` carries."""
+        extra = {} if attention is None else {"forest": attention}
+        out = self.base.get_decoder()(
+            input_ids=torch.from_numpy(tokens_T).to(self.device)[None],
+            position_ids=torch.from_numpy(positions_T).to(self.device)[None],
+            use_cache=False,
+            **extra,
+        )
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V) of hidden states, with whatever scaling or capping the model does."""
+        logits: Tensor = self.base.get_output_embeddings()(hidden_ND)
+        if self._own_head:
+            return logits
+        return _capped(logits, self.base.config)
+
+    def target_logprobs(self, forest: Forest) -> Tensor:
+        """Log-probability (N,), fp32 or wider, of each target of the forest. Differentiable."""
+        if not self.shares_prefixes and len(forest.nodes_M) > 1:
+            raise ModelError("This model runs row by row: give it forests of one row.")
+        attention = TreeAttention(forest) if self.shares_prefixes else None
+        hidden_TD = self.hidden(forest.tokens_T, forest.positions_T, attention)
+        places, place_N = np.unique(forest.hidden_N, return_inverse=True)
+        hidden_UD = hidden_TD[torch.from_numpy(places).to(self.device)]
+        place = torch.from_numpy(place_N.reshape(-1)).to(self.device)
+        token = torch.from_numpy(forest.token_N).to(self.device)
+        head = self.base.get_output_embeddings()
+        if self._own_head and isinstance(head, nn.Linear):
+            return head_logprobs(hidden_UD, head, place, token)
+        logits = self.logits(hidden_UD)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[place, token]
+
+    def logprobs(self, rows: Sequence[Row], *, budget: int = 4096) -> list[NDArray[np.float64]]:
+        """The `LogProber` protocol: log-probability of each completion token of each row."""
+        result: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
+        budget = budget if self.shares_prefixes else 0
+        with torch.inference_mode():
+            for batch in cut([Example((row,)) for row in rows], budget):
+                forest = batch.forest
+                values_E = self.target_logprobs(forest).double().cpu().numpy()[forest.target_E]
+                for index, example in enumerate(batch.examples):
+                    result[example] = values_E[forest.row_E == index]
+        return result
+
+    def _probe(self) -> None:
+        """Does a forest give what one row at a time gives, and does the head hold the whole way to the logits?"""
+        rows = _probe_rows(self.vocabulary)
+        tolerance = PROBE_TOLERANCE.get(self.dtype, 6e-2)
+        with torch.inference_mode():
+            expected = [self._reference_logprobs(row) for row in rows]
+            forest = plant(rows, min_saving=1)
+            for own_head in (True, False):
+                self._own_head = own_head
+                try:
+                    found = self.target_logprobs(forest).float().cpu().numpy()[forest.target_E]
+                except (ModelError, TypeError):
+                    break
+                worst = max(float(np.abs(found[forest.row_E == i] - e).max()) for i, e in enumerate(expected))
+                if worst < tolerance:
+                    return
+        self.shares_prefixes = False
+        kind = type(self.base).__name__
+        self.module.set_attn_implementation("sdpa")
+        self.notes.append(f"{kind} has layers that cannot share prefixes: it runs row by row, which is exact but saves nothing.")
+        self._check_row_by_row(rows, expected, tolerance)
+
+    def _check_row_by_row(self, rows: list[Row], expected: list[NDArray[np.float64]], tolerance: float) -> None:
+        with torch.inference_mode():
+            for own_head in (True, False):
+                self._own_head = own_head
+                found = [self.target_logprobs(plant([row])).double().cpu().numpy() for row in rows]
+                if all(np.abs(f - e).max() < tolerance for f, e in zip(found, expected, strict=True)):
+                    return
+        raise ModelError(
+            f"{type(self.base).__name__}: its own logits and those Sapwood computes from its hidden states differ by more than "
+            f"{tolerance} nats. This family is not supported yet; choose another model."
+        )
+
+    def _reference_logprobs(self, row: Row) -> NDArray[np.float64]:
+        """One row through the model's own forward, with transformers' own attention."""
+        self.module.set_attn_implementation("sdpa")
+        try:
+            logits = self.base(input_ids=torch.from_numpy(row.inputs_T).to(self.device)[None], use_cache=False).logits[0]
+        finally:
+            self.module.set_attn_implementation(NAME)
+        begin = len(row.prompt_T) - 1
+        logprob = logits[begin:].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        picked = logprob[torch.arange(len(row.completion_T)), torch.from_numpy(row.completion_T).to(logprob.device)]
+        values: NDArray[np.float64] = picked.double().cpu().numpy()
+        return values
+
+
+def _probe_rows(vocabulary: int) -> list[Row]:
+    """Two rows of ten tokens that share six, without special meaning."""
+    tokens = np.random.default_rng(0).integers(0, vocabulary, 14)
+    first, second = tokens[:10], np.concatenate([tokens[:6], tokens[10:]])
+    return [Row(ids[:4], ids[4:], np.ones(6, np.float32)) for ids in (first, second)]
+
+
+def _capped(logits: Tensor, config: Any) -> Tensor:
+    """Soft-capped logits (Gemma 2, arXiv:2408.00118 §2) and the scalings of Cohere and Granite."""
+    text = config.get_text_config()
+    scale = getattr(text, "logit_scale", None)
+    if scale is not None:
+        logits = logits * scale
+    divisor = getattr(text, "logits_scaling", None)
+    if divisor is not None:
+        logits = logits / divisor
+    cap = getattr(text, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,0 +1,52 @@
+"""A folder in, a `LanguageModel` out. Safetensors only; no remote code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from sapwood.attention import NAME, register
+from sapwood.errors import ModelError
+from sapwood.model.language_model import LanguageModel
+
+Dtype = Literal["auto", "bf16", "fp32", "fp64"]
+"""Type of the base weights. `auto` takes bf16 where the processor computes in it, else fp32."""
+
+_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    """The torch type of a `Dtype`; `auto` looks at the machine."""
+    return _TYPES["bf16" if _has_bf16() else "fp32"] if dtype == "auto" else _TYPES[dtype]
+
+
+def _has_bf16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    check: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(check and check())
+
+
+def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.device = "cpu") -> LanguageModel:
+    """Load a causal language model for computing on forests. Raises `ModelError` with what to do."""
+    register()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch_dtype(dtype),
+            attn_implementation=NAME,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder}: transformers could not load this model: {' '.join(str(error).split())[:500]}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return LanguageModel(module.to(device).eval())
