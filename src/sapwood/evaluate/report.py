@@ -1,0 +1,108 @@
+"""The report of a run: a run directory in, one self-contained HTML file out.
+
+The page reads nothing but files of the run directory, asks the network for nothing, and says what is missing.
+What it states was computed elsewhere (`evaluate.verdict`); it computes no statistics of its own and never calls a
+model better without an interval. Model outputs are hostile text: Jinja escapes all of them, and the page's script
+only ever makes text nodes. Left out on purpose: checkpoints, a server, comparing runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files as packaged
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from sapwood.evaluate.charts import plain, signed
+from sapwood.evaluate.report_files import RunFiles, flat, mapping, read_run
+from sapwood.evaluate.report_items import items_view
+from sapwood.evaluate.report_sections import ledger_view, samples_view, skill_view, training_view
+from sapwood.evaluate.report_verdict import arms_view, verdict_view
+from sapwood.run import write_atomic
+
+PAGE_NAME = "report.html"
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into a run directory, whole or not at all, and return its path.
+
+    Reads config.yaml (the one file that must be there), verdict.json, scores.jsonl, items.jsonl, metrics.jsonl,
+    samples.jsonl, ledger.jsonl, environment.json and the names in adapter/. Raises `DataError` if the folder is no
+    run, `StorageError` if it cannot be written.
+    """
+    path = run_folder / PAGE_NAME
+    write_atomic(path, render_page(read_run(run_folder)).encode("utf-8", "replace"))
+    return path
+
+
+def html_fragment(run_folder: Path) -> str:
+    """Verdict and arms as a few lines of HTML with inline styles, for a notebook's `_repr_html_`.
+
+    No script, no style sheet, no SVG: what a notebook viewer strips is not in it. Raises `DataError` like `write_report`.
+    """
+    files = read_run(run_folder)
+    return _templates().get_template("fragment.html").render(verdict=verdict_view(files), arms=arms_view(files), name=_name(files))
+
+
+def render_page(files: RunFiles) -> str:
+    """The whole page of a run that has been read."""
+    verdict, arms = verdict_view(files), arms_view(files)
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            name=_name(files),
+            verdict=verdict,
+            arms=arms,
+            items=items_view(files, [arm.name for arm in arms.rows], verdict.tuned, verdict.other),
+            training=training_view(files.metrics),
+            skill=skill_view(mapping(files.verdict.get("bits_per_token"))),
+            samples=samples_view(files.samples),
+            ledger=ledger_view(files.ledger),
+            settings=flat(files.config),
+            environment=[(key, value) for key, value in flat(files.environment) if key != "schema"],
+            adapter=files.adapter,
+            notices=files.notices,
+            style=Markup(_resource("page.css")),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+        )
+    )
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_resource),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(signed=signed, plain=plain, percent=_percent, bytes=_bytes)
+    return environment
+
+
+def _resource(name: str) -> str:
+    return (packaged("sapwood") / "evaluate" / "report_page" / name).read_text(encoding="utf-8")
+
+
+def _name(files: RunFiles) -> str:
+    return files.path.resolve().name
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _bytes(count: int) -> str:
+    size: float = count
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
