@@ -1,0 +1,284 @@
+"""Messages as files have them → `records.Message`, with one spelling for roles, text, tool calls and reasoning.
+
+Raises `Refused` for what cannot be understood. What is understood but has no use is counted in `notes`, so that it can
+be said in one line. Left out on purpose: whether a model's template can express the messages; that is `chat`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from sapwood.config import did_you_mean
+from sapwood.data.lines import too_deep
+from sapwood.data.refusal import Refused, kind_of, shown
+from sapwood.records import Message, ToolCall
+from sapwood.records.conversation import ROLES
+
+Notes = Counter[str]
+"""Sentences about what was read and not used, with the number of rows (or turns) they hold for."""
+
+ROLE_NAMES = {
+    "system": "system",
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "bot", "chatbot", "model", "ai", "chatgpt", "bard", "bing", "function_call", "tool_call"), "assistant"
+    ),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "tool_result", "function_response", "ipython"), "tool"),
+}
+_CALL_ROLES = ("function_call", "tool_call")
+"""ShareGPT roles whose text is the call itself, as JSON."""
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_KNOWN_KEYS = frozenset(
+    ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "tool_name", "train", "weight", *_REASONING)
+)
+_MEDIA = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file", "input_file", "document")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_NAME_KEYS = ("name", "tool", "tool_name")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+_CALL_KEYS = frozenset(("id", "type", "index", "function", *_NAME_KEYS, *_ARGUMENT_KEYS))
+
+
+def read_messages(raw: Any, notes: Notes, *, field: str = "messages", default_weight: float = 1.0, first: int = 1) -> list[Message]:
+    """Normalise a list of messages (or one message, or their JSON text). `first` is the number of its first turn.
+
+    Assistant turns weigh `default_weight` unless they say `weight` or `train`. Raises `Refused`.
+    """
+    if isinstance(raw, str):
+        raw = _from_text(raw, f"broken messages: `{field}`")
+    if isinstance(raw, Mapping):
+        raw = [raw]
+    if not isinstance(raw, list):
+        raise Refused(f"no messages: `{field}` is {kind_of(raw)}, expected a list of messages", "give [{role, content}, …]")
+    return [_message(entry, turn, default_weight, notes) for turn, entry in enumerate(raw, first)]
+
+
+def check_turns(messages: Sequence[Message], notes: Notes) -> None:
+    """Raise `Refused` unless there is something to train on: an assistant turn, none of them empty, one that weighs."""
+    answers = 0
+    weight = 0.0
+    for turn, message in enumerate(messages, 1):
+        if message.role == "assistant":
+            answers += 1
+            weight += message.weight
+            if not (message.tool_calls or message.content.strip() or (message.reasoning or "").strip()):
+                raise Refused(
+                    f"empty completion: turn {turn} (assistant) has no content, no tool call and no reasoning",
+                    "write the answer, or delete the row",
+                )
+        elif message.role == "user" and not message.content.strip():
+            notes["a user turn is empty"] += 1
+    if not answers:
+        roles = ", ".join(message.role for message in messages[:6]) or "no turns at all"
+        raise Refused(f"no assistant turn: found {roles}", "add the answer as a turn with role `assistant`, or delete the row")
+    if not weight:
+        raise Refused("nothing trained: every assistant turn has weight 0 or train false", "give one of them weight 1, or delete the row")
+    if messages[-1].role != "assistant":
+        notes["the turns behind the last assistant turn train nothing"] += 1
+
+
+def _message(raw: Any, turn: int, default_weight: float, notes: Notes) -> Message:
+    if not isinstance(raw, dict):
+        raise Refused(f"message is not an object: turn {turn} is {kind_of(raw)}", 'write {"role": "user", "content": "…"}')
+    spelt = raw.get("role", raw.get("from"))
+    role = _role(spelt, turn)
+    is_call = spelt not in ROLES and str(spelt).strip().lower() in _CALL_ROLES
+    content = raw.get("content", raw.get("value"))
+    if len(raw) == 2 and type(content) is str and not is_call and not raw.keys() - _KNOWN_KEYS:
+        return Message(role, content, weight=default_weight if role == "assistant" else 1.0)  # the common case, quickly
+    for key in raw.keys() - _KNOWN_KEYS:
+        if raw[key] is not None:
+            notes[f"message key `{key}` is not used.{did_you_mean(key, sorted(_KNOWN_KEYS))}"] += 1
+    text, thoughts = _content(content, role, turn)
+    calls = _calls(raw, turn)
+    if is_call:
+        calls += _call_list(_from_text(text, f"broken tool call: turn {turn} ({spelt})"), turn)
+        text = ""
+    reasoning = _reasoning(raw, thoughts, turn)
+    if role != "assistant" and (calls or reasoning):
+        what = "tool calls" if calls else "reasoning"
+        raise Refused(f"{what} outside an assistant turn: turn {turn} is a {role} turn", f"move the {what} into an assistant turn")
+    return Message(
+        role,
+        text,
+        reasoning=reasoning,
+        tool_calls=calls,
+        tool_call_id=_text_or_none(raw, "tool_call_id", turn),
+        name=_text_or_none(raw, "name", turn) or _text_or_none(raw, "tool_name", turn),
+        weight=_weight(raw, role, turn, default_weight, notes),
+    )
+
+
+def _role(spelt: Any, turn: int) -> str:
+    known = ROLE_NAMES.get(spelt) if isinstance(spelt, str) else None
+    if known is not None:
+        return known
+    if spelt is None:
+        raise Refused(f"no role: turn {turn} has neither `role` nor `from`", "give each message a role: system, user, assistant or tool")
+    if not isinstance(spelt, str):
+        raise Refused(f"unknown role: turn {turn} has {kind_of(spelt)} as role", "use system, user, assistant or tool")
+    word = spelt.strip().lower()
+    if word in ROLE_NAMES:
+        return ROLE_NAMES[word]
+    hint = did_you_mean(word, list(ROLE_NAMES)).strip() or "use system, user, assistant or tool"
+    raise Refused(f"unknown role: turn {turn} has {shown(spelt)}", hint)
+
+
+def _content(content: Any, role: str, turn: int) -> tuple[str, str]:
+    """Text and thoughts of a message's content."""
+    if isinstance(content, str):
+        return content, ""
+    if content is None:
+        return "", ""
+    if isinstance(content, list):
+        text, thoughts = "", ""
+        for part in content:
+            more_text, more_thoughts = _part(part, turn)
+            text, thoughts = text + more_text, thoughts + more_thoughts
+        return text, thoughts
+    if isinstance(content, dict) and role == "tool":  # a tool's result, sent as JSON text at inference
+        return orjson.dumps(content).decode(), ""
+    raise Refused(f"content is not text: turn {turn} ({role}) has {kind_of(content)}", "give text, or a list of text parts")
+
+
+def _part(part: Any, turn: int) -> tuple[str, str]:
+    if isinstance(part, str):
+        return part, ""
+    kind = part.get("type", "text") if isinstance(part, dict) else None
+    if kind in _MEDIA:
+        raise Refused(
+            f"unsupported part: turn {turn} holds `{kind}`", f"`{kind}` parts are not supported yet for this model; remove the row"
+        )
+    if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+        return part["text"], ""
+    if kind in ("thinking", "reasoning"):
+        thought = part.get(kind, part.get("text"))
+        if isinstance(thought, str):
+            return "", thought
+    what = f"a part of type {shown(kind)}" if isinstance(part, dict) else f"{kind_of(part)} as a part"
+    raise Refused(f"unsupported part: turn {turn} holds {what}", 'give text, or parts such as {"type": "text", "text": "…"}')
+
+
+def _reasoning(raw: Mapping[str, Any], thoughts: str, turn: int) -> str | None:
+    found = {thoughts} if thoughts else set()
+    for key in _REASONING:
+        if value := raw.get(key):
+            if not isinstance(value, str):
+                raise Refused(f"reasoning is not text: turn {turn} has {kind_of(value)} as `{key}`", "give the reasoning as text")
+            found.add(value)
+    if len(found) > 1:
+        raise Refused(f"two reasonings: turn {turn} gives different texts for one turn", f"keep one of {', '.join(_REASONING)}")
+    return found.pop() if found else None
+
+
+def _text_or_none(raw: Mapping[str, Any], key: str, turn: int) -> str | None:
+    value = raw.get(key)
+    if value is None or isinstance(value, str):
+        return value or None
+    raise Refused(f"`{key}` is not text: turn {turn} has {kind_of(value)}", f"write `{key}` as text, or leave it out")
+
+
+def _weight(raw: Mapping[str, Any], role: str, turn: int, default: float, notes: Notes) -> float:
+    train, weight = raw.get("train"), raw.get("weight")
+    if train is None and weight is None:
+        return default if role == "assistant" else 1.0
+    if train is not None and not isinstance(train, bool):
+        raise Refused(f"broken weight: turn {turn} has {shown(train)} as `train`", "write true or false")
+    if weight is not None and (not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0):
+        raise Refused(f"broken weight: turn {turn} has {shown(weight)} as `weight`", "write a number, 0 or above")
+    if role != "assistant":
+        if weight or train:
+            notes["a weight above 0 outside an assistant turn is not used: only assistant turns are trained"] += 1
+        return 1.0
+    if train is False:
+        if weight:
+            raise Refused(f"broken weight: turn {turn} says both train false and weight {weight}", "keep one of the two")
+        return 0.0
+    return float(weight) if weight is not None else 1.0
+
+
+def _calls(raw: Mapping[str, Any], turn: int) -> tuple[ToolCall, ...]:
+    """Calls of one message, in OpenAI's present form (`tool_calls`) or its first (`function_call`)."""
+    calls: tuple[ToolCall, ...] = ()
+    for key in ("tool_calls", "function_call"):
+        value = raw.get(key)
+        if isinstance(value, str) and value:
+            value = _from_text(value, f"broken tool call: turn {turn} (`{key}`)")
+        if value:
+            calls += _call_list(value, turn)
+    return calls
+
+
+def _call_list(value: Any, turn: int) -> tuple[ToolCall, ...]:
+    entries = value if isinstance(value, list) else [value]
+    return tuple(_call(entry, f"broken tool call: turn {turn}, call {number}") for number, entry in enumerate(entries, 1))
+
+
+def _call(raw: Any, where: str) -> ToolCall:
+    fix = 'write {"function": {"name": "…", "arguments": {…}}}'
+    if not isinstance(raw, dict):
+        raise Refused(f"{where} is {kind_of(raw)}, expected an object", fix)
+    inner = raw.get("function")
+    body: dict[str, Any] = inner if isinstance(inner, dict) else {**raw, "name": inner} if isinstance(inner, str) else raw
+    for key in (raw.keys() | body.keys()) - _CALL_KEYS:
+        raise Refused(f"{where} has the unknown key `{key}`", did_you_mean(key, sorted(_CALL_KEYS)).strip() or fix)
+    name = next((body[key] for key in _NAME_KEYS if body.get(key) is not None), None)
+    if not isinstance(name, str) or not name:
+        raise Refused(f"{where} names no function", fix)
+    arguments = next((body[key] for key in _ARGUMENT_KEYS if body.get(key) is not None), None)
+    if isinstance(arguments, str):
+        arguments = _from_text(arguments, f"{where} ({name}) has arguments that") if arguments.strip() else {}
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise Refused(f"{where} ({name}) has {kind_of(arguments)} as arguments, expected an object", fix)
+    call_id = raw.get("id")
+    if call_id is not None and not isinstance(call_id, str):
+        raise Refused(f"{where} ({name}) has {kind_of(call_id)} as id, expected text", "write the id as text")
+    return ToolCall(name, arguments, call_id or None)
+
+
+def read_tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
+    """A row's tools: a list, or its JSON text. A bare function is put into the usual `{"type": "function", …}` wrapping."""
+    if isinstance(raw, str):
+        raw = _from_text(raw, "broken tools: `tools`") if raw.strip() else []
+    if raw is None:
+        return ()
+    if not isinstance(raw, list):
+        raise Refused(f"broken tools: `tools` is {kind_of(raw)}, expected a list", "give a list of tools with JSON schemas")
+    return tuple(_tool(entry, number) for number, entry in enumerate(raw, 1))
+
+
+def _tool(raw: Any, number: int) -> Mapping[str, Any]:
+    if isinstance(raw, str):
+        raw = _from_text(raw, f"broken tools: tool {number}")
+    function = raw.get("function", raw) if isinstance(raw, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        fix = 'write {"type": "function", "function": {"name": "…", "parameters": {…}}}'
+        raise Refused(f"broken tools: tool {number} names no function", fix)
+    assert isinstance(raw, dict)
+    return raw if "function" in raw else {"type": "function", "function": raw}
+
+
+def read_template_arguments(raw: Any, field: str) -> Mapping[str, Any]:
+    """A row's own arguments for the chat template: an object, or its JSON text."""
+    if isinstance(raw, str):
+        raw = _from_text(raw, f"broken template arguments: `{field}`") if raw.strip() else {}
+    if not isinstance(raw, dict):
+        raise Refused(f"broken template arguments: `{field}` is {kind_of(raw)}, expected an object", 'write {"enable_thinking": false}')
+    return raw
+
+
+def _from_text(text: str, what: str) -> Any:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        fix = "write it as JSON, not as text, or mend the text"
+        raise Refused(f"{what} cannot be read as JSON ({error.msg} at character {error.colno}): {shown(text)}", fix) from None
+    if too_deep(value):
+        raise Refused("nested too deep: more than 240 levels of lists and objects", "flatten it")
+    return value

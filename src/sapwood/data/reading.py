@@ -1,0 +1,130 @@
+"""Files → conversations. Every row comes out: as a conversation, or as a refusal with file, line, reason and fix.
+
+In: paths of JSON Lines (or `.json` arrays). Out: a `Reading`. Nothing is repaired by guessing and nothing is left out
+in silence. Left out on purpose: streaming (the conversations are held in memory) and downloads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sapwood.config import did_you_mean
+from sapwood.data.formats import FORMATS, Columns, Format, Tally, check_columns, to_conversation
+from sapwood.data.lines import MAX_LINE_BYTES, Parsed, parsed_rows
+from sapwood.data.messages import Notes
+from sapwood.data.refusal import Refusal, Refused
+from sapwood.errors import DataError
+from sapwood.records import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All rows of the given files: `total == len(conversations) + len(refused)`."""
+
+    conversations: list[Conversation]
+    refused: list[Refusal]
+    total: int
+    """Rows seen; blank lines are no rows."""
+    formats: Mapping[str, Format]
+    """The format of each file."""
+    guess: str
+    """One sentence a file: what was taken to be its format, and how many rows agree."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What was read and has no use, with the number of times."""
+
+    @property
+    def format(self) -> str:
+        """The formats of all files, each once."""
+        return ", ".join(dict.fromkeys(self.formats.values()))
+
+    def lines_for_people(self) -> list[str]:
+        """The guess and the notes, one line each."""
+        return [*self.guess.split("\n"), *(f"{count} × {note}" for note, count in sorted(self.notes.items()))]
+
+
+def read(
+    files: Sequence[Path | str],
+    *,
+    format: Format | None = None,  # noqa: A002 - the word that users know
+    columns: Columns | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+) -> Reading:
+    """Read conversations from JSON Lines files.
+
+    `format` is found from all rows of each file unless given; with it given, rows of another format are refused.
+    `columns` maps fields of the format to the file's own column names (`{"prompt": "question"}`).
+    Raises `DataError` or `StorageError` where a file as a whole cannot be read: missing, empty, a folder, compressed,
+    not text, of two formats, or without any row that could be read.
+    """
+    if format is not None and format not in FORMATS:
+        raise DataError(f"format: {format!r} is not known.{did_you_mean(format, list(FORMATS))} Known: {', '.join(FORMATS)}.")
+    renamed = dict(columns or {})
+    check_columns(renamed, format)
+    paths = _distinct([Path(file) for file in ([files] if isinstance(files, str | Path) else files)])
+    conversations: list[Conversation] = []
+    refused: list[Refusal] = []
+    formats: dict[str, Format] = {}
+    sentences: list[str] = []
+    notes = Notes()
+    for path in paths:
+        rows = list(parsed_rows(path, max_line_bytes))
+        tally = _tally(path, rows, renamed)
+        formats[str(path)] = format or tally.decide()
+        sentences.append(tally.sentence(formats[str(path)], given=format is not None))
+        _convert(rows, formats[str(path)], renamed, notes, conversations, refused)
+    return Reading(conversations, refused, len(conversations) + len(refused), formats, "\n".join(sentences), dict(notes))
+
+
+def _convert(
+    rows: Iterable[Parsed], form: Format, columns: Columns, notes: Notes, conversations: list[Conversation], refused: list[Refusal]
+) -> None:
+    for source, value in rows:
+        if isinstance(value, Refusal):
+            refused.append(value)
+            continue
+        try:
+            conversations.append(to_conversation(value, form, columns, source, notes))
+        except Refused as why:
+            refused.append(Refusal(source, why.reason, why.fix))
+
+
+def _distinct(paths: list[Path]) -> list[Path]:
+    if not paths:
+        raise DataError("No files to read. Name at least one JSON Lines file.")
+    seen: dict[str, Path] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise DataError(f"{path}: given twice (it is the same file as {seen[real]}), so its rows would count twice. Name it once.")
+        seen[real] = path
+    return paths
+
+
+def _tally(path: Path, rows: list[Parsed], columns: Columns) -> Tally:
+    """What the rows look like. Raises `DataError` if there is no row, or none that could be read as an object."""
+    tally = Tally(str(path), columns)
+    names: set[str] = set()
+    first: Any = None
+    for source, value in rows:
+        if isinstance(value, Refusal):
+            first = first or value
+        else:
+            tally.add(source, value)
+            if columns:
+                names.update(value)
+    if not rows:
+        raise DataError(f"{path}: no rows, only blank lines. Write one JSON object a line into it, or choose another file.")
+    if not tally.rows:
+        array = "" if path.suffix.lower() == ".json" else " If it is one JSON array, let its name end in .json."
+        raise DataError(f"{path}: none of its {len(rows)} rows could be read; the first: {first}. Expected one JSON object a line.{array}")
+    for column in columns.values():
+        if column not in names:
+            known = sorted(names)
+            raise DataError(
+                f"{path}: no row has the column {column!r}.{did_you_mean(column, known)} Columns there: {', '.join(known[:20])}."
+            )
+    return tally

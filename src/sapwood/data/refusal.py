@@ -1,0 +1,51 @@
+"""Why a row was not taken. Readers raise `Refused` inside one row; `read` turns it into a `Refusal` with its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sapwood.records import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One row that is not trained on, where it stands, why, and the nearest fix.
+
+    `reason` reads "kind: what was found and what was expected"; the ledger groups by the kind.
+    """
+
+    source: Source | None
+    reason: str
+    fix: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The part of the reason that rows with the same trouble share."""
+        return self.reason.split(": ", 1)[0]
+
+    def __str__(self) -> str:
+        place = f"{self.source}: " if self.source else ""
+        return f"{place}{self.reason}" + (f" ({self.fix})" if self.fix else "")
+
+
+class Refused(Exception):  # noqa: N818 - a signal inside this room, not an error that leaves it
+    """Raised while one row is read; never leaves `sapwood.data`."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason)
+        self.reason, self.fix = reason, fix
+
+
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls the value, in words for a message."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """The value as a message quotes it: on one line, and not longer than `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
