@@ -1,0 +1,7 @@
+"""Messages ⇄ text ⇄ tokens: one `Chat` a model makes the prompts of training, evaluation, chat and serving."""
+
+from sapwood.chat.chat import Chat, Turn
+from sapwood.chat.tokens import StreamDecoder
+from sapwood.chat.tools import call_text, parse_call, tool_prompt
+
+__all__ = ["Chat", "StreamDecoder", "Turn", "call_text", "parse_call", "tool_prompt"]

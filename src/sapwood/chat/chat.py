@@ -1,0 +1,288 @@
+"""Conversation ⇄ text ⇄ tokens for one model: the only place where prompts and training rows are made.
+
+In: a model folder, and messages. Out: `Prompt`s (exactly what inference sends) and `Example`s of rows whose prompts are
+made by the same function. A row's completion is what the model must write, its stop token included as the last token;
+what a template puts behind that token belongs to the next prompt. Nothing is ever cut or dropped: a row that cannot be
+made raises. Left out on purpose: images and documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from sapwood.chat.checks import check_prompt, check_turn
+from sapwood.chat.files import Folder, read_folder
+from sapwood.chat.stops import Stops, learn_stops
+from sapwood.chat.templating import Template
+from sapwood.chat.tokens import StreamDecoder, Tokens
+from sapwood.chat.turns import THOUGHT_TAGS, Refusal, completion_text, taken_apart
+from sapwood.errors import DataError, TemplateError
+from sapwood.records import Conversation, Example, Message, Prompt, Row
+
+THINKING = ("enable_thinking", "thinking")
+"""Template arguments that switch thinking on or off, in the order in which they are tried."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One trained turn: the prompt, and what the model must write, as text and as ids with the stop token last."""
+
+    index: int
+    """Place of the message in the conversation, from 0."""
+    prompt: Prompt
+    text: str
+    ids: tuple[int, ...]
+    weight: float
+    added_arguments: Mapping[str, Any]
+    """Template arguments that the turn needed and the conversation did not give."""
+
+    @property
+    def row(self) -> Row:
+        """The training row."""
+        weights_T = np.full(len(self.ids), self.weight, dtype=np.float32)
+        return Row(np.array(self.prompt.ids, dtype=np.int64), np.array(self.ids, dtype=np.int64), weights_T)
+
+
+class Chat:
+    """A model's tokenizer and chat template. Made by `Chat.load`; immutable afterwards."""
+
+    def __init__(self, folder: Folder, today: datetime) -> None:
+        self.folder = folder.path
+        self.special_tokens: Mapping[str, str] = folder.special
+        self.context_length = folder.context_length
+        """Tokens that the model can attend to, where its files say so."""
+        self.tokens = Tokens(folder.tokenizer, frozenset(folder.stops))
+        self._templates = {name: Template(source, folder.template_origin, today) for name, source in folder.templates.items()}
+        self._stops: Stops = learn_stops(self._probe, self.tokens, folder.stops)
+        self.stop_ids = self._stops.ids
+        """Ids at which generation stops: those of the model's files, and the one with which the template ends a turn."""
+        self.turn_end = self._stops.turn_end
+        """The id with which the template ends an assistant turn; None if it ends in no stop token."""
+        self.notes: tuple[str, ...] = tuple(self._stops.notes)
+        """Sentences that a person should read once."""
+        key = [sorted(folder.templates.items()), sorted(folder.special.items()), sorted(self.stop_ids)]
+        content = orjson.dumps([key, folder.tokenizer], option=orjson.OPT_SORT_KEYS)
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        """sha256 over templates, tokenizer, special tokens and stop tokens: what a run records."""
+
+    @classmethod
+    def load(cls, folder: Path, *, template: str | None = None, today: datetime | None = None) -> Chat:
+        """Read a model folder. `template` is the text of a template to use instead of the folder's.
+
+        `today` is what `strftime_now` tells templates that write the date; the default is the moment of loading, as
+        inference servers do it. Give a fixed one for rows that are the same on every day.
+        Raises `AssetError` for a folder without a tokenizer, `TemplateError` for one without a (valid) template.
+        """
+        found = read_folder(Path(folder))
+        if template is not None:
+            found = replace(found, templates={"default": template}, template_origin="the template given")
+        if "default" not in found.templates:
+            raise TemplateError(
+                f"{found.path}: no chat template (no chat_template.jinja, no `chat_template` in tokenizer_config.json), so "
+                "nothing says how it wants messages written. Give one with `--template FILE`, or choose an instruction-tuned model."
+            )
+        return cls(found, today or datetime.now())
+
+    @property
+    def template(self) -> str:
+        """The source of the default template."""
+        return self._templates["default"].source
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_arguments: Mapping[str, Any] | None = None,
+        *,
+        where: str = "a conversation made in code",
+    ) -> Prompt:
+        """The exact inference prompt: rendered with the generation prompt, tokenised without added BOS.
+
+        Evaluation, chat, generation and training rows all come through here. `where` is named in errors.
+        Raises `TemplateError` where the template refuses the messages, or ignores tools, calls or a message.
+        """
+        return self._prompt(messages, tools, template_arguments or {}, where)[0]
+
+    def example(self, conversation: Conversation, *, context: int | None = None, last_turn_only: bool = False) -> Example:
+        """One row for each assistant turn with a weight above 0.
+
+        `context` is the longest row allowed, in tokens; the default is the model's own context length.
+        `meta` is the conversation's; it gains `protected_specials` (control tokens found in texts and kept as text) and
+        `template_arguments` (all that the last turn's prompt used) where it needed more than the conversation gives, such as
+        `enable_thinking`: evaluate with the same.
+        Raises `DataError` or `TemplateError` naming the place where a row cannot be made; nothing is cut.
+        """
+        turns = self.turns(conversation, context=context, last_turn_only=last_turn_only)
+        meta = dict(conversation.meta)
+        protected = self.protected(conversation)
+        if protected:
+            meta["protected_specials"] = protected
+        if turns[-1].added_arguments:
+            meta["template_arguments"] = dict(turns[-1].prompt.template_arguments)
+        return Example(tuple(turn.row for turn in turns), conversation.source, meta)
+
+    def turns(self, conversation: Conversation, *, context: int | None = None, last_turn_only: bool = False) -> list[Turn]:
+        """The trained turns of a conversation, in order; `example` makes them into rows. Raises as `example` does."""
+        where = conversation.where
+        trained = [i for i, message in enumerate(conversation.messages) if message.role == "assistant" and message.weight > 0]
+        if not trained:
+            raise DataError(f"{where}: no assistant turn to train. Add an answer, or give one a `weight` above 0.")
+        if self.turn_end is None:
+            raise TemplateError(f"{where}: {self._stops.problem}")
+        turns = [self._turn(conversation, index) for index in (trained[-1:] if last_turn_only else trained)]
+        limit = self.context_length if context is None else context
+        for turn in turns:
+            length = len(turn.prompt.ids) + len(turn.ids)
+            if limit is not None and length > limit:
+                raise DataError(
+                    f"{where}, message {turn.index + 1}: {length} tokens ({len(turn.prompt.ids)} prompt, {len(turn.ids)} to train); "
+                    f"at most {limit} are allowed. Shorten or split the conversation, or raise the context if the model can hold it."
+                )
+        return turns
+
+    def protected(self, conversation: Conversation) -> int:
+        """How many control tokens stand as text in messages and tools; they stay text."""
+        written = [message.for_template() for message in conversation.messages]
+        return self.tokens.shield.count([written, list(conversation.tools)])
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ids."""
+        return self.tokens.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """The text of sampled ids without the stop token, if they end in one."""
+        return self.decode(ids[:-1] if len(ids) and ids[-1] in self.stop_ids else ids)
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for ids that arrive one at a time; stop tokens give no text."""
+        return StreamDecoder(self.tokens, self.stop_ids)
+
+    def render(self, conversation: Conversation, *, generation_prompt: bool = False) -> str:
+        """The whole conversation as the template writes it, for people to read. Raises `TemplateError`."""
+        text = self._covered(
+            self._cover(conversation.messages),
+            self.tokens.shield.cover(conversation.tools),
+            conversation.template_arguments,
+            generation_prompt,
+            conversation.where,
+        )
+        return self.tokens.shield.reveal(text)
+
+    def knows_argument(self, name: str) -> bool:
+        """Whether the template speaks of a template argument."""
+        return self._templates["default"].knows(name)
+
+    def _turn(self, conversation: Conversation, index: int) -> Turn:
+        """Try the conversation's own template arguments first, then with thinking switched to what the turn has."""
+        where = f"{conversation.where}, message {index + 1} (assistant)"
+        message = conversation.messages[index]
+        thought = taken_apart(message)
+        if index == 0:
+            raise DataError(
+                f"{where}: nothing stands before this turn, so there is no prompt. Give it `weight: 0`, or add a message before it."
+            )
+        if not (thought.answer.strip() or thought.reasoning or message.tool_calls):
+            raise DataError(f"{where}: the answer is empty. Write one, give it `weight: 0`, or remove the row.")
+        first: Refusal | None = None
+        for added in self._thinking_arguments(conversation, bool(thought.reasoning)):
+            arguments = {**conversation.template_arguments, **added}
+            prompt, covered = self._prompt(conversation.messages[:index], conversation.tools, arguments, where)
+            text = self._completion(conversation, index, covered, arguments, where)
+            if isinstance(text, Refusal):
+                first = first or text
+                continue
+            ids = self._completion_ids(prompt, covered, text, where)
+            return Turn(index, prompt, self.tokens.shield.reveal(text), ids, message.weight, added)
+        raise TemplateError(f"{where}: {first}")
+
+    def _thinking_arguments(self, conversation: Conversation, thinking: bool) -> Iterator[dict[str, Any]]:
+        yield {}
+        for name in THINKING:
+            if name not in conversation.template_arguments and self._template(conversation.tools).knows(name):
+                yield {name: thinking}
+
+    def _completion(self, conversation: Conversation, index: int, prompt: str, arguments: Mapping[str, Any], where: str) -> str | Refusal:
+        """The covered text behind the covered prompt; the stop token's string is its end."""
+        messages = self._cover(conversation.messages[: index + 1])
+        full = self._covered(messages, self.tokens.shield.cover(conversation.tools), arguments, False, where)
+        text = completion_text(messages[-1], prompt, full, self._template(conversation.tools).source)
+        if isinstance(text, Refusal):
+            return text
+        cut = self._stops.cut(text)
+        if cut is None:
+            return Refusal(
+                f"The rendered turn ends in {text[-30:]!r}, which is no stop token: the model would never stop.",
+                "Choose a template that ends every assistant turn in a stop token, with `--template FILE`.",
+            )
+        return check_turn(messages[-1], cut) or cut
+
+    def _completion_ids(self, prompt: Prompt, covered: str, text: str, where: str) -> tuple[int, ...]:
+        with _named(where):
+            ids = self.tokens.continuation(covered, prompt.ids, text)
+        stops = [place for place, token_id in enumerate(ids) if token_id in self.stop_ids]
+        if stops != [len(ids) - 1]:
+            raise TemplateError(
+                f"{where}: the turn's tokens hold stop tokens at {stops} of {len(ids)}, where only the last may be one: the tokenizer "
+                "reads the answer's own text as a stop token. Change that text, or choose another tokenizer."
+            )
+        return tuple(ids)
+
+    def _prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], where: str
+    ) -> tuple[Prompt, str]:
+        """The prompt, and its text as rendered, with control tokens in texts still covered."""
+        if not messages:
+            raise DataError(f"{where}: there is no message to answer. Begin the conversation with a system or user message.")
+        covered_messages, covered_tools = self._cover(messages), self.tokens.shield.cover(tuple(tools))
+
+        def render(some: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+            return self._covered(some, tools, arguments, True, where)
+
+        covered = render(covered_messages, covered_tools)
+        refusal = check_prompt(covered_messages, covered_tools, covered, render)
+        if refusal is not None:
+            raise TemplateError(f"{where}: {refusal}")
+        with _named(where):
+            ids = tuple(self.tokens.encode(covered))
+        return Prompt(tuple(messages), ids, self.tokens.shield.reveal(covered), tuple(tools), dict(arguments)), covered
+
+    def _covered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        generation_prompt: bool,
+        where: str,
+    ) -> str:
+        text = self._template(tools).render(
+            messages, tools=tools, generation_prompt=generation_prompt, special=self.special_tokens, arguments=arguments, where=where
+        )
+        return self.tokens.shield.settle(text)
+
+    def _probe(self, messages: Sequence[Message]) -> str:
+        return self._covered(messages, (), {}, False, "a probe")
+
+    def _cover(self, messages: Sequence[Message]) -> list[Message]:
+        return [self.tokens.shield.cover_message(message, THOUGHT_TAGS) for message in messages]
+
+    def _template(self, tools: Sequence[Mapping[str, Any]]) -> Template:
+        """The template for tools, where the folder has one of its own and there are tools."""
+        return self._templates["tool_use" if tools and "tool_use" in self._templates else "default"]
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the conversation's place before a tokenizer's refusal."""
+    try:
+        yield
+    except TemplateError as error:
+        raise TemplateError(f"{where}: {error}") from None

@@ -1,0 +1,147 @@
+"""A chat template as a sandboxed Jinja program.
+
+In: the template's source. Out: `Template.render(...) -> str`, the same text that transformers' `apply_chat_template`
+renders (`trim_blocks`, `lstrip_blocks`, loop controls, `tojson` that keeps non-ASCII letters, `raise_exception`,
+`strftime_now`, and the `generation` tag, which marks nothing here: masks come from the conversation, not from marks).
+The date that `strftime_now` reads is fixed when the template is loaded, so that a run that lasts past midnight renders
+every row alike. Left out on purpose: RAG documents (`documents` is None) and content given as parts.
+Source of the conventions: transformers, `utils/chat_template_utils.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import jinja2.utils
+
+from sapwood.errors import TemplateError
+from sapwood.records import Message
+
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
+"""Names that the renderer itself gives to a template."""
+
+_CAUSES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template can raise while it renders: its own refusals, and its bugs."""
+
+
+class Template:
+    """One compiled template. `origin` names the file it came from, for messages."""
+
+    def __init__(self, source: str, origin: str, today: datetime) -> None:
+        """Raises `TemplateError` with the line where the source is not valid Jinja."""
+        self.source, self.origin = source, origin
+        try:
+            self._compiled = _environment(today).from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(
+                f"{origin}:{error.lineno}: the chat template is not valid Jinja ({error.message}). Mend it there, or give another with "
+                "`--template FILE`."
+            ) from None
+
+    def knows(self, name: str) -> bool:
+        """Whether the source speaks of `name` at all (a template argument, a message field)."""
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]],
+        generation_prompt: bool,
+        special: Mapping[str, str],
+        arguments: Mapping[str, Any],
+        where: str,
+    ) -> str:
+        """The text of a conversation. Raises `TemplateError` with the template's own words and `where`."""
+        taken = [name for name in arguments if name in RESERVED]
+        if taken:
+            raise TemplateError(f"{where}: the template argument `{taken[0]}` is set by Sapwood itself. Rename or remove it.")
+        try:
+            return self._compiled.render(
+                {
+                    **special,
+                    **_plain(arguments),
+                    "messages": [_message(message) for message in messages],
+                    "tools": [_plain(tool) for tool in tools] or None,
+                    "documents": None,
+                    "add_generation_prompt": generation_prompt,
+                }
+            )
+        except _CAUSES as error:
+            roles = ", ".join(message.role for message in messages) or "none"
+            raise TemplateError(
+                f"{where}: the chat template ({self.origin}) refused the conversation: {str(error) or type(error).__name__}. Roles so far: "
+                f"{roles}. Change the messages to what the template allows, or give another template with `--template FILE`."
+            ) from error
+
+
+def _message(message: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = _plain(message.for_template())
+    if message.reasoning is not None:
+        fields["thinking"] = message.reasoning  # gpt-oss reads this name; transformers hands over both too
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    """A copy made of JSON types alone, so that a template never holds an object with methods of its own."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return f"<{type(value).__name__}>"
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}` renders what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja reads a plain class attribute)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Jinja's `namespace`, without names that begin with an underscore: those reach into Python itself."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace may not hold {name!r}, a name with a leading underscore")
+        super().__setitem__(name, value)
+
+
+def _environment(today: datetime) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    def refuse(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = today.strftime
+    environment.globals["namespace"] = _Namespace
+    return environment
