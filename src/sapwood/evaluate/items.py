@@ -1,0 +1,103 @@
+"""Held-out conversations in, items out: what is asked, and the answer that was given there as the reference.
+
+Left out on purpose: reading files (room `data`) and rendering (room `chat`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from sapwood.errors import DataError
+from sapwood.records import Conversation, Item, Message
+
+ANSWER = "answer"
+"""Key of `Item.meta` under which the reference turn itself is kept, for few-shot examples and the free arms."""
+
+COPIES = "copies"
+"""Key of `Item.meta`: how many rows asked and expected the very same."""
+
+
+def items_from(conversations: Iterable[Conversation], *, cluster: str = "cluster", reference: str | None = None) -> list[Item]:
+    """One item for each conversation: its last assistant turn is the reference, what stands before it is asked.
+
+    The reference is the turn's text, or its calls as `{"name", "arguments"}` (a list where there are several).
+    `cluster` names the column of `meta` that says which rows belong together; rows without it stand alone.
+    `reference` names a column that holds the scorer's reference instead (such as BFCL's possible answers).
+    Rows that ask and expect the very same become one item, and `meta["copies"]` says of how many.
+    Raises `DataError` naming the row where there is no assistant turn, nothing asked before it, or no such column.
+    """
+    items: dict[str, Item] = {}
+    for conversation in conversations:
+        item = _item(conversation, cluster, reference)
+        first = items.setdefault(item.id, item)
+        if first is not item:
+            items[item.id] = dataclasses.replace(first, meta={**first.meta, COPIES: first.meta[COPIES] + 1})
+    return list(items.values())
+
+
+def _item(conversation: Conversation, cluster: str, reference: str | None) -> Item:
+    places = [place for place, message in enumerate(conversation.messages) if message.role == "assistant"]
+    if not places or places[-1] == 0:
+        raise DataError(
+            f"{conversation.where}: nothing to ask: an item needs an assistant turn as its reference and a message before it. "
+            "Leave the row out of the held-out part, or add the turns."
+        )
+    answer = conversation.messages[places[-1]]
+    if reference is not None and reference not in conversation.meta:
+        raise DataError(f"{conversation.where}: no column `{reference}` to take the reference from; it has {sorted(conversation.meta)}.")
+    group = conversation.meta.get(cluster)
+    return Item(
+        conversation=dataclasses.replace(conversation, messages=conversation.messages[: places[-1]]),
+        reference=conversation.meta[reference] if reference is not None else _reference(answer),
+        cluster=None if group is None else str(group),
+        meta={ANSWER: answer, COPIES: 1},
+    )
+
+
+def _reference(answer: Message) -> Any:
+    calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in answer.tool_calls]
+    if not calls:
+        return answer.content
+    return calls[0] if len(calls) == 1 else calls
+
+
+def answer_message(item: Item) -> Message:
+    """The turn that the item's conversation held. Raises `DataError` for items made in another way without one."""
+    answer = item.meta.get(ANSWER)
+    if isinstance(answer, Message):
+        return answer
+    if isinstance(item.reference, str):
+        return Message("assistant", item.reference)
+    raise DataError(f"{item.conversation.where}: this item holds no answer to show as an example. Make items with `items_from`.")
+
+
+def answer_text(item: Item) -> str:
+    """The reference turn as a model would write it: its text, or its calls as JSON."""
+    answer = answer_message(item)
+    if not answer.tool_calls:
+        return answer.content
+    return orjson.dumps(_reference(answer), default=str).decode()
+
+
+def asked_text(item: Item) -> str:
+    """Everything that is asked, as one text, for looking up similar rows."""
+    return "\n".join(message.content for message in item.conversation.messages)
+
+
+def item_records(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Records of `items.jsonl`: {item, messages: [{role, content, …}], reference, tags, cluster, source}."""
+    return [
+        {
+            "item": item.id,
+            "messages": [message.for_template() for message in item.conversation.messages],
+            "reference": item.reference,
+            "tags": list(item.tags),
+            "cluster": item.cluster,
+            "source": item.conversation.where,
+        }
+        for item in items
+    ]
