@@ -36,6 +36,7 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
     register()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         module = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -49,4 +50,5 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
         raise ModelError(f"{folder}: transformers could not load this model: {' '.join(str(error).split())[:500]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
     return LanguageModel(module.to(device).eval())
