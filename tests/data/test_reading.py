@@ -153,12 +153,17 @@ def test_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ one spelling for everything
 
 
-@pytest.mark.parametrize(
-    ("spelling", "role"),
-    [("human", "user"), ("User", "user"), ("gpt", "assistant"), ("bot", "assistant"), ("model", "assistant"), ("function", "tool")]
-    + [("observation", "tool"), ("developer", "developer"), ("ipython", "tool"), (" SYSTEM ", "system")],
-)
-def test_role_names(tmp_path: Path, spelling: str, role: str) -> None:
+ROLE_SPELLINGS = {
+    "user": ["human", "User", "prompter"],
+    "assistant": ["gpt", "bot", "model", "GPT"],
+    "tool": ["function", "observation", "ipython"],
+    "system": [" SYSTEM "],
+    "developer": ["developer"],
+}
+
+
+@pytest.mark.parametrize(("role", "spelling"), [(role, word) for role, words in ROLE_SPELLINGS.items() for word in words])
+def test_role_names(tmp_path: Path, role: str, spelling: str) -> None:
     assert one(tmp_path, chat((spelling, "x"), ("assistant", "a"))).messages[0].role == role
 
 
@@ -239,6 +244,11 @@ def test_what_is_read_and_not_used_is_counted(tmp_path: Path) -> None:
     [
         (chat(("usr", "q"), ("assistant", "a")), "unknown role: turn 1 has 'usr' | Did you mean 'user'?"),
         (chat({"content": "q"}, ("assistant", "a")), "no role: turn 1"),
+        (
+            chat({"role": "user", "contnet": "q"}, ("assistant", "a")),
+            "no content: turn 1 (user) has neither `content` nor `value` | Did you mean 'content'?",
+        ),
+        (chat(("user", None), ("assistant", "a")), "no content: turn 1"),
         (chat(("user", "q")), "no assistant turn: found user"),
         ({"messages": []}, "no assistant turn: found no turns"),
         ({"messages": "hello"}, "broken messages: `messages` cannot be read as JSON"),

@@ -69,11 +69,11 @@ class Ledger:
         )
 
     def check(self, max_refused: float = MAX_REFUSED) -> None:
-        """Raise `DataError` if more than this share of all rows was refused; may be called before all rows are entered."""
+        """Raise `DataError` if more than this share of all rows was refused, or all; may be called before all rows are entered."""
         if not (math.isfinite(max_refused) and 0 <= max_refused <= 1):
             raise ConfigError(f"max_refused is {max_refused}; give a share from 0 (stop at the first refused row) to 1 (never stop).")
         share = len(self.refused) / self.rows_in if self.rows_in else 0.0
-        if share <= max_refused:
+        if not self.refused or (share <= max_refused and len(self.refused) < self.rows_in):
             return
         reasons = "\n".join(self._reason_lines())
         if len(self.refused) == self.rows_in:

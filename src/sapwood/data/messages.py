@@ -84,15 +84,19 @@ def check_turns(messages: Sequence[Message], notes: Notes) -> None:
 def _message(raw: Any, turn: int, default_weight: float, notes: Notes) -> Message:
     if not isinstance(raw, dict):
         raise Refused(f"message is not an object: turn {turn} is {kind_of(raw)}", 'write {"role": "user", "content": "…"}')
-    spelt = raw.get("role", raw.get("from"))
+    spelt = raw.get("role") or raw.get("from")
     role = _role(spelt, turn)
     is_call = spelt not in ROLES and str(spelt).strip().lower() in _CALL_ROLES
-    content = raw.get("content", raw.get("value"))
+    content = raw.get("content")
+    if content is None:
+        content = raw.get("value")
     if len(raw) == 2 and type(content) is str and not is_call and not raw.keys() - _KNOWN_KEYS:
         return Message(role, content, weight=default_weight if role == "assistant" else 1.0)  # the common case, quickly
     for key in raw.keys() - _KNOWN_KEYS:
         if raw[key] is not None:
             notes[f"message key `{key}` is not used.{did_you_mean(key, sorted(_KNOWN_KEYS))}"] += 1
+    if content is None and (role in ("system", "developer", "user") or (role == "tool" and not raw.keys() & {"content", "value"})):
+        raise Refused(f"no content: turn {turn} ({role}) has neither `content` nor `value`", _misspelt(raw) or "give the text as `content`")
     text, thoughts = _content(content, role, turn)
     calls = _calls(raw, turn)
     if is_call:
@@ -126,6 +130,11 @@ def _role(spelt: Any, turn: int) -> str:
         return ROLE_NAMES[word]
     hint = did_you_mean(word, list(ROLE_NAMES)).strip() or "use system, user, assistant or tool"
     raise Refused(f"unknown role: turn {turn} has {shown(spelt)}", hint)
+
+
+def _misspelt(raw: Mapping[str, Any]) -> str:
+    near = (did_you_mean(key, ["content", "value"]).strip() for key in raw.keys() - _KNOWN_KEYS)
+    return next((hint for hint in sorted(near) if hint), "")
 
 
 def _content(content: Any, role: str, turn: int) -> tuple[str, str]:

@@ -1,0 +1,161 @@
+"""Files that cannot be read as rows: one clear paragraph, at once, in little memory."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import lzma
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sapwood.data import read
+from sapwood.errors import DataError, StorageError
+
+ROW = b'{"prompt": "q", "completion": "a"}\n'
+
+
+def said(path: Path, error: type[Exception] = DataError) -> str:
+    with pytest.raises(error) as caught:
+        read([path])
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return text
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(ROW)
+    assert "no such file. Did you mean 'train.jsonl'?" in said(tmp_path / "trian.jsonl")
+    assert "JSON files there: train.jsonl." in said(tmp_path / "x")
+    assert f"no folder {tmp_path / 'no'}" in said(tmp_path / "no" / "train.jsonl")
+    assert f"a folder, not a file. Name the files in it: {tmp_path / 'train.jsonl'}." in said(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "without a .jsonl or .json file" in said(tmp_path / "empty")
+    assert "could not be read" in said(tmp_path / "train.jsonl" / "x", StorageError)
+
+
+def test_nothing_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"")
+    assert "the file is empty" in said(path)
+    path.write_bytes(b"\n  \n\r\n")
+    assert "no rows, only blank lines" in said(path)
+    path.write_bytes(b"hello\nworld\n")
+    text = said(path)
+    assert f"none of its 2 rows could be read; the first: {path}:1: broken JSON: {path}:1:1: " in text
+    path.write_bytes(b"[\n" + ROW.strip() + b"\n]\n")
+    assert read([path]).refused, "an array over several lines in a .jsonl file: its brackets are refused"
+    path.write_bytes(b'[{"prompt":\n"q"}]')
+    assert "let its name end in .json" in said(path)
+
+
+def test_arrays_in_json_files(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(b"\xef\xbb\xbf [" + ROW + b"," + ROW + b", 3]")
+    reading = read([path])
+    assert [c.source.line for c in reading.conversations if c.source] == [1, 2]
+    assert str(reading.refused[0]).startswith(f"{path}:3: not an object")
+    path.write_bytes(b"[" + ROW + b",\n {]")
+    assert f"{path}:3:3: the file begins as a JSON array but is broken here" in said(path)
+    path.write_bytes(b"[]")
+    assert "no rows" in said(path)
+    path.write_bytes(b"[1, 2]\n" + ROW)  # lines after all
+    assert (len(read([path]).conversations), len(read([path]).refused)) == (1, 1)
+    path.write_bytes(ROW + ROW)
+    assert read([path]).total == 2
+
+
+def test_packed_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for content, word in [
+        (bz2.compress(ROW), "bzip2"),
+        (lzma.compress(ROW), "xz"),
+        (b"\x28\xb5\x2f\xfd" + ROW, "Zstandard"),
+        (ROW.decode().encode("utf-16"), "text in UTF-16"),
+        (b"SQLite format 3\x00", "SQLite"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\x7fELF\x00\x00", "a binary file (a zero byte at 4)"),
+        (ROW + b"\x00", "a binary file"),
+    ]:
+        path.write_bytes(content)
+        assert word in said(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rows.jsonl", ROW)
+    assert "a zip archive" in said(path)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet", "it's rows.parquet"])
+def test_the_command_that_converts_works(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"prompt": ["q, é", "r"], "completion": ["a", "b"]}), path)
+    else:
+        tab = "\t" if path.suffix == ".tsv" else ","
+        path.write_text(f'prompt{tab}completion\n"q, é"{tab}a\nr{tab}b\n', encoding="utf-8")
+    text = said(path)
+    assert "not read yet. Convert it to JSON Lines" in text
+    command = text.split("`")[1].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+    reading = read([path.with_suffix(".jsonl")])
+    assert [[m.content for m in c.messages] for c in reading.conversations] == [["q, é", "a"], ["r", "b"]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of another kind")
+def test_no_permission(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(ROW)
+    path.chmod(0)
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from sapwood.data import read\n"
+        "from sapwood.errors import StorageError\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        "try: read([Path(sys.argv[1])])\n"
+        "except StorageError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path}: this user may not read it. Change its permissions")
+
+
+def test_a_gigabyte_without_a_line_end_costs_little_memory_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "huge.jsonl"
+    with path.open("wb") as file:  # sparse: takes no room on the disk
+        file.write(b'{"prompt": "q", "completion": "' + b"a" * 9000 + b'"}\n{"prompt": "')
+        file.seek(2**30, os.SEEK_CUR)
+        file.write(b"\n" + ROW)
+    code = (
+        "import json, resource, sys\n"
+        "from sapwood.data import read\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "reading = read([sys.argv[1]])\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "print(json.dumps([reading.total, [str(r) for r in reading.refused], grown]))\n"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    took = time.monotonic() - begun
+    total, refused, grown_kib = json.loads(done.stdout)
+    assert total == 3
+    assert len(refused) == 1
+    assert refused[0].startswith(f"{path}:2: line too long: {2**30 + 12:,} bytes, at most 67,108,864 are read")
+    assert grown_kib < 200 * 1024, f"memory grew by {grown_kib // 1024} MiB"
+    assert took < 20, f"took {took:.1f} s"
+
+
+def test_the_limit_of_a_line_is_exact(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for end in (b"\n", b""):
+        path.write_bytes(ROW + ROW.rstrip(b"\n") + end)
+        assert read([path], max_line_bytes=len(ROW) - 1).refused == []
+        if end:
+            with pytest.raises(DataError, match=r"none of its 2 rows could be read; the first: .*line too long: 34 bytes, at most 33"):
+                read([path], max_line_bytes=len(ROW) - 2)
