@@ -10,38 +10,36 @@ Left out on purpose: running the functions, and calls written as Python code.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
+from sapwood.chat import parse_call
 from sapwood.errors import DataError
 from sapwood.evaluate.scorers import Scorer, guarded, spoken
-from sapwood.records import Completion, Item, Score
+from sapwood.records import Completion, Item, Score, ToolCall
 
-Call = tuple[str, Mapping[str, Any]]
-"""(name, arguments)"""
-
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
-def function_call(parse: Callable[[str], Sequence[Call] | None] | None = None) -> Scorer:
+def function_call() -> Scorer:
     """1 where the text is exactly the expected calls, in any order; 0 else.
 
-    The reference is `{"name", "arguments"}`, a text that `parse` reads, BFCL's `{"function": {"argument": [allowed,
-    …]}}` where "" among the allowed makes the argument optional, or a list of one of these. `parse` reads the calls of
-    a text, None if there are none; the default is `calls_in`.
+    The reference is `{"name", "arguments"}`, a text that holds calls, BFCL's `{"function": {"argument": [allowed, …]}}`
+    where "" among the allowed makes the argument optional, or a list of one of these; an empty list expects no
+    call. A reference in another form gives a score without a value.
     """
-    read = parse or calls_in
 
     def score(item: Item, completion: Completion) -> Score:
-        expected = _expected(item.reference, read)
-        calls = read(spoken(completion))
+        expected = expected_calls(item.reference)
+        calls = calls_in(spoken(completion))
+        if not expected:
+            return Score(float(not calls), None, "expected no call" if calls else "")
         if not calls:
             return Score(0.0, None, "the answer is no function call in JSON")
-        answer = _compact([{"name": name, "arguments": arguments} for name, arguments in calls])
+        answer = _compact([{"name": call.name, "arguments": call.arguments} for call in calls])
         if len(calls) != len(expected):
             return Score(0.0, answer, f"expected {_count(len(expected))}, got {_count(len(calls))}")
         differs = _match_all(calls, expected)
@@ -50,56 +48,36 @@ def function_call(parse: Callable[[str], Sequence[Call] | None] | None = None) -
     return guarded(score)
 
 
-def calls_in(text: str) -> list[Call] | None:
-    """The calls of a text that is JSON and nothing else: one object, a list, or `<tool_call>` tags; a code fence may stand around.
-
-    An object holds `name` and `arguments` (or `parameters`), the arguments as an object or as its JSON text; or the two
-    below `function`. None where the text is anything else.
-    """
-    tagged = _TAGGED.findall(text)
-    if tagged:
-        if _TAGGED.sub("", text).strip():
-            return None
-        parts = [calls_in(part) for part in tagged]
-        return None if any(part is None for part in parts) else [call for part in parts for call in part or []]
+def calls_in(text: str) -> list[ToolCall] | None:
+    """The calls that a text consists of, as `chat.parse_call` reads them; a code fence may stand around. None for anything else."""
     fenced = _FENCED.fullmatch(text.strip())
-    try:
-        value = orjson.loads(fenced.group(1) if fenced else text)
-    except orjson.JSONDecodeError:
-        return None
-    calls = [_as_call(entry) for entry in (value if isinstance(value, list) else [value])]
-    return None if not calls or any(call is None for call in calls) else [call for call in calls if call is not None]
+    return parse_call(fenced.group(1) if fenced else text)
 
 
-def _as_call(value: Any) -> Call | None:
+def _as_call(value: Any) -> ToolCall | None:
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         value = value["function"]
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         return None
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        try:
-            arguments = orjson.loads(arguments)
-        except orjson.JSONDecodeError:
-            return None
-    return (value["name"], arguments) if isinstance(arguments, Mapping) else None
+    return next(iter(parse_call(_compact(value)) or ()), None)
 
 
 Expected = tuple[str, Mapping[str, Any], bool]
 """(name, arguments, whether each argument is a list of allowed values)"""
 
 
-def _expected(reference: Any, read: Callable[[str], Sequence[Call] | None]) -> list[Expected]:
+def expected_calls(reference: Any) -> list[Expected]:
+    """The calls that a reference stands for. Raises `DataError` if it is in none of the forms of `function_call`."""
     if isinstance(reference, str):
-        calls = read(reference)
+        calls = calls_in(reference)
         if not calls:
             raise DataError(f"the reference {reference[:80]!r} is no function call")
-        return [(name, arguments, False) for name, arguments in calls]
+        return [(call.name, call.arguments, False) for call in calls]
     found: list[Expected] = []
     for entry in reference if isinstance(reference, list | tuple) else [reference]:
         call = _as_call(entry)
         if call is not None:
-            found.append((*call, False))
+            found.append((call.name, call.arguments, False))
         elif isinstance(entry, Mapping) and len(entry) == 1 and isinstance(arguments := next(iter(entry.values())), Mapping):
             found.append((str(next(iter(entry))), arguments, True))
         else:
@@ -107,7 +85,7 @@ def _expected(reference: Any, read: Callable[[str], Sequence[Call] | None]) -> l
     return found
 
 
-def _match_all(calls: Sequence[Call], expected: Sequence[Expected]) -> str | None:
+def _match_all(calls: Sequence[ToolCall], expected: Sequence[Expected]) -> str | None:
     """None if each call meets one expected call of its own, else what differs. Tries every assignment that can still work."""
     if not expected:
         return None
@@ -122,8 +100,8 @@ def _match_all(calls: Sequence[Call], expected: Sequence[Expected]) -> str | Non
     return first
 
 
-def _differs(call: Call, expected: Expected) -> str | None:
-    name, arguments = call
+def _differs(call: ToolCall, expected: Expected) -> str | None:
+    name, arguments = call.name, call.arguments
     wanted_name, wanted, choices = expected
     if name != wanted_name:
         return f"function: expected {wanted_name!r}, got {name!r}"

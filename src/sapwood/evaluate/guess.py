@@ -5,11 +5,12 @@ Left out on purpose: judging long free text. There only bits per token are measu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sapwood.evaluate.function_calls import calls_in, function_call
+from sapwood.errors import DataError
+from sapwood.evaluate.function_calls import expected_calls, function_call
 from sapwood.evaluate.scorers import Scorer, exact, last_number, number
 
 SHARE = 0.95
@@ -55,16 +56,10 @@ def pick_scorer(references: Sequence[Any]) -> Guess:
 
 
 def _is_call(reference: Any) -> bool:
-    if isinstance(reference, str):
-        return bool(calls_in(reference))
-    entries = reference if isinstance(reference, list) else [reference]
-    return bool(entries) and all(isinstance(entry, Mapping) and _call_shaped(entry) for entry in entries)
-
-
-def _call_shaped(entry: Mapping[str, Any]) -> bool:
-    if isinstance(entry.get("name"), str) or isinstance(entry.get("function"), Mapping):
-        return True
-    return len(entry) == 1 and isinstance(next(iter(entry.values())), Mapping)
+    try:
+        return bool(expected_calls(reference))
+    except DataError:
+        return False
 
 
 def _is_number(reference: Any) -> bool:

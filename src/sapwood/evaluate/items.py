@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import orjson
-
+from sapwood.chat import call_text
 from sapwood.errors import DataError
 from sapwood.records import Conversation, Item, Message
 
@@ -78,9 +77,7 @@ def answer_message(item: Item) -> Message:
 def answer_text(item: Item) -> str:
     """The reference turn as a model would write it: its text, or its calls as JSON."""
     answer = answer_message(item)
-    if not answer.tool_calls:
-        return answer.content
-    return orjson.dumps(_reference(answer), default=str).decode()
+    return call_text(answer.tool_calls) if answer.tool_calls else answer.content
 
 
 def asked_text(item: Item) -> str:
