@@ -74,21 +74,22 @@ def difference_plot(mean: float, low: float, high: float, *, unseen: float | Non
     """
     mean, low, high = 100 * mean, 100 * low, 100 * high
     band = 100 * unseen if unseen else 0.0
-    scale = scale_over([low, high, mean, 0.0, -band, band], count=6)
-    parts = [Markup('<svg class="difference" width="100%" height="92" role="img" aria-label="{}">').format(label)]
+    scale = scale_over([low, high, mean, -max(band, 1.0), max(band, 1.0)], count=6)  # a point either way at least: no zoom into rounding
+    parts = [Markup('<svg class="difference" width="100%" height="108" role="img" aria-label="{}">').format(label)]
     if band:
         x, width = scale.place(-band), scale.place(band) - scale.place(-band)
-        parts.append(Markup('<rect class="unseen" x="{}%" width="{}%" y="8" height="52"/>').format(_two(x), _two(width)))
+        parts.append(Markup('<rect class="unseen" x="{}%" width="{}%" y="24" height="52"/>').format(_two(x), _two(width)))
     digits = 0 if scale.ticks[1] - scale.ticks[0] >= 1 else 1
     for tick in scale.ticks:
         zero = abs(tick) < 1e-9
-        parts.append(_vertical(scale.place(tick), 8, 60, "zero" if zero else "grid"))
-        text = "no difference" if zero else signed(tick, digits)
-        parts.append(_text(scale.place(tick), 80, text, "tick strong" if zero else "tick"))
+        parts.append(_vertical(scale.place(tick), 24, 76, "zero" if zero else "grid"))
+        parts.append(_text(scale.place(tick), 96, signed(tick, digits), "tick strong" if zero else "tick"))
+        if zero:
+            parts.append(_text(scale.place(tick), 15, "no difference", "tick strong"))
     a, b, dot = scale.place(low), scale.place(high), scale.place(mean)
-    parts.append(Markup('<line class="span" x1="{}%" x2="{}%" y1="34" y2="34"/>').format(_two(a), _two(b)))
-    parts += [_vertical(a, 26, 42, "span"), _vertical(b, 26, 42, "span")]
-    parts.append(Markup('<circle class="dot" cx="{}%" cy="34" r="8"/></svg>').format(_two(dot)))
+    parts.append(Markup('<line class="span" x1="{}%" x2="{}%" y1="50" y2="50"/>').format(_two(a), _two(b)))
+    parts += [_vertical(a, 42, 58, "span"), _vertical(b, 42, 58, "span")]
+    parts.append(Markup('<circle class="dot" cx="{}%" cy="50" r="8"/></svg>').format(_two(dot)))
     return Markup("").join(parts)
 
 
@@ -103,7 +104,6 @@ def bar(rate: float, low: float | None, high: float | None, top: float) -> Marku
     parts.append(Markup('<rect x="0" y="3" width="{}%" height="16"/>').format(width))
     if low is not None and high is not None:
         a, b = scale.place(low), scale.place(high)
-        parts.append(Markup('<line class="halo" x1="{}%" x2="{}%" y1="11" y2="11"/>').format(_two(a), _two(b)))
         parts.append(Markup('<line class="whisker" x1="{}%" x2="{}%" y1="11" y2="11"/>').format(_two(a), _two(b)))
         parts += [_vertical(a, 7, 15, "whisker"), _vertical(b, 7, 15, "whisker")]
     return Markup("").join([*parts, Markup("</svg>")])
@@ -120,9 +120,10 @@ class Series:
     dots: bool = False
 
 
-def curve(series: Sequence[Series], *, height: int, label: str, x_name: str, from_zero: bool = False) -> Markup:
+def curve(series: Sequence[Series], *, height: int, label: str, x_name: str, over: Sequence[float] = (), from_zero: bool = False) -> Markup:
     """Lines over a common x, with the y axis on the left. Empty if no series has a finite point.
 
+    `over` are further x that the axis must hold, so that charts below each other line up.
     The plot is stretched to the space it has (strokes are not); labels are ordinary text laid over it.
     """
     shown = [thinned(one) for one in series if any(y is not None for y in one.ys)]
@@ -130,7 +131,7 @@ def curve(series: Sequence[Series], *, height: int, label: str, x_name: str, fro
         return Markup("")
     values = [y for one in shown for y in one.ys if y is not None] + ([0.0] if from_zero else [])
     y_scale = scale_over(values, count=4 if height > 100 else 2)
-    x_scale = scale_over([x for one in shown for x in one.xs], count=6, pad=False)
+    x_scale = scale_over([*over, *(x for one in shown for x in one.xs)], count=6, pad=False)
     parts = [Markup('<div class="curve" role="img" aria-label="{}" style="height:{}px">').format(label, height)]
     for tick in y_scale.ticks:
         parts.append(Markup('<span class="y" style="top:{}%">{}</span>').format(_two(100 - y_scale.place(tick)), plain(tick)))
@@ -157,6 +158,12 @@ def span_pair(before: Sequence[float], after: Sequence[float], scale: Scale) -> 
         parts.append(Markup('<line class="{}" x1="{}%" x2="{}%" y1="{}" y2="{}"/>').format(look, _two(a), _two(b), y, y))
         parts.append(Markup('<circle class="{}" cx="{}%" cy="{}" r="5"/>').format(look, _two(scale.place(mean)), y))
     return Markup("").join([*parts, Markup("</svg>")])
+
+
+def axis(scale: Scale) -> Markup:
+    """The numbers that belong under drawings on `scale`."""
+    parts = [_text(scale.place(tick), 13, plain(tick), "tick") for tick in scale.ticks]
+    return Markup('<svg class="axis-row" width="100%" height="18" aria-hidden="true">') + Markup("").join(parts) + Markup("</svg>")
 
 
 def smoothed(ys: Sequence[float | None], window: int) -> tuple[float | None, ...]:

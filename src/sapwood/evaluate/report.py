@@ -9,6 +9,7 @@ only ever makes text nodes. Left out on purpose: checkpoints, a server, comparin
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from importlib.resources import files as packaged
 from pathlib import Path
@@ -75,6 +76,7 @@ def render_page(files: RunFiles) -> str:
     )
 
 
+@functools.cache
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True,

@@ -85,12 +85,13 @@ def mapping(value: Any) -> Record:
 
 
 def text_of(value: Any) -> str:
-    """`value` as a person reads it: text as it is, nothing as nothing, anything else as JSON."""
+    """`value` as a person reads it: text as it is, nothing as nothing, anything else as JSON, on one line if it is short."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()
+    line = orjson.dumps(value, default=str).decode()
+    return line if len(line) <= 120 else orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()
 
 
 def flat(record: Record, prefix: str = "") -> list[tuple[str, str]]:

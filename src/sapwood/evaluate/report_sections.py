@@ -50,6 +50,15 @@ class SkillRow:
 
 
 @dataclass(frozen=True)
+class SkillView:
+    """Texts on one axis. `unreadable` names those without a before or an after."""
+
+    rows: list[SkillRow]
+    axis: Markup
+    unreadable: list[str]
+
+
+@dataclass(frozen=True)
 class Answered:
     """One answer to a sample question. `right` is None where nobody judged it."""
 
@@ -107,11 +116,12 @@ def training_view(metrics: list[Record]) -> TrainingView | None:
         Series("row tokens", "ink", steps, _measured(train, "row_tokens_per_second")),
         Series("distinct tokens", "accent", steps, _measured(train, "unique_tokens_per_second")),
     ]
+    span = (*steps, *_column(evals, "step"))
     return TrainingView(
         steps=len(train),
-        loss=charts.curve(lines, height=260, label="Loss per token over training steps", x_name="step"),
-        rate=charts.curve([rates], height=64, label="Learning rate over training steps", x_name="step", from_zero=True),
-        speed=charts.curve(speeds, height=120, label="Tokens per second over training steps", x_name="step", from_zero=True),
+        loss=charts.curve(lines, height=260, label="Loss per token over training steps", x_name="step", over=span),
+        rate=charts.curve([rates], height=64, label="Learning rate over training steps", x_name="step", over=span, from_zero=True),
+        speed=charts.curve(speeds, height=120, label="Tokens per second over training steps", x_name="step", over=span, from_zero=True),
         smoothing=window,
         facts=_training_facts(train, evals),
         table=_loss_table(train, evals),
@@ -119,14 +129,15 @@ def training_view(metrics: list[Record]) -> TrainingView | None:
     )
 
 
-def skill_view(bits: Record) -> list[SkillRow]:
-    """Rows of the general skill check. A text without before or after is left to the page's word on what is missing."""
+def skill_view(bits: Record) -> SkillView:
+    """Rows of the general skill check, in the order of verdict.json."""
     spans = {name: [_span(mapping(mapping(entry).get(side))) for side in ("before", "after")] for name, entry in bits.items()}
     whole = {name: (before, after) for name, (before, after) in spans.items() if before and after}
     if not whole:
-        return []
+        return SkillView([], Markup(""), list(spans))
     scale = charts.scale_over([value for pair in whole.values() for span in pair for value in span])
-    return [SkillRow(name, before, after, charts.span_pair(before, after, scale)) for name, (before, after) in whole.items()]
+    rows = [SkillRow(name, before, after, charts.span_pair(before, after, scale)) for name, (before, after) in whole.items()]
+    return SkillView(rows, charts.axis(scale), [name for name in spans if name not in whole])
 
 
 def samples_view(samples: list[Record]) -> SamplesView:

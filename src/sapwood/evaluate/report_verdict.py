@@ -106,7 +106,13 @@ def arms_view(files: RunFiles) -> ArmsView:
     ends = [number(mapping(arms[name]).get("high")) or rate for name, rate in known.items()]
     top = 1.0 if not ends or max(ends) > 0.6 else charts.scale_over([0.0, *ends, 0.05]).high
     names = sorted(known, key=lambda name: (-known[name], name != tuned))
-    rows = [_arm(name, known[name], mapping(arms[name]), name == tuned, top) for name in names]
+    widths = [
+        high - low
+        for name in names
+        if (high := number(mapping(arms[name]).get("high"))) and (low := number(mapping(arms[name]).get("low"))) is not None
+    ]
+    digits = 1 if widths and sorted(widths)[len(widths) // 2] < 0.04 else 0
+    rows = [_arm(name, known[name], mapping(arms[name]), name == tuned, digits, top) for name in names]
     return ArmsView(rows, [name for name in rates if name not in known], top)
 
 
@@ -145,7 +151,7 @@ def _difference(record: Record, tuned: str, other: str) -> Difference | None:
 COUNTED = (("wins", "got better"), ("losses", "got worse"), ("ties", "unchanged"))
 
 
-def _arm(name: str, rate: float, record: Record, tuned: bool, top: float) -> Arm:
+def _arm(name: str, rate: float, record: Record, tuned: bool, digits: int, top: float) -> Arm:
     low, high = number(record.get("low")), number(record.get("high"))
     if low is None or high is None:
         low = high = None
@@ -154,7 +160,6 @@ def _arm(name: str, rate: float, record: Record, tuned: bool, top: float) -> Arm
         f"{right:,.0f} of {asked:,.0f}" if right is not None and asked is not None else f"{asked:,.0f} items" if asked is not None else ""
     )
     count += f" · {unscored:,.0f} not scored" if unscored else ""
-    digits = 0 if low is None or high is None or high - low >= 0.04 else 1
     free = record.get("needs_model") is False or record.get("free") is True or name in FREE_ARMS
     return Arm(name, rate, low, high, count, tuned, free, digits, 100 * min(1.0, max(0.0, rate / top)), charts.bar(rate, low, high, top))
 
