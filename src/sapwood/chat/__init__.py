@@ -1,7 +1,9 @@
 """Messages ⇄ text ⇄ tokens: one `Chat` a model makes the prompts of training, evaluation, chat and serving."""
 
 from sapwood.chat.chat import Chat, Turn
+from sapwood.chat.colour import coloured
+from sapwood.chat.doctor import Finding, examine
 from sapwood.chat.tokens import StreamDecoder
 from sapwood.chat.tools import call_text, parse_call, tool_prompt
 
-__all__ = ["Chat", "StreamDecoder", "Turn", "call_text", "parse_call", "tool_prompt"]
+__all__ = ["Chat", "Finding", "StreamDecoder", "Turn", "call_text", "coloured", "examine", "parse_call", "tool_prompt"]
