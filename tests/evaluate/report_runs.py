@@ -74,7 +74,7 @@ def full_run(folder: Path, items: int = 12, arms: Iterable[str] = ARMS, text: st
     )
     run.append("ledger", *({"status": "trained", "file": "train.jsonl", "line": n} for n in range(1, 9)))
     run.append("ledger", {"status": "refused", "file": "train.jsonl", "line": 9, "reason": f"no answer {text}", "fix": text})
-    run.append("ledger", {"kind": "summary", "total": 9, "trained": 8, "held_out": 0, "refused": 1})
+    run.append("ledger", {"kind": "summary", "rows_in": 9, "trained": 8, "held_out": 0, "refused": 1})
     run.write_json("verdict", verdict(caveats=[text], scorer=text) if said is None else said)
     run.write_json("environment", {"python": "3.11", "note": text, "api_key": "sk-very-private"})
     (folder / "adapter").mkdir()

@@ -32,7 +32,7 @@ class Opened:
     """A report in a tab, and everything it asked for or complained about."""
 
     def __init__(self, browser: sync_api.Browser, folder: Path, width: int = 1280) -> None:
-        self.tab = browser.new_page(viewport={"width": width, "height": 900})
+        self.tab = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.tab.on("console", lambda message: self.complaints.append(message.text))
@@ -78,7 +78,7 @@ def test_search_and_status_filter_together(browser: sync_api.Browser, tmp_path: 
     page = Opened(browser, full_run(tmp_path / "sft-1", items=40, text="x"))
     found, search = page.tab.locator(".found"), page.tab.locator("input[type=search]")
     assert found.text_content() == "40 of 40 items"
-    page.tab.locator("input[value=worse]").check(force=True)
+    page.tab.locator("input[value=worse]").check()
     assert found.text_content() == "10 of 40 items"
     search.fill("TUNED SAYS 2 X")
     assert found.text_content() == "1 of 40 items"
@@ -111,7 +111,7 @@ def test_ten_thousand_items_keep_the_document_small(browser: sync_api.Browser, t
     page.tab.locator("input[type=search]").fill("says 9999 x")
     assert page.tab.locator(".found").text_content() == "1 of 10,000 items"
     page.tab.locator("input[type=search]").fill("")
-    page.tab.locator("input[value=better]").check(force=True)
+    page.tab.locator("input[value=better]").check()
     assert page.tab.locator(".found").text_content() == "2,500 of 10,000 items"
     assert 0 < page.rows() <= MOST_ROWS
     page.close()

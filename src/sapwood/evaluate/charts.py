@@ -70,7 +70,7 @@ def plain(value: float, digits: int | None = None) -> str:
 def difference_plot(mean: float, low: float, high: float, *, unseen: float | None, label: str) -> Markup:
     """A dot with its interval against zero, in points (0.31 is drawn at 31).
 
-    `unseen` shades the differences too small to be found with this many items; `label` says it all in words.
+    `unseen` shades the differences that a comparison of this size would usually miss; `label` says it all in words.
     """
     mean, low, high = 100 * mean, 100 * low, 100 * high
     band = 100 * unseen if unseen else 0.0

@@ -80,16 +80,18 @@ def shortened(text: str, where: str) -> str:
 
 
 def _changed(verdict: Record, answers: Mapping[str, Answers], tuned: str, other: str | None) -> tuple[list[str], list[str]]:
-    worse, better = verdict.get("worse"), verdict.get("better")
-    if isinstance(worse, list) and isinstance(better, list):
-        return [str(item) for item in worse], [str(item) for item in better]
+    """Items that got worse and better, the largest change first: the verdict's own lists, else every item whose score moved."""
     gains: dict[str, float] = {}
     for item, given in answers.items():
         mine, theirs = _value(given, tuned), _value(given, other)
         if mine is not None and theirs is not None:
             gains[item] = mine - theirs
-    ordered = sorted(gains, key=lambda item: gains[item])  # the largest loss first
-    return [item for item in ordered if gains[item] < 0], [item for item in reversed(ordered) if gains[item] > 0]
+    listed = [verdict.get("worse"), verdict.get("better")]
+    if all(isinstance(part, list) for part in listed):
+        worse, better = ([str(item) for item in part or []] for part in listed)
+    else:
+        worse, better = [item for item in gains if gains[item] < 0], [item for item in gains if gains[item] > 0]
+    return sorted(worse, key=lambda item: gains.get(item, 0.0)), sorted(better, key=lambda item: -gains.get(item, 0.0))
 
 
 def _value(given: Answers, arm: str | None) -> float | None:
@@ -107,14 +109,22 @@ def _question(record: Record, messages: dict[tuple[str, str], int]) -> Record:
     asked = record.get("messages")
     for message in asked if isinstance(asked, list) else []:
         if isinstance(message, dict):
-            text = shortened(text_of(message.get("content")), "items.jsonl")
+            text = shortened(_spoken(message), "items.jsonl")
             places.append(messages.setdefault((str(message.get("role", "")), text), len(messages)))
     tags = record.get("tags")
     return {
         "asked": places,
         "reference": shortened(text_of(record.get("reference")), "items.jsonl"),
+        "source": text_of(record.get("source")),
         "tags": [str(tag) for tag in tags] if isinstance(tags, Collection) and not isinstance(tags, str | dict) else [],
     }
+
+
+def _spoken(message: Record) -> str:
+    """What a turn says, and below it whatever else it holds: reasoning, calls, the call it answers."""
+    parts = [text_of(message.get("content"))] if message.get("content") else []
+    parts += [f"{key}: {text_of(value)}" for key, value in message.items() if key not in ("role", "content") and value]
+    return "\n".join(parts)
 
 
 def _answer(record: Record) -> Record:

@@ -46,6 +46,8 @@ class SkillRow:
     name: str
     before: tuple[float, float, float]
     after: tuple[float, float, float]
+    change: tuple[float, float, float] | None
+    """After minus before, paired, where it was measured."""
     plot: Markup
 
 
@@ -55,6 +57,8 @@ class SkillView:
 
     rows: list[SkillRow]
     axis: Markup
+    statements: list[str]
+    """What the measurement itself says about its meaning, each once."""
     unreadable: list[str]
 
 
@@ -134,10 +138,14 @@ def skill_view(bits: Record) -> SkillView:
     spans = {name: [_span(mapping(mapping(entry).get(side))) for side in ("before", "after")] for name, entry in bits.items()}
     whole = {name: (before, after) for name, (before, after) in spans.items() if before and after}
     if not whole:
-        return SkillView([], Markup(""), list(spans))
+        return SkillView([], Markup(""), [], list(spans))
     scale = charts.scale_over([value for pair in whole.values() for span in pair for value in span])
-    rows = [SkillRow(name, before, after, charts.span_pair(before, after, scale)) for name, (before, after) in whole.items()]
-    return SkillView(rows, charts.axis(scale), [name for name in spans if name not in whole])
+    rows = [
+        SkillRow(name, before, after, _span(mapping(mapping(bits[name]).get("change"))), charts.span_pair(before, after, scale))
+        for name, (before, after) in whole.items()
+    ]
+    statements = dict.fromkeys(text_of(mapping(bits[name]).get("statement")) for name in whole)
+    return SkillView(rows, charts.axis(scale), list(filter(None, statements)), [name for name in spans if name not in whole])
 
 
 def samples_view(samples: list[Record]) -> SamplesView:
@@ -166,7 +174,7 @@ def ledger_view(records: list[Record]) -> LedgerView | None:
     counts = {
         name: int(number(summary.get(name)) or counted[name]) if not rows else counted[name] for name in ("trained", "held_out", "refused")
     }
-    total = int(number(summary.get("total")) or len(rows))
+    total = int(number(summary.get("rows_in")) or len(rows))
     complaint = ""
     if sum(counts.values()) != total:
         complaint = f"The ledger does not add up: {total:,} rows in, {sum(counts.values()):,} accounted for.{DISTRUST}"
@@ -174,7 +182,7 @@ def ledger_view(records: list[Record]) -> LedgerView | None:
         complaint = f"The ledger's summary does not agree with its own rows.{DISTRUST}"
     refused = [(_place(row), text_of(row.get("reason")), text_of(row.get("fix"))) for row in rows if row.get("status") == "refused"]
     words = {"trained": "trained on", "held_out": "held out", "refused": "refused"}
-    known = {"schema", "kind", "total", *counts}
+    known = {"schema", "kind", "rows_in", *counts}
     return LedgerView(
         total=total,
         parts=[(name.replace("_", "-"), words[name], counts[name], 100 * counts[name] / max(1, total)) for name in counts],
@@ -245,4 +253,6 @@ def _span(record: Record) -> tuple[float, float, float] | None:
 
 
 def _place(row: Record) -> str:
-    return f"{text_of(row.get('file')) or 'unknown file'}:{text_of(row.get('line')) or '?'}"
+    if row.get("file") is None:
+        return "made in code"
+    return f"{text_of(row['file'])}:{text_of(row.get('line')) or '?'}"

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from sapwood.evaluate import charts
+from sapwood.evaluate.free import FREE_ARMS
 from sapwood.evaluate.report_files import Record, RunFiles, mapping, number, text_of
-
-FREE_ARMS = ("most common answer", "nearest training row")
-"""Arms that answer by looking things up; a record may also say so itself with `needs_model: false`."""
 
 WORDS = {"better": "Better", "worse": "Worse", "not shown": "Not shown"}
 
@@ -30,7 +28,7 @@ class Difference:
     digits: int
     """Decimals that the interval deserves, in points."""
     unseen: float | None
-    """The smallest difference this many items could have shown."""
+    """The minimum detectable difference: smaller true ones would usually be missed."""
     counts: list[tuple[str, int]]
     plot: Markup
     caption: str
@@ -140,7 +138,7 @@ def _difference(record: Record, tuned: str, other: str) -> Difference | None:
     over += f" in {clusters:,.0f} clusters" if clusters and clusters != items else ""
     caption = f"{_capital(tuned)} minus {other}, in points, with its {100 * level:.0f} % interval{over} of one training run."
     if unseen:
-        caption += f" Shaded: a difference smaller than {100 * unseen:.{digits}f} points could hardly have been seen with so few items."
+        caption += f" Shaded: true differences, up to {100 * unseen:.{digits}f} points, that a comparison of this size would usually miss."
     estimate, least, most = (charts.signed(100 * value, digits) for value in (mean, low, high))
     label = f"{estimate} points, {100 * level:.0f} % interval {least} to {most}"
     counts = [(word, int(count)) for key, word in COUNTED if (count := number(record.get(key))) is not None]
@@ -157,10 +155,14 @@ def _arm(name: str, rate: float, record: Record, tuned: bool, digits: int, top: 
         low = high = None
     right, asked, unscored = (number(record.get(key)) for key in ("right", "n", "unscored"))
     count = (
-        f"{right:,.0f} of {asked:,.0f}" if right is not None and asked is not None else f"{asked:,.0f} items" if asked is not None else ""
+        f"{charts.plain(right)} of {charts.plain(asked)}"
+        if right is not None and asked is not None
+        else f"{asked:,.0f} items"
+        if asked is not None
+        else ""
     )
     count += f" · {unscored:,.0f} not scored" if unscored else ""
-    free = record.get("needs_model") is False or record.get("free") is True or name in FREE_ARMS
+    free = name in FREE_ARMS
     return Arm(name, rate, low, high, count, tuned, free, digits, 100 * min(1.0, max(0.0, rate / top)), charts.bar(rate, low, high, top))
 
 

@@ -74,7 +74,7 @@
       parts.push(lazyDetails(`${others.length} other ${others.length === 1 ? "arm" : "arms"}`, () =>
         [make("div", "answers", ...others.map((arm) => answerBox(arm, item.answers[arm])))]));
     }
-    parts.push(make("p", "small", [`item ${item.id}`, ...item.tags].join(" · ")));
+    parts.push(make("p", "small", [`item ${item.id}`, item.source, ...item.tags].filter(Boolean).join(" · ")));
     return parts;
   }
 
