@@ -51,7 +51,7 @@ class Asset:
     root: str
     files: tuple[str, ...]
     licence: str
-    """SPDX name, as the package declares it."""
+    """SPDX name, as the package or the model's publisher declares it."""
     disk: int
     """Bytes that getting it needs at its peak: downloaded, unpacked and converted, all at once."""
     summary: str

@@ -63,13 +63,14 @@ def pull_asset(asset: Asset, *, report: Report | None = None) -> Path:
 def _is_ready(target: Path, asset: Asset) -> bool:
     """Whether the folder is of these wheels and this converter, and none of its files is missing or cut."""
     try:
-        record = json.loads((target / RECORD).read_bytes())
-        return (
-            record["converter"] >= CONVERTER
-            and [wheel["sha256"] for wheel in record["wheels"]] == [wheel.sha256 for wheel in asset.wheels]
-            and all((target / name).stat().st_size == size for name, size in record["files"].items())
-        )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        with storage(target, "read"):
+            record = json.loads((target / RECORD).read_bytes())
+            return (
+                record["converter"] >= CONVERTER
+                and [wheel["sha256"] for wheel in record["wheels"]] == [wheel.sha256 for wheel in asset.wheels]
+                and all((target / name).stat().st_size == size for name, size in record["files"].items())
+            )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 

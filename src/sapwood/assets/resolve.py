@@ -18,6 +18,8 @@ from sapwood.errors import AssetError, storage
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_NOT_FROM_HUB = ["consolidated*.safetensors", "*/*.safetensors"]  # the same weights again, in the layouts of other programs
+_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -47,9 +49,7 @@ def resolve_data(name_or_path: str | Path, *, report: Report | None = None) -> P
         return path
     if name in CATALOGUE:
         return pull(find(name, "data").name, report=report)
-    if _looks_like_path(name_or_path) or path.suffix in (".json", ".jsonl", ".csv", ".parquet"):
-        raise AssetError(f"There is no file or folder {path.absolute()}. Name one that exists, or a data set by name.")
-    if _is_hub_id(name_or_path):
+    if _is_hub_id(name_or_path) and path.suffix not in _DATA_SUFFIXES:
         if importlib.util.find_spec("datasets") is None:
             missing = "Sapwood reads hub data sets through the extra `hub`, which is not installed: run `pip install 'sapwood[hub]'`. "
         else:
@@ -58,11 +58,14 @@ def resolve_data(name_or_path: str | Path, *, report: Report | None = None) -> P
             f"There is no file or folder {name!r}; it reads like a data set of the hub. {missing}Save it as JSON Lines and name the file: "
             f"python -c \"import datasets; datasets.load_dataset('{name}', split='train').to_json('train.jsonl')\""
         )
+    if _looks_like_path(name_or_path) or path.suffix in _DATA_SUFFIXES:
+        raise AssetError(f"There is no file or folder {path.absolute()}. Name one that exists, or a data set by name.")
     return pull(find(name, "data").name, report=report)  # raises, naming the nearest
 
 
 def _is_hub_id(name: str | Path) -> bool:
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not name.startswith(".")
+    """Whether it can only be meant for the hub: a misspelt path below a folder that is here must not go out over the network."""
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not name.startswith(".") and not Path(name).parent.exists()
 
 
 def _looks_like_path(name: str | Path) -> bool:
@@ -85,7 +88,7 @@ def _checked_model(folder: Path) -> Path:
             )
         else:
             missing = [what for what, there in _wanted(folder) if not there]
-            found = f"no {' and no '.join(missing)}. Name a folder that was saved by transformers or by `sapwood`"
+            found = f"no {' and no '.join(missing)}; name a folder in transformers' layout, with weights as safetensors"
         raise AssetError(f"{folder} holds {found}.")
 
 
@@ -99,7 +102,7 @@ def _from_hub(name: str) -> Path:
 
     try:
         with storage(name, "download"):
-            return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB))
     except RepositoryNotFoundError as error:
         raise AssetError(
             f"The hub has no model {name!r}, or it is private. Check the spelling; for a private or gated one, run `hf auth login` first."
