@@ -238,6 +238,8 @@ def test_what_is_read_and_not_used_is_counted(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ rows that are refused
 
+DEEP = '{"x":' + "[" * 300 + "]" * 300 + "}"
+
 
 @pytest.mark.parametrize(
     ("row", "said"),
@@ -283,6 +285,11 @@ def test_what_is_read_and_not_used_is_counted(tmp_path: Path) -> None:
         (chat(("user", "q"), ("assistant", "a"), tools={"name": "f"}), "broken tools: `tools` is an object"),
         (chat(("user", "q"), ("assistant", "a"), tools=[{"type": "function"}]), "broken tools: tool 1 names no function"),
         (chat(("user", "q"), ("assistant", "a"), template_arguments=3), "broken template arguments"),
+        (chat(("user", "q"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": DEEP}]}), "nested too deep"),
+        (
+            chat(("user", "q"), ("assistant", "a"), template_arguments={"x": 1}, chat_template_kwargs={"x": 2}),
+            "both `chat_template_kwargs`",
+        ),
         ([1, 2], "not an object: the row is a list"),
         ("text", "not an object: the row is text"),
         (chat(("user", "q"), ("assistant", "a"), x=json.loads("[" * 250 + "]" * 250)), "nested too deep"),
@@ -297,6 +304,12 @@ def test_alpaca_rows_refused(tmp_path: Path) -> None:
     bad = [{**good, "output": ""}, {**good, "output": 3}, {**good, "history": ["x"]}, {**good, "system": 3}]
     kinds = [refusal.kind for refusal in read([write(tmp_path, good, *bad)]).refused]
     assert kinds == ["empty completion", "content is not text", "broken history", "content is not text"]
+
+
+def test_two_system_messages_are_one_too_many(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "x"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    (refusal,) = read([write(tmp_path, {"conversations": turns, "system": "y"})]).refused
+    assert refusal.reason == "two system messages: one in `system`, one in the first turn"
 
 
 def test_broken_lines_name_the_place(tmp_path: Path) -> None:

@@ -87,6 +87,22 @@ def test_the_order_of_the_rows_does_not_matter(rows: list[tuple[int, int]], shuf
     assert sorted(order[i] for i in again) == held
 
 
+def test_the_order_does_not_matter_within_clusters_of_many_prompts() -> None:
+    conversations = [chat(f"question {i}", doc=i // 5) for i in range(60)]
+    _, held = split(conversations, held_out=20, seed=1, cluster="doc")
+    for trial in range(5):
+        order = list(range(60))
+        random.Random(trial).shuffle(order)
+        _, again = split([conversations[i] for i in order], held_out=20, seed=1, cluster="doc")
+        assert sorted(order[i] for i in again) == held
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(4, 4), (5, 4), (6, 4), (7, 8), (8, 8), (1, 4), (39, 36)])
+def test_clusters_of_four_are_held_out_to_the_nearest(wanted: int, found: int) -> None:
+    conversations = [chat(f"question {i}", doc=i // 4) for i in range(40)]
+    assert len(split(conversations, held_out=wanted, seed=0, cluster="doc")[1]) == found
+
+
 def test_sizes_and_seeds() -> None:
     conversations = many(1000)
     train, held = split(conversations, held_out=0.1, seed=0)

@@ -85,13 +85,13 @@ def _message(raw: Any, turn: int, default_weight: float, notes: Notes) -> Messag
     if not isinstance(raw, dict):
         raise Refused(f"message is not an object: turn {turn} is {kind_of(raw)}", 'write {"role": "user", "content": "…"}')
     spelt = raw.get("role") or raw.get("from")
-    role = _role(spelt, turn)
-    is_call = spelt not in ROLES and str(spelt).strip().lower() in _CALL_ROLES
     content = raw.get("content")
     if content is None:
         content = raw.get("value")
-    if len(raw) == 2 and type(content) is str and not is_call and not raw.keys() - _KNOWN_KEYS:
-        return Message(role, content, weight=default_weight if role == "assistant" else 1.0)  # the common case, quickly
+    role = _role(spelt, turn)
+    is_call = spelt not in ROLES and str(spelt).strip().lower() in _CALL_ROLES
+    if len(raw) == 2 and type(content) is str and not is_call:  # the common case: nothing else can be in it
+        return Message(role, content, weight=default_weight if role == "assistant" else 1.0)
     for key in raw.keys() - _KNOWN_KEYS:
         if raw[key] is not None:
             notes[f"message key `{key}` is not used.{did_you_mean(key, sorted(_KNOWN_KEYS))}"] += 1
