@@ -8,7 +8,7 @@ from typing import Any
 
 from sapwood.run import open_run
 
-HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'><!-- & \"quoted\" {{ 7*7 }}"
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'><!-- & \"quoted\" {{ 7*7 }} " + "W" * 300
 ARMS = {"tuned": 0.5, "plain prompt": 0.0, "few-shot 4": 0.25, "most common answer": 0.0}
 
 
