@@ -62,6 +62,9 @@ def test_hostile_text_stays_text_and_fits_the_screen(browser: sync_api.Browser, 
     assert page.tab.locator("script").count() == 2
     assert HOSTILE in (page.tab.locator("#worse .answer.tuned .text").first.text_content() or "")
     assert page.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    heights = page.tab.locator(".curve span").evaluate_all("spans => spans.map(span => span.getClientRects()[0].height)")
+    assert heights
+    assert max(heights) < 30, "a chart's label broke into lines"
     page.close()
 
 
