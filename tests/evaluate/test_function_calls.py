@@ -87,6 +87,8 @@ def test_forms_of_references_and_answers() -> None:
         assert judge(call(x=1), text).value == 1, text
     assert judge({"find": {"name": ["Ann"]}}, call("find", name="ann")).value == 1, "an argument may be called name"
     assert judge(call(x=1), call(x=1, y=1)).value == 0
+    for arguments in ({"k": "V", "more": 1}, {}):
+        assert judge(reference, call(x=[1, arguments])).value == 0, "objects inside have no more and no fewer keys"
     assert judge([], "There is nothing to call.").value == 1
     assert judge([], call(x=1)).value == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sapwood.errors import DataError, TemplateError
@@ -169,6 +170,23 @@ def test_nearest_row_finds_the_rare_word_and_falls_back() -> None:
     assert [answer(item) for item in train] == ["tea", "coffee", "the", "tea"], "a training row is nearest to itself"
 
 
+def test_nearest_row_equals_dense_tf_idf() -> None:
+    rng = np.random.default_rng(0)
+    words = np.array(list("abcdefghijkl"))
+    texts = [" ".join(rng.choice(words, size=rng.integers(1, 9), p=rng.dirichlet(np.ones(12)))) for _ in range(60)]
+    train = items_from(row(text, f"answer {n}", system=None) for n, text in enumerate(texts[:40]))
+    ask = items_from(row(text, "?", system=None) for text in texts[40:])
+    counts_BV = np.array([[item.conversation.messages[0].content.split().count(word) for word in words] for item in [*train, *ask]])
+    rows_V = (counts_BV[:40] > 0).sum(axis=0)
+    rarity_V = np.where(rows_V > 0, np.log(41 / (1 + rows_V)) + 1, 0)
+    vectors_BV = np.where(counts_BV > 0, 1 + np.log(np.maximum(counts_BV, 1)), 0) * rarity_V
+    vectors_BV /= np.maximum(np.linalg.norm(vectors_BV, axis=1, keepdims=True), 1e-12)
+    likeness = vectors_BV[40:] @ vectors_BV[:40].T
+    answer = nearest_row(train)
+    for n, item in enumerate(ask):
+        assert likeness[n, int(answer(item).split()[1])] == pytest.approx(likeness[n].max(), abs=1e-12)
+
+
 def test_few_shot_examples_stand_behind_the_system_message() -> None:
     ask = items_from([row("q", "a")])[0].conversation.messages
     same, other = items_from([row("q1", "a1"), row("q2", "a2", system="Tools: f")])
@@ -195,6 +213,26 @@ def test_the_number_of_examples_is_chosen_on_training_items_alone() -> None:
     assert choose_shots(sampler, render, train, exact(), dev=10, seed=2).shots != few.shots
     prompt = few.around(render)(items_from([row("new", "?")])[0].conversation)
     assert len(prompt.messages) == 2 + 2 * 4
+
+
+def test_examples_show_different_answers_and_share_nothing_with_dev_items() -> None:
+    train = items_from(row(f"word {k}", "rare" if k < 3 else "common", cluster=f"c{k // 3}") for k in range(60))
+    for seed in range(5):
+        sampler = Scripted(lambda messages: "common")
+        few = choose_shots(sampler, render, train, exact(), sizes=(2, 6), dev=60, seed=seed)
+        assert {item.reference for item in few.shots[:2]} == {"rare", "common"}, "different answers first"
+        largest = max((messages[1:-1] for messages in sampler.asked), key=len)
+        groups = {int(message.content.split()[1]) // 3 for message in largest if message.role == "user"}
+        asked = {int(messages[-1].content.split()[1]) // 3 for messages in sampler.asked}
+        assert not groups & asked, "no dev item comes from an example's cluster"
+
+
+def test_examples_are_never_asked_where_items_stand_alone() -> None:
+    sampler = Scripted(lambda messages: "0")
+    choose_shots(sampler, render, items(20), exact(), sizes=(4,), dev=20)
+    shown = {message.content for messages in sampler.asked for message in messages[1:-1] if message.role == "user"}
+    asked = {messages[-1].content for messages in sampler.asked}
+    assert (len(shown), len(asked), shown & asked) == (4, 16, set())
 
 
 def test_few_training_items_and_failures_while_choosing() -> None:
