@@ -362,8 +362,11 @@ def test_no_clear_format_says_what_was_found(tmp_path: Path) -> None:
             read([write(tmp_path, row)])
         assert hint in str(caught.value)
     few = [*[chat(("user", "q"), ("assistant", "a"))] * 9, {"text": "x"}]  # 90 % is no clear majority
-    with pytest.raises(DataError, match="1 of 10 rows have the columns of no known format"):
+    with pytest.raises(
+        DataError, match=r"1 of 10 rows have the columns of no known format.*pass --format messages to have these rows refused"
+    ):
         read([write(tmp_path, *few)])
+    assert len(read([write(tmp_path, *few)], format="messages").refused) == 1
 
 
 def test_rows_that_fit_two_formats_take_the_first_and_say_so(tmp_path: Path) -> None:

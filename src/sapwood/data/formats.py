@@ -87,7 +87,7 @@ class Tally:
             self.counts[found] += 1
             self.firsts.setdefault(found, source)
         if not formats and self.first_without is None:
-            self.first_without = (source, sorted(row))
+            self.first_without = (source, list(row))
 
     def decide(self) -> Format:
         """The one format of the file. Raises `DataError` where the rows have two, or none clearly."""
@@ -103,7 +103,8 @@ class Tally:
                 f"{self.file}: {without} of {self.rows} rows have the columns of no known format; the first is {source}, with "
                 f"{', '.join(names[:12]) or 'no columns'}.{_hint(names)} Known: "
                 + "; ".join(f"{f} ({', '.join(REQUIRED[f])})" for f in FORMATS)
-                + ". Name the columns with --columns, or name the format with --format to have the other rows refused one by one."
+                + ". Name the file's own columns with --columns"
+                + (f", or pass --format {best} to have these rows refused one by one." if self.counts[best] else ".")
             )
         return best
 

@@ -28,6 +28,8 @@ MAX_ARRAY_BYTES = 2**30
 
 _ROWS = (".jsonl", ".ndjson", ".json")
 _CHUNK = 2**20
+_HEAD = 8192
+"""Bytes at the beginning of a file that must look like text."""
 _MAGIC = {
     b"\x1f\x8b": ("gzip-compressed", "Unpack it first (`gunzip -k {file}`)."),
     b"BZh": ("bzip2-compressed", "Unpack it first (`bunzip2 -k {file}`)."),
@@ -60,8 +62,8 @@ def parsed_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Pa
     Raises `DataError` or `StorageError` if the file as a whole cannot be read as rows.
     """
     try:
-        with path.open("rb") as file:
-            head = file.peek(8192)
+        with io.BufferedReader(io.FileIO(path), _CHUNK) as file:
+            head = file.peek(_HEAD)[:_HEAD]
             _refuse_foreign(path, head)
             if path.suffix.lower() == ".json" and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
                 yield from _array(path, file)
