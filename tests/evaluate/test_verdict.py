@@ -59,6 +59,7 @@ def test_worse_and_equal_others() -> None:
     assert verdict.decision == "worse"
     assert verdict.best_other == "b", "of equals the first"
     assert verdict.line.startswith("−50.0 points [−")
+    assert "] against the best other arm (b); 30 of 60 items got worse" in verdict.line
     assert len(verdict.worse) == 30
 
 

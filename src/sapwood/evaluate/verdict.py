@@ -200,7 +200,8 @@ def _decision(difference: Difference, reason: str) -> Decision:
 
 def _line(decision: Decision, reason: str, difference: Difference, best: str) -> str:
     low, high = _points(difference.interval.low, ""), _points(difference.interval.high, "")
-    words = f"{_points(difference.mean)} points [{low}, {high}] over the best other arm ({best})"
+    over = "over" if difference.mean >= 0 else "against"
+    words = f"{_points(difference.mean)} points [{low}, {high}] {over} the best other arm ({best})"
     if reason:
         words += f": nothing is shown, because {reason}"
     elif decision == "not shown":

@@ -91,7 +91,8 @@ def mean_interval(scores: ArrayLike, clusters: Sequence[Hashable] | None = None,
     effective = min(float(count), mean * (1 - mean) / error**2) if error > 0 else float(number)
     effective = max(1.0, effective)  # less than one item's worth says nothing more than one item
     base = rate_interval(min(mean * effective, effective), effective, level)
-    return Interval(base.low, base.high, level, f"{base.method} at {effective:.0f} effective items")
+    method = base.method if effective == count else f"{base.method} at {effective:.0f} effective items"
+    return Interval(base.low, base.high, level, method)
 
 
 def ratio_interval(sums: ArrayLike, counts: ArrayLike, level: float = 0.95) -> tuple[float, Interval]:
