@@ -146,7 +146,7 @@ def test_a_gigabyte_without_a_line_end_costs_little_memory_and_time(tmp_path: Pa
     assert len(refused) == 1
     assert refused[0].startswith(f"{path}:2: line too long: {2**30 + 12:,} bytes, at most 67,108,864 are read")
     assert grown_kib < 200 * 1024, f"memory grew by {grown_kib // 1024} MiB"
-    assert seconds < 5, f"{seconds:.1f} s of processor time, start included"
+    assert seconds < 10, f"{seconds:.1f} s of processor time, start included"
 
 
 def test_the_limit_of_a_line_is_exact(tmp_path: Path) -> None:

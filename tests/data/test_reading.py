@@ -230,10 +230,13 @@ def test_renamed_columns(tmp_path: Path) -> None:
 
 def test_what_is_read_and_not_used_is_counted(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "q", "weight": 1, "reasoning_contnet": "x"}, ("assistant", "a"), ("user", "and?")]
-    notes = "\n".join(read([write(tmp_path, chat(*turns))]).lines_for_people())
+    calling = chat(("user", "q"), {"role": "assistant", "tool_calls": [{"name": "f"}, {"name": "g"}]}, tools=[{"name": "f"}])
+    path = write(tmp_path, chat(*turns), calling, calling)
+    notes = "\n".join(read([path]).lines_for_people())
+    assert f"2 × a tool call names a function that the row's tools do not offer (first: {path}:2)" in notes
     assert "1 × message key `reasoning_contnet` is not used. Did you mean 'reasoning_content'" in notes
     assert "1 × a weight above 0 outside an assistant turn is not used" in notes
-    assert "1 × the turns behind the last assistant turn train nothing" in notes
+    assert f"1 × the turns behind the last assistant turn train nothing (first: {path}:1)" in notes
 
 
 # ------------------------------------------------------------------ rows that are refused

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from sapwood.config import did_you_mean
-from sapwood.data.messages import Notes, check_turns, read_messages, read_template_arguments, read_tools
+from sapwood.data.messages import Notes, check_turns, note_unoffered, read_messages, read_template_arguments, read_tools
 from sapwood.data.refusal import Refused, kind_of
 from sapwood.errors import DataError
 from sapwood.records import Conversation, Message, Source
@@ -162,9 +162,12 @@ def to_conversation(row: Mapping[str, Any], form: Format, columns: Columns, sour
     if len(arguments) > 1:
         raise Refused("broken template arguments: both `chat_template_kwargs` and `template_arguments` are given", "keep one of the two")
     used = set(names.values())
+    tools = read_tools(row.get(names["tools"]))
+    if tools:
+        note_unoffered(messages, tools, notes)
     return Conversation(
         messages=tuple(messages),
-        tools=read_tools(row.get(names["tools"])),
+        tools=tools,
         template_arguments=read_template_arguments(row[names[arguments[0]]], arguments[0]) if arguments else {},
         meta={key: value for key, value in row.items() if key not in used},
         source=source,

@@ -273,6 +273,14 @@ def _tool(raw: Any, number: int) -> Mapping[str, Any]:
     return raw if "function" in raw else {"type": "function", "function": raw}
 
 
+def note_unoffered(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], notes: Notes) -> None:
+    """Note calls of functions that the row's own tools do not offer: allowed, but rarely meant."""
+    offered = {tool["function"]["name"] for tool in tools}
+    for call in (call for message in messages for call in message.tool_calls):
+        if call.name not in offered:
+            notes["a tool call names a function that the row's tools do not offer"] += 1
+
+
 def read_template_arguments(raw: Any, field: str) -> Mapping[str, Any]:
     """A row's own arguments for the chat template: an object, or its JSON text."""
     if isinstance(raw, str):

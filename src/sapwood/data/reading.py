@@ -7,7 +7,7 @@ in silence. Left out on purpose: streaming (the conversations are held in memory
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sapwood.data.lines import MAX_LINE_BYTES, Parsed, parsed_rows
 from sapwood.data.messages import Notes
 from sapwood.data.refusal import Refusal, Refused
 from sapwood.errors import DataError
-from sapwood.records import Conversation
+from sapwood.records import Conversation, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,9 @@ class Reading:
     guess: str
     """One sentence a file: what was taken to be its format, and how many rows agree."""
     notes: Mapping[str, int] = field(default_factory=dict)
-    """What was read and has no use, with the number of times."""
+    """What was read and has no use, or looks wrong, with the number of times."""
+    note_places: Mapping[str, Source] = field(default_factory=dict)
+    """The first row of each note."""
 
     @property
     def format(self) -> str:
@@ -43,7 +45,10 @@ class Reading:
 
     def lines_for_people(self) -> list[str]:
         """The guess and the notes, one line each."""
-        return [*self.guess.split("\n"), *(f"{count} × {note}" for note, count in sorted(self.notes.items()))]
+        return [
+            *self.guess.split("\n"),
+            *(f"{count} × {note} (first: {self.note_places[note]})" for note, count in sorted(self.notes.items())),
+        ]
 
 
 def read(
@@ -69,27 +74,28 @@ def read(
     refused: list[Refusal] = []
     formats: dict[str, Format] = {}
     sentences: list[str] = []
-    notes = Notes()
+    notes, places = Notes(), dict[str, Source]()
     for path in paths:
         rows = list(parsed_rows(path, max_line_bytes))
         tally = _tally(path, rows, renamed)
         formats[str(path)] = format or tally.decide()
         sentences.append(tally.sentence(formats[str(path)], given=format is not None))
-        _convert(rows, formats[str(path)], renamed, notes, conversations, refused)
-    return Reading(conversations, refused, len(conversations) + len(refused), formats, "\n".join(sentences), dict(notes))
+        for source, value in rows:
+            taken = value if isinstance(value, Refusal) else _convert(value, formats[str(path)], renamed, source, notes)
+            if isinstance(taken, Refusal):
+                refused.append(taken)
+            else:
+                conversations.append(taken)
+            if len(notes) > len(places):
+                places.update(dict.fromkeys(notes.keys() - places.keys(), source))
+    return Reading(conversations, refused, len(conversations) + len(refused), formats, "\n".join(sentences), dict(notes), places)
 
 
-def _convert(
-    rows: Iterable[Parsed], form: Format, columns: Columns, notes: Notes, conversations: list[Conversation], refused: list[Refusal]
-) -> None:
-    for source, value in rows:
-        if isinstance(value, Refusal):
-            refused.append(value)
-            continue
-        try:
-            conversations.append(to_conversation(value, form, columns, source, notes))
-        except Refused as why:
-            refused.append(Refusal(source, why.reason, why.fix))
+def _convert(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes) -> Conversation | Refusal:
+    try:
+        return to_conversation(row, form, columns, source, notes)
+    except Refused as why:
+        return Refusal(source, why.reason, why.fix)
 
 
 def _distinct(paths: list[Path]) -> list[Path]:
