@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chat_folders import CHATML, EMPTY_THOUGHT, ENDLESS, NO_SYSTEM, PREFILLED, TOOLFUL, load, metaspace, write_folder
 from rich.console import Console
 
 from sapwood.chat import Chat, coloured, examine
 from sapwood.chat.colour import TRAINED
-from sapwood.records import Conversation, Message
+from sapwood.records import Conversation, Example, Message, Row
 
 ROW = Conversation((Message("user", "a\x1b[31m tree"), Message("assistant", "  世🌱\nsap <|im_end|>")))
 
@@ -102,3 +103,13 @@ def test_green_stands_on_trained_text_only(tmp_path: Path) -> None:
     text = coloured(chat.example(ROW), chat)
     green = "".join(text.plain[span.start : span.end] for span in text.spans if str(span.style).startswith(TRAINED))
     assert green == "  世🌱⏎\nsap <|im_end|><|im_end|>"
+
+
+def test_a_letter_cut_between_prompt_and_completion_is_never_shown_as_trained(tmp_path: Path) -> None:
+    chat = load(tmp_path, "chatml")
+    ids = np.array(chat.tokens.encode("世<|im_end|>"), dtype=np.int64)
+    assert len(ids) == 4
+    row = Row(ids[:1], ids[1:], np.ones(3, np.float32))
+    shown = coloured(Example((row,)), chat, colour=False).plain.partition("\n")[2]
+    assert "世" not in shown
+    assert shown.startswith("\ufffd[")

@@ -121,6 +121,36 @@ def test_a_stop_token_that_files_name_wins_over_an_earlier_control_token(tmp_pat
     assert trained(model, ASK, Message("assistant", "below"))[0][1] == "below<|im_end|><|eos|>"
 
 
+def test_a_next_turns_header_behind_the_end_is_no_stop_token(tmp_path: Path) -> None:
+    always = "{% for m in messages %}<|head|>{{ m.role }}<|/head|>{{ m.content }}<|eot|>{% endfor %}<|head|>assistant<|/head|>"
+    model = chat(tmp_path, always, "<|eos|>")
+    assert model.turn_end == model.tokens.id_of("<|eot|>")
+    assert trained(model, ASK, Message("assistant", "below"))[0][1] == "below<|eot|>"
+
+
+@pytest.mark.parametrize("config", [{"eos_token_id": [3, 4]}, {"text_config": {"eos_token_id": [3, 4]}}], ids=["flat", "nested"])
+def test_stop_tokens_of_config_json_count(tmp_path: Path, config: dict[str, object]) -> None:
+    model = Chat.load(write_folder(tmp_path, CHATML, config=config))
+    assert model.stop_ids == {3, 4, model.turn_end}
+
+
+@pytest.mark.parametrize(
+    ("config", "limit", "expected"),
+    [({}, 10**30, 2048), ({"max_position_embeddings": None}, 10**30, None), ({"max_position_embeddings": None}, 512, 512)],
+)
+def test_a_context_length_that_nobody_set_is_unknown(tmp_path: Path, config: dict[str, object], limit: int, expected: int | None) -> None:
+    write_folder(tmp_path, CHATML, config=config)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": limit}))
+    assert Chat.load(tmp_path).context_length == expected
+
+
+def test_reasoning_is_given_under_both_names_that_templates_read(tmp_path: Path) -> None:
+    template = CHATML.replace("{{ m.content }}", "{% if m.thinking %}[{{ m.thinking }}] {% endif %}{{ m.content }}")
+    ((_, text),) = trained(chat(tmp_path, template), ASK, Message("assistant", "below", reasoning="it is young"))
+    assert text == "[it is young] below<|im_end|>"
+
+
 def test_what_stands_behind_the_stop_token_is_the_next_prompts(tmp_path: Path) -> None:
     first, second = trained(chat(tmp_path, CHATML), ASK, Message("assistant", "a"), Message("user", "b"), Message("assistant", "c"))
     assert second[0] == first[0] + first[1] + "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
@@ -199,6 +229,9 @@ def test_named_templates_and_the_one_for_tools(tmp_path: Path) -> None:
     model = Chat.load(tmp_path)
     assert "find_tree" in model.prompt([ASK], [TOOL]).text
     assert model.template == CHATML
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(TemplateError, match="ignores `tools`"):  # as in transformers, the file replaces all of the setting
+        Chat.load(tmp_path).prompt([ASK], [TOOL])
 
 
 @pytest.mark.parametrize(
@@ -212,7 +245,7 @@ def test_named_templates_and_the_one_for_tools(tmp_path: Path) -> None:
     ],
 )
 def test_a_template_cannot_leave_its_sandbox(tmp_path: Path, attack: str) -> None:
-    with pytest.raises(TemplateError):
+    with pytest.raises(TemplateError, match="refused the conversation"):
         chat(tmp_path, attack).prompt([ASK])
 
 
