@@ -1,0 +1,135 @@
+"""Before step 1: everything that could end a run after hours, tried in its first minute.
+
+The worst-case step forward and backward, an evaluation step, a save of the real thing and a reload that gives the same
+log-probabilities. Where the budget of a micro-batch is not given, it is chosen here by measurement. Nothing of it is
+left behind: parameters, gradients and files are as before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import safetensors.torch
+import torch
+
+from sapwood.errors import TrainingError
+from sapwood.forest import unique_tokens
+from sapwood.model import LanguageModel, save_adapter
+from sapwood.records import Example
+from sapwood.train.optimizer import Optimizer
+from sapwood.train.step import accumulate, evaluate
+
+BUDGETS = (1024, 2048, 4096)
+"""Unique tokens a micro-batch that are tried: larger ones fill the matrix products better, smaller ones the caches."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was found."""
+
+    budget: int
+    """Unique tokens a micro-batch, as chosen."""
+    worst_tokens: int
+    """Unique tokens of the largest example."""
+    worst_seconds: float
+    peak_bytes: int
+    """Memory of the process after the worst-case step."""
+
+
+def rehearse(
+    model: LanguageModel, optimizer: Optimizer, examples: Sequence[Example], held_out: Sequence[Example], run: Path, budget: int | None
+) -> Rehearsal:
+    """Try everything once. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later."""
+    by_size = sorted(examples, key=lambda example: example.length, reverse=True)
+    worst = by_size[0]
+    worst_tokens = unique_tokens(worst)
+    _pass(model, [worst], worst_tokens)
+    optimizer.clear()
+    if budget is None:
+        budget = _fastest(model, optimizer, by_size)
+    full = _filled(by_size, max(budget, worst_tokens))
+    seconds = _pass(model, full, budget)
+    optimizer.clear()
+    if held_out:
+        evaluate(model, [max(held_out, key=lambda example: example.length)], budget)
+    _save_and_reload(model, worst, run, budget)
+    return Rehearsal(budget, worst_tokens, seconds, psutil.Process().memory_info().rss)
+
+
+def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example]) -> int:
+    """The budget with the least time a unique token, among those whose memory the machine can be expected to have."""
+    speeds: dict[int, float] = {}
+    process = psutil.Process()
+    for budget in BUDGETS:
+        chosen = _filled(by_size, budget)
+        before = process.memory_info().rss
+        free = psutil.virtual_memory().available
+        seconds = _pass(model, chosen, budget)
+        optimizer.clear()
+        grown = max(0, process.memory_info().rss - before)
+        speeds[budget] = sum(unique_tokens(example) for example in chosen) / seconds
+        if len(chosen) == len(by_size) or 3 * grown > free:
+            break  # a larger budget would hold no more, or would not fit
+    return max(speeds, key=lambda key: speeds[key])
+
+
+def _filled(by_size: list[Example], budget: int) -> list[Example]:
+    """The largest examples that together fill one micro-batch."""
+    chosen, total = [by_size[0]], unique_tokens(by_size[0])
+    for example in by_size[1:]:
+        total += unique_tokens(example)
+        if total > budget:
+            break
+        chosen.append(example)
+    return chosen
+
+
+def _pass(model: LanguageModel, examples: list[Example], budget: int) -> float:
+    begin = time.perf_counter()
+    try:
+        accumulate(model, examples, budget)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise TrainingError(
+            f"The worst-case step ({sum(e.length for e in examples)} tokens, {examples[0].where}) does not fit into memory. "
+            "Lower `budget`, leave out the longest rows, or choose a smaller model."
+        ) from error
+    return time.perf_counter() - begin
+
+
+def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: int) -> None:
+    """Save the adapter with weights that matter, read it back, and compare what the model computes."""
+    if not hasattr(model.module, "peft_config"):
+        return
+    folder = run / ".rehearsal"
+    parameters = {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for parameter in parameters.values():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter))
+        before = evaluate(model, [example], budget).loss
+        save_adapter(model, folder)
+        with torch.no_grad():
+            for parameter in parameters.values():
+                parameter.zero_()
+            saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name.replace(".default.", ".")])
+        after = evaluate(model, [example], budget).loss
+        if not np.isclose(before, after, rtol=1e-9, atol=0):
+            raise TrainingError(
+                f"The adapter was saved and loaded again, but computes something else (loss {before} before, {after} after). "
+                "Nothing was trained. This is a defect of the model family's saving; please report it with the model's name."
+            )
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,227 @@
+"""Supervised fine-tuning: one loop, read from top to bottom.
+
+In: a model, examples, a config and an open run. Out: an adapter (or the whole model) in the run directory.
+
+    rehearse → for each step: evaluate? observe? · examples of the step · forward, backward · update · log · save? → adapter
+
+A resumed run continues from the newest whole checkpoint. Order and learning rate are functions of the step and the budget
+is stored, so on a CPU it ends with the very bits of an uninterrupted run.
+Left out on purpose: callbacks. What a caller may do during the run is one function, `observe`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from sapwood.config import to_dict
+from sapwood.errors import ConfigError, DataError, TrainingError, storage
+from sapwood.model import LanguageModel, LoraConfig, add_lora, save_adapter, trainable_parameters
+from sapwood.records import Example
+from sapwood.run import Run
+from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
+from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
+from sapwood.train.order import num_steps, step_examples
+from sapwood.train.rehearsal import Rehearsal, rehearse
+from sapwood.train.step import accumulate, evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """The training loop."""
+
+    epochs: float = 1.0
+    """Times every example is trained. More than 3 seldom helps."""
+    max_steps: int | None = None
+    """Stop after this many steps, with the schedule of this length."""
+    batch: int = 8
+    """Examples a step."""
+    seed: int = 0
+    """Seed of the order and of the adapter's start."""
+    budget: int | None = None
+    """Unique tokens a micro-batch: changes memory and speed, never the result. Measured before step 1 where not given."""
+    eval_every: int = 0
+    """Steps between evaluations on held-out examples; 0 evaluates about five times a run."""
+    save_every: int = 0
+    """Steps between checkpoints; 0 saves about four times a run."""
+    keep: int = 2
+    """Checkpoints that are kept."""
+    full: bool = False
+    """Train all weights instead of an adapter (fp32 masters; several times the memory)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("keep", 1), ("eval_every", 0), ("save_every", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
+        if self.epochs <= 0:
+            raise ConfigError(f"epochs is {self.epochs}; give a number above 0.")
+        for optional in ("max_steps", "budget"):
+            value = getattr(self, optional)
+            if value is not None and value < 1:
+                raise ConfigError(f"{optional} is {value}; give at least 1, or leave it out.")
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One finished step, as logged."""
+
+    step: int
+    """Counted from 1."""
+    num_steps: int
+    loss: float
+    """Nats a trained token, before the update."""
+    lr: float
+    grad_norm: float
+    row_tokens: int
+    unique_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """A finished run."""
+
+    model: LanguageModel
+    steps: int
+    row_tokens: int
+    unique_tokens: int
+    seconds: float
+    """Of training steps alone, those of earlier sittings not included."""
+    first_eval_loss: float | None
+    last_eval_loss: float | None
+    rehearsal: Rehearsal | None
+    """None for a run that was resumed."""
+
+
+def sft(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    config: SftConfig,
+    run: Run,
+    *,
+    report: Callable[[StepReport], None] = lambda _: None,
+    observe: Callable[[int, LanguageModel], None] = lambda step, model: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> SftResult:
+    """Train. `report` hears of each step, `observe` is called at each evaluation, `say` receives sentences for people.
+
+    Raises `DataError` without examples, `TrainingError` for what the rehearsal finds or a loss that is not finite (after
+    saving a checkpoint of the last good step), `CheckpointError` for a run made of something else.
+    """
+    if not examples:
+        raise DataError("There is nothing to train on: no example is left. The ledger above says where they went.")
+    steps = config.max_steps or num_steps(len(examples), config.batch, config.epochs)
+    eval_every = config.eval_every or max(1, -(-steps // 4))
+    save_every = config.save_every or max(1, -(-steps // 4))
+    epochs = max(config.epochs, steps * config.batch / len(examples)) if config.max_steps else config.epochs
+    fingerprint = _fingerprint(model, examples, config)
+
+    # what is trained: a fresh adapter, or everything
+    if config.full:
+        model.module.requires_grad_(True)
+    else:
+        model = add_lora(model, config.lora, config.seed)
+    optimizer = Optimizer(trainable_parameters(model), config.optim)
+
+    # continue, or try everything once
+    checkpoint = newest_checkpoint(run.path, fingerprint, say)
+    rehearsal = None
+    if checkpoint is not None:
+        optimizer.restore(checkpoint.tensors)
+        first, budget = checkpoint.step, checkpoint.budget
+        say(f"Continuing from {checkpoint.path.name}.")
+    else:
+        rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget)
+        first, budget = 0, rehearsal.budget
+
+    eval_losses: list[float] = []
+    row_tokens = unique_tokens = 0
+    seconds = 0.0
+    for step in range(first, steps + 1):
+        if step % eval_every == 0 or step == steps:
+            if held_out:
+                eval_losses.append(evaluate(model, held_out, budget).mean_loss)
+                run.append("metrics", {"kind": "eval", "step": step, "loss": eval_losses[-1]})
+            observe(step, model)
+        if step == steps:
+            break
+
+        begin = time.perf_counter()
+        chosen = [
+            examples[index]
+            for index in step_examples(step, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed)
+        ]
+        lr = learning_rate(config.optim, step, steps)
+        sums = accumulate(model, chosen, budget)
+        norm = optimizer.step(lr)
+        if not np.isfinite(norm):
+            raise TrainingError(
+                f"The gradient of step {step + 1} is {norm}; the step was not taken. Examples: "
+                f"{', '.join(example.where for example in chosen[:5])}. Lower optim.lr, or look at these rows with `sapwood doctor`."
+            )
+        taken = time.perf_counter() - begin
+
+        done = StepReport(step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken)
+        run.append("metrics", _record(done))
+        report(done)
+        row_tokens, unique_tokens, seconds = row_tokens + sums.row_tokens, unique_tokens + sums.unique_tokens, seconds + taken
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            save_checkpoint(run.path, step + 1, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep)
+
+    _save_result(model, run.path, config.full)
+    first_eval, last_eval = (eval_losses[0], eval_losses[-1]) if eval_losses else (None, None)
+    return SftResult(model, steps, row_tokens, unique_tokens, seconds, first_eval, last_eval, rehearsal)
+
+
+def _record(done: StepReport) -> dict[str, float | str]:
+    return {
+        "kind": "train",
+        "step": done.step,
+        "loss": done.loss,
+        "lr": done.lr,
+        "grad_norm": done.grad_norm,
+        "row_tokens": done.row_tokens,
+        "unique_tokens": done.unique_tokens,
+        "row_tokens_per_second": done.row_tokens / done.seconds,
+        "unique_tokens_per_second": done.unique_tokens / done.seconds,
+        "saved": 1 - done.unique_tokens / done.row_tokens,
+        "seconds": done.seconds,
+    }
+
+
+def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftConfig) -> str:
+    """Hash of all that the result depends on: model, types, examples in order, and every knob but those of speed and space."""
+    settings = to_dict(config)
+    for harmless in ("budget", "eval_every", "save_every", "keep"):
+        del settings[harmless]
+    digest = hashlib.sha256(orjson.dumps([settings, str(model.dtype), type(model.base).__name__, model.base.config.to_dict()], default=str))
+    for example in examples:
+        for row in example.rows:
+            for array in (row.prompt_T, row.completion_T, row.weights_T):
+                digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+    return digest.hexdigest()
+
+
+def _save_result(model: LanguageModel, run: Path, full: bool) -> None:
+    """`adapter/` or `model/`, whole or not at all."""
+    name = "model" if full else "adapter"
+    temporary = run / f".{name}.tmp"
+    with storage(run / name, "write"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        if full:
+            model.module.save_pretrained(str(temporary), safe_serialization=True)
+        else:
+            save_adapter(model, temporary)
+        shutil.rmtree(run / name, ignore_errors=True)
+        os.replace(temporary, run / name)
