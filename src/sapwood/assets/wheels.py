@@ -126,9 +126,10 @@ def _refusal(wheel: Wheel, log: str) -> AssetError | StorageError:
         )
     lines = [line.strip() for line in log.splitlines() if line.startswith("ERROR:")] or log.strip().splitlines()[-1:]
     said = " ".join(line.removeprefix("ERROR: ") for line in lines) or "nothing"
+    cause = "the package index could not be reached; " if "connection broken by" in log else ""
     return AssetError(
-        f"pip could not download {wheel.requirement}; it said: {said} Nothing was kept. If this machine has no network or no package "
-        f"index, {_by_hand(wheel)}"
+        f"pip could not download {wheel.requirement}: {cause}it said: {said}. Nothing was kept. "
+        f"If this machine has no network or no package index, {_by_hand(wheel)}"
     )
 
 
