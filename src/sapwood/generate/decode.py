@@ -1,0 +1,148 @@
+"""One token for each running sequence: the attention of a decode step.
+
+Each sequence has a row of a padded cache for what belongs to it alone (its own end of the prompt, and what it sampled).
+A layer attends to that cache in one call for all sequences, and to each kept node in one product for all sequences below it;
+the parts are joined by log-sum-exp. Query heads that share a key head are stacked as queries of that head, so nothing is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sapwood.attention.interface import LayerCall
+from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
+from sapwood.generate.tree import Layers, Node
+
+BLOCK = 128
+"""Tokens by which the cache grows."""
+
+
+class OwnCache:
+    """Padded keys and values of running sequences: rows [0, n) are in use, one a sequence."""
+
+    def __init__(self, slots: int, one_token: Layers) -> None:
+        """`one_token` holds the keys and values of one token, for their shapes and types."""
+        self.keys = [key.new_zeros((slots, key.shape[0], 0, key.shape[2])) for key, _ in one_token]
+        """(slots, Hkv, S, K) of each layer."""
+        self.values = [value.new_zeros((slots, value.shape[0], 0, value.shape[2])) for _, value in one_token]
+        self.capacity = 0
+        """S: the longest sequence that fits without growing."""
+        self.token_bytes = sum(side.nbytes for layer in one_token for side in layer)
+        """Bytes that one token of one sequence takes."""
+
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of this length. Blocks are zeroed: what is masked out must still be finite."""
+        if length <= self.capacity:
+            return
+        capacity = -(-length // BLOCK) * BLOCK
+        for side in (self.keys, self.values):
+            for layer, old in enumerate(side):
+                side[layer] = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
+                side[layer][:, :, : self.capacity] = old
+        self.capacity = capacity
+
+    def place(self, row: int, nodes: Sequence[Node]) -> int:
+        """Copy the nodes into a row, one behind the other; returns their length."""
+        length = 0
+        self.reserve(sum(len(node.tokens_T) for node in nodes))
+        for node in nodes:
+            assert node.layers is not None, "a node is computed before it is copied"
+            end = length + len(node.tokens_T)
+            for layer, (key, value) in enumerate(node.layers):
+                self.keys[layer][row, :, length:end] = key
+                self.values[layer][row, :, length:end] = value
+            length = end
+        return length
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy one row over another."""
+        for side in (*self.keys, *self.values):
+            side[target, :, :length] = side[source, :, :length]
+
+
+class DecodeAttention:
+    """The keyword `forest` of one decode step of n sequences, which hold the first n rows of the cache.
+
+    `length_N` are the tokens in each row before the step, `base_N` the depth of each row's first token. `groups` are kept
+    nodes, each with the rows of the sequences below it (None: all of them).
+    """
+
+    def __init__(self, cache: OwnCache, length_N: Tensor, base_N: Tensor, groups: Sequence[tuple[Node, Tensor | None]]) -> None:
+        self._cache = cache
+        self._length_N, self._depth_N = length_N, base_N + length_N
+        self._groups = groups
+        self._row_N = torch.arange(len(length_N), device=length_N.device)
+        self._span = int(length_N.max()) + 1
+        self._uniform = int(length_N.min()) + 1 == self._span
+        self._deepest = int(self._depth_N.max())
+        self._own: dict[int | None, Sight | None] = {}
+        self._above: dict[tuple[int, int], Sight | bool] = {}
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
+        """(1, H, N, K) and keys and values of the new tokens → (1, N, H, K of the values)."""
+        _, heads, num, width = query.shape
+        kv_heads = key.shape[1]
+        keys, values = self._cache.keys[call.layer], self._cache.values[call.layer]
+        keys[self._row_N, :, self._length_N] = key[0].transpose(0, 1)
+        values[self._row_N, :, self._length_N] = value[0].transpose(0, 1)
+        grouped = query[0].view(kv_heads, heads // kv_heads, num, width).permute(2, 0, 1, 3)  # (N, Hkv, G, K)
+        out, lse = attend_part(
+            grouped, keys[:num, :, : self._span], values[:num, :, : self._span], call, sight=self._own_sight(call, query.dtype)
+        )
+        if self._groups or call.sinks_H is not None:
+            out = out.to(torch.promote_types(out.dtype, torch.float32))
+            for index, (node, rows) in enumerate(self._groups):
+                self._join_node(index, node, rows, grouped, out, lse, call)
+            if call.sinks_H is not None:
+                drain_into_sinks(out, lse, call.sinks_H.view(1, kv_heads, -1))
+        return out.to(query.dtype).reshape(1, num, heads, -1)
+
+    def _own_sight(self, call: LayerCall, dtype: torch.dtype) -> Sight | None:
+        window = call.window if call.window is not None and self._deepest >= call.window else None
+        if window not in self._own:
+            if self._uniform and window is None:
+                self._own[window] = None
+            else:
+                distance_NS = self._length_N[:, None] - torch.arange(self._span, device=self._length_N.device)[None, :]
+                visible = distance_NS >= 0
+                if window is not None:
+                    visible &= distance_NS < window
+                self._own[window] = sees(visible[:, None], dtype)
+        return self._own[window]
+
+    def _join_node(self, index: int, node: Node, rows: Tensor | None, grouped: Tensor, out: Tensor, lse: Tensor, call: LayerCall) -> None:
+        """Attend to one kept node and join the result into `out` (N, Hkv, G, K) and `lse` (N, Hkv, G)."""
+        sight = self._node_sight(index, node, rows, grouped, call)
+        if sight is False:
+            return
+        assert node.layers is not None, "a kept node lives as long as a sequence below it"
+        key, value = (part[None] for part in node.layers[call.layer])
+        mine = grouped if rows is None else grouped[rows]
+        num, kv_heads, groups, _ = mine.shape
+        stacked = mine.transpose(0, 1).reshape(1, kv_heads, num * groups, -1)
+        part, part_lse = attend_part(stacked, key, value, call, sight=sight if isinstance(sight, Sight) else None)
+        part = part.view(kv_heads, num, groups, -1).transpose(0, 1)
+        part_lse = part_lse.view(kv_heads, num, groups).transpose(0, 1)
+        if rows is None:
+            join(out, lse, part, part_lse)
+        else:
+            sums, sums_lse = out[rows], lse[rows]
+            join(sums, sums_lse, part, part_lse)
+            out[rows], lse[rows] = sums, sums_lse
+
+    def _node_sight(self, index: int, node: Node, rows: Tensor | None, grouped: Tensor, call: LayerCall) -> Sight | bool:
+        """What the sequences below a node see of it: True is everything, False is nothing."""
+        if call.window is None:
+            return True
+        name = (index, call.window)
+        if name not in self._above:
+            depth_Q = (self._depth_N if rows is None else self._depth_N[rows]).repeat_interleave(grouped.shape[2])
+            visible = within(call.window, depth_Q, node.depth, len(node.tokens_T))
+            if visible is None:
+                self._above[name] = True
+            else:
+                self._above[name] = sees(visible[None], grouped.dtype) if bool(visible.any()) else False
+        return self._above[name]

@@ -1,0 +1,128 @@
+"""Nodes of the prompts in, their keys and values and last hidden states out: one forward for many nodes.
+
+The new nodes lie in one flat row in depth-first order. Each attends causally inside itself, and to each of its ancestors:
+new ones by a slice of the row, computed ones by their stored keys and values. The parts are joined by log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapwood.attention.interface import LayerCall
+from sapwood.errors import ModelError
+from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
+from sapwood.generate.tree import Node
+from sapwood.model import LanguageModel
+
+
+def compute(model: LanguageModel, nodes: Sequence[Node]) -> None:
+    """Give each node its layers and its last hidden state.
+
+    `nodes` are in depth-first order, parents first; every ancestor is among them or computed already.
+    """
+    tokens_T = np.concatenate([node.tokens_T for node in nodes])
+    positions_T = np.concatenate([np.arange(node.depth, node.end) for node in nodes])
+    attention = PrefillAttention(nodes, torch.from_numpy(positions_T).to(model.device))
+    hidden_TD = model.hidden(tokens_T, positions_T, attention)
+    single = len(nodes) == 1
+    for node in nodes:
+        start, end = attention.places[node]
+        # a slice would keep the whole row in memory for as long as one node lives
+        node.layers = [
+            (key[:, start:end], value[:, start:end]) if single else (key[:, start:end].clone(), value[:, start:end].clone())
+            for key, value in (attention.found[layer] for layer in sorted(attention.found))
+        ]
+        node.end_hidden_D = hidden_TD[end - 1].clone()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """The queries [start, end) of the flat row that lie below `ancestor`."""
+
+    ancestor: Node
+    start: int
+    end: int
+
+
+class PrefillAttention:
+    """The keyword `forest` of a prefill. Records every layer's keys and values in `found`."""
+
+    def __init__(self, nodes: Sequence[Node], depth_T: Tensor) -> None:
+        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+        """Keys (Hkv, T, K) and values of the flat row, by layer."""
+        self.places: dict[Node, tuple[int, int]] = {}
+        """Start and end of each new node in the flat row."""
+        self._depth_T = depth_T
+        self._sights: dict[tuple[int, int | None], Sight | None] = {}
+        start = 0
+        reaches: dict[Node, _Reach] = {}
+        for node in nodes:
+            end = start + len(node.tokens_T)
+            self.places[node] = (start, end)
+            for ancestor in node.path[:-1]:
+                begun = reaches.get(ancestor)
+                reaches[ancestor] = _Reach(ancestor, begun.start if begun else start, end)
+            start = end
+        self._reaches = list(reaches.values())
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
+        """(1, H, T, K) → (1, T, H, K of the values)."""
+        if call.layer in self.found:
+            raise ModelError(
+                f"Two attention layers of this model call themselves layer {call.layer}, so their keys cannot be told apart. "
+                "Choose a model whose layers are numbered."
+            )
+        self.found[call.layer] = (key[0], value[0])
+        wide = torch.promote_types(query.dtype, torch.float32)
+        sums = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]), dtype=wide).transpose(1, 2)
+        lse_BHT = query.new_empty(query.shape[:3], dtype=wide)
+        for index, (start, end) in enumerate(self.places.values()):
+            sight = self._inside(index, start, end, call, query.dtype)
+            here = slice(start, end)
+            sums[:, :, here], lse_BHT[:, :, here] = attend_part(
+                query[:, :, here], key[:, :, here], value[:, :, here], call, causal=sight is None, sight=sight
+            )
+        for index, reach in enumerate(self._reaches):
+            part = self._above(index, reach, query, key, value, call)
+            if part is not None:
+                join(sums[:, :, reach.start : reach.end], lse_BHT[:, :, reach.start : reach.end], *part)
+        if call.sinks_H is not None:
+            drain_into_sinks(sums, lse_BHT, call.sinks_H.view(1, -1, 1))
+        return sums.transpose(1, 2).to(query.dtype)
+
+    def _inside(self, index: int, start: int, end: int, call: LayerCall, dtype: torch.dtype) -> Sight | None:
+        """What a node's tokens see of their own node; None is plainly causal."""
+        if call.window is None or end - start <= call.window:
+            return None
+        name = (index, call.window)
+        if name not in self._sights:
+            above = torch.arange(end - start, device=self._depth_T.device)
+            distance = above[:, None] - above[None, :]
+            self._sights[name] = sees(((distance >= 0) & (distance < call.window))[None], dtype)
+        return self._sights[name]
+
+    def _above(self, index: int, reach: _Reach, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor] | None:
+        """The part of one ancestor; None if it is out of reach."""
+        ancestor, here = reach.ancestor, slice(reach.start, reach.end)
+        sight = None
+        if call.window is not None:
+            depth_Q = self._depth_T[here]
+            if int(depth_Q.min()) - (ancestor.end - 1) >= call.window:
+                return None
+            name = (-1 - index, call.window)
+            if name not in self._sights:
+                visible = within(call.window, depth_Q, ancestor.depth, len(ancestor.tokens_T))
+                self._sights[name] = None if visible is None else sees(visible[None], query.dtype)
+            sight = self._sights[name]
+        if ancestor in self.places:
+            start, end = self.places[ancestor]
+            keys, values = key[:, :, start:end], value[:, :, start:end]
+        else:
+            assert ancestor.layers is not None, "an ancestor is computed before its descendants and kept for them"
+            keys, values = (part[None] for part in ancestor.layers[call.layer])
+        return attend_part(query[:, :, here], keys, values, call, sight=sight)

@@ -1,0 +1,108 @@
+"""Logits and uniform numbers in, one token a row out, with its log-probability.
+
+Each row is sampled by itself: row r of the result depends on row r of the logits and on `uniform_N[r]` alone. The token is
+found by inverting the cumulative distribution over the kept tokens in order of their ids. Ids, not ranks: where rounding
+swaps the ranks of two nearly equal tokens, the order of ids stays, so that only a draw on the edge itself can change.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapwood.records import SamplingParams
+
+CANDIDATES = 256
+"""Most likely tokens that are sorted first; the whole vocabulary is sorted only for rows whose filters keep more."""
+
+
+def uniforms(seed: int, index: int, count: int) -> NDArray[np.float64]:
+    """The numbers in [0, 1) that sequence `index` of a call draws, one a token: a stream of its own.
+
+    Philox is counter based: streams of different keys are independent (Salmon et al., SC'11, doi:10.1145/2063384.2063405).
+    """
+    key = np.array([seed % 2**64, index], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def sample(logits_NV: Tensor, params: SamplingParams, uniform_N: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Token ids (N,) and their log-probabilities (N,) at the sampling temperature before truncation (temperature 0: at 1).
+
+    The log-probability of a row whose logits hold a NaN or plus infinity is NaN, and its token has no meaning.
+    """
+    scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if params.temperature > 0 and params.temperature != 1:
+        scaled_NV = scaled_NV / params.temperature
+    if params.temperature == 0:
+        token_N = scaled_NV.argmax(-1)
+    else:
+        uniform = torch.from_numpy(uniform_N).to(scaled_NV.device)
+        filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        token_N = _filtered(scaled_NV, params, uniform) if filtered else _inverse(_probabilities(scaled_NV), uniform)
+    logprob_N = scaled_NV.gather(1, token_N[:, None])[:, 0] - scaled_NV.logsumexp(-1)
+    return token_N, logprob_N
+
+
+def kept(scaled_NV: Tensor, params: SamplingParams) -> Tensor:
+    """(N, V) booleans: which tokens the filters leave. Equal tokens rank in order of their ids."""
+    ids_NC, _, keep_NC = _candidates(scaled_NV, params)
+    return torch.zeros_like(scaled_NV, dtype=torch.bool).scatter_(1, ids_NC, keep_NC)
+
+
+def _filtered(scaled_NV: Tensor, params: SamplingParams, uniform_N: Tensor) -> Tensor:
+    ids_NC, scaled_NC, keep_NC = _candidates(scaled_NV, params)
+    by_id = ids_NC.argsort(-1)
+    ids_NC, scaled_NC, keep_NC = (part.gather(1, by_id) for part in (ids_NC, scaled_NC, keep_NC))
+    picked = _inverse(_probabilities(scaled_NC.masked_fill(~keep_NC, float("-inf"))), uniform_N)
+    return ids_NC.gather(1, picked[:, None])[:, 0]
+
+
+def _candidates(scaled_NV: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and logits (N, C) in order of falling probability, then rising id, and which of them are kept; none kept is left out."""
+    width = scaled_NV.shape[1]
+    lse_N1 = scaled_NV.logsumexp(-1, keepdim=True)
+    if width > CANDIDATES and params.top_k <= CANDIDATES:
+        top_NC, ids_NC = scaled_NV.topk(CANDIDATES, dim=-1)
+        by_id = ids_NC.argsort(-1)
+        ids_NC, top_NC = ids_NC.gather(1, by_id), top_NC.gather(1, by_id)
+        top_NC, by_rank = top_NC.sort(dim=-1, descending=True, stable=True)
+        ids_NC = ids_NC.gather(1, by_rank)
+        keep_NC = _keep(top_NC, lse_N1, params)
+        # tokens equal to the last candidate may be missing: then nothing from there on may be kept
+        unsure_NC = top_NC <= top_NC[:, -1:]
+        if not bool((keep_NC & unsure_NC).any()):
+            return ids_NC, top_NC, keep_NC
+    top_NC, ids_NC = scaled_NV.sort(dim=-1, descending=True, stable=True)
+    return ids_NC, top_NC, _keep(top_NC, lse_N1, params)
+
+
+def _keep(top_NC: Tensor, lse_N1: Tensor, params: SamplingParams) -> Tensor:
+    """The filters on sorted logits, each on what the one before left: top_k, top_p (arXiv:1904.09751), min_p (arXiv:2407.01082)."""
+    keep_NC = torch.ones_like(top_NC, dtype=torch.bool)
+    probability_NC = (top_NC - lse_N1).double().exp_()
+    total_N1: Tensor | float = 1.0
+    if params.top_k > 0:
+        keep_NC[:, params.top_k :] = False
+        total_N1 = probability_NC[:, : params.top_k].sum(-1, keepdim=True)
+    if params.top_p < 1:
+        before_NC = probability_NC.cumsum(-1) - probability_NC
+        keep_NC &= before_NC < params.top_p * total_N1
+    if params.min_p > 0:
+        keep_NC &= probability_NC >= params.min_p * probability_NC[:, :1]
+    keep_NC[:, 0] = True
+    return keep_NC
+
+
+def _probabilities(scaled_NV: Tensor) -> Tensor:
+    """Proportional to the probabilities; the largest is 1."""
+    return (scaled_NV - scaled_NV.amax(-1, keepdim=True)).exp_()
+
+
+def _inverse(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The first place of each row at which the cumulative weight exceeds `uniform` of the whole."""
+    sums_NV = weight_NV.cumsum(-1, dtype=torch.float64)
+    total_N = sums_NV[:, -1]
+    aim_N = torch.minimum(uniform_N * total_N, torch.nextafter(total_N, torch.zeros_like(total_N)))
+    return torch.searchsorted(sums_NV, aim_N[:, None], right=True)[:, 0].clamp_(max=weight_NV.shape[1] - 1)

@@ -1,0 +1,116 @@
+"""The claim of the engine: whatever runs beside it, a sequence gets the tokens it would get alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generate.prompts_and_engines import (
+    SCHEDULES,
+    engine,
+    greedy_by_transformers,
+    ids_of,
+    model,
+    nested_prompts,
+    prompts,
+    stock_model,
+)
+from sapwood.generate import Engine
+from sapwood.generate.tree import Node
+from sapwood.records import Row, SamplingParams
+from tiny.models import ARCHITECTURES
+
+NEW = 14
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
+    ids = nested_prompts(1)
+    expected = [greedy_by_transformers(name, sequence, NEW) for sequence in ids]
+    assert len({tuple(answer) for answer in expected}) > 3, "the model must say different things"
+    for schedule in SCHEDULES:
+        found = engine(name, **schedule).generate(prompts(ids), SamplingParams(max_new_tokens=NEW))
+        assert ids_of(found) == expected, schedule
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_logprobs_of_the_cache_are_those_of_the_training_path(name: str, schedule: dict[str, Any]) -> None:
+    ids = nested_prompts(2)
+    found = engine(name, **schedule).generate(prompts(ids), SamplingParams(max_new_tokens=NEW, temperature=1.0, seed=3))
+    rows = [
+        Row(np.array(prompt), np.array(completion.ids), np.ones(len(completion.ids), np.float32))
+        for prompt, completion in zip(ids, found, strict=True)
+    ]
+    for completion, expected in zip(found, model(name).logprobs(rows), strict=True):
+        np.testing.assert_allclose(completion.logprobs, expected, rtol=0, atol=1e-5)
+
+
+def test_a_long_prompt_in_many_forwards() -> None:
+    ids = [list(np.random.default_rng(0).integers(2, 97, 150)), list(np.random.default_rng(0).integers(2, 97, 120))]
+    expected = [greedy_by_transformers("gemma3", sequence, NEW) for sequence in ids]
+    found = engine("gemma3", budget=16, keep_from=40).generate(prompts(ids), SamplingParams(max_new_tokens=NEW))
+    assert ids_of(found) == expected
+
+
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 10_000),
+    slots=st.integers(1, 9),
+    budget=st.integers(1, 40),
+    keep_from=st.sampled_from([1, 12, 40, 10_000]),
+    min_saving=st.sampled_from([1, 6, 16]),
+    temperature=st.sampled_from([0.0, 1.0]),
+    name=st.sampled_from(["llama", "mistral", "gemma3"]),
+)
+def test_any_schedule_gives_the_tokens_of_one_at_a_time(
+    seed: int, slots: int, budget: int, keep_from: int, min_saving: int, temperature: float, name: str
+) -> None:
+    ids = nested_prompts(seed)
+    params = SamplingParams(max_new_tokens=9, temperature=temperature, seed=seed)
+    alone = engine(name, slots=1, min_saving=10**6).generate(prompts(ids), params)
+    together = engine(name, slots=slots, budget=budget, keep_from=keep_from, min_saving=min_saving).generate(prompts(ids), params)
+    assert ids_of(together) == ids_of(alone)
+
+
+def test_each_shared_token_is_computed_once() -> None:
+    shared = list(range(2, 42))
+    ids = [[*shared, 50, token] for token in range(60, 66)] + [shared] * 3
+    seen: list[int] = []
+    original = model("llama").hidden
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model("llama"), name)
+
+        def hidden(self, tokens_T: Any, positions_T: Any, attention: Any) -> torch.Tensor:
+            seen.append(len(tokens_T))
+            return original(tokens_T, positions_T, attention)
+
+    counted: Any = Counting()
+    Engine(counted, engine("llama").chat_like, slots=3, min_saving=1, keep_from=1).generate(prompts(ids), SamplingParams(max_new_tokens=1))
+    assert sum(seen[1:]) == len(shared) + 1 + 6  # the first call asks what one token's cache looks like
+
+
+def test_memory_of_a_shared_node_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes: list[Node] = []
+    original = Node.release
+
+    def release(self: Node) -> None:
+        nodes.append(self)
+        original(self)
+
+    monkeypatch.setattr(Node, "release", release)
+    engine("llama", slots=4, min_saving=1, keep_from=1).generate(prompts(nested_prompts(4)), SamplingParams(max_new_tokens=5))
+    assert nodes
+    assert all(node.uses == 0 and node.layers is None for node in nodes)
+
+
+def test_the_reference_model_is_the_same_model() -> None:
+    ours, stock = model("llama").module.state_dict(), stock_model("llama").state_dict()
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)
