@@ -1,0 +1,115 @@
+"""`sapwood chat [RUN | MODEL]`: a conversation in the terminal, streamed, by the very prompts of training."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapwood.assets import DEFAULT_MODEL
+from sapwood.chat import Chat
+from sapwood.cli.options import parse, take_json, take_names
+from sapwood.config import load_yaml
+from sapwood.errors import ConfigError
+from sapwood.generate import Engine
+from sapwood.model import Dtype, LanguageModel, load_adapter, load_model
+from sapwood.recipes import Screen, TuneConfig
+from sapwood.recipes.tune import fetch_model, load_chat
+from sapwood.records import Ended, Message, SamplingParams
+
+DESCRIPTION = "Talk to a run's model or to any model. /reset forgets the conversation, /quit (or Ctrl-D) ends it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """The conversation."""
+
+    system: str | None = None
+    """The system message."""
+    template: Path | None = None
+    """A file with a Jinja chat template."""
+    dtype: Dtype = "auto"
+    """Type of the base weights."""
+    max_new_tokens: int = 512
+    """Longest answer, in tokens."""
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probability reaches p."""
+    seed: int = 0
+    """Seed of the answers."""
+
+
+def run(words: list[str]) -> None:
+    """Load, then answer line by line until the end of input."""
+    json, words = take_json(words)
+    names, flags = take_names(words)
+    if len(names) > 1:
+        raise ConfigError(f"Give one run directory or model, found {len(names)}: {', '.join(names)}.")
+    config = parse(ChatConfig(), "chat", flags, DESCRIPTION)
+    screen = Screen(quiet=json.target == "-")
+    model, chat = open_model(names[0] if names else DEFAULT_MODEL, config, screen)
+    screen.say(DESCRIPTION, "dim")
+    engine = Engine(model, chat)
+    history: list[Message] = [Message("system", config.system)] if config.system else []
+    start = list(history)
+    for line in _lines():
+        if line == "/quit":
+            break
+        if line == "/reset":
+            history = list(start)
+            continue
+        history.append(Message("user", line))
+        answer = _answer(engine, chat, history, config)
+        if answer is None:
+            history.pop()
+            continue
+        history.append(Message("assistant", answer))
+    json.write({"messages": [message.for_template() for message in history]})
+
+
+def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageModel, Chat]:
+    """A run's model with its adapter and template, or a plain model."""
+    run = Path(name)
+    if not (run / "config.yaml").is_file():
+        folder = fetch_model(name, screen)
+        return load_model(folder, config.dtype), load_chat(folder, config.template)
+    tuned = load_yaml(TuneConfig, run / "config.yaml")
+    folder = fetch_model(tuned.model, screen)
+    chat = load_chat(folder, config.template or tuned.template)
+    if (run / "model").is_dir():
+        return load_model(run / "model", config.dtype), chat
+    return load_adapter(load_model(folder, tuned.dtype), run / "adapter"), chat
+
+
+def _lines() -> list[str] | map[str]:
+    if not sys.stdin.isatty():
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    return map(str.strip, iter(_ask, ""))
+
+
+def _ask() -> str:
+    try:
+        line = ""
+        while not line.strip():
+            line = input("\n› ")
+    except EOFError:
+        return ""
+    return line
+
+
+def _answer(engine: Engine, chat: Chat, history: list[Message], config: ChatConfig) -> str | None:
+    """Stream one answer to standard output; None if the prompt could not be answered."""
+    stream = chat.stream()
+
+    def on_token(_: int, token: int) -> None:
+        sys.stdout.write(stream.push(token))
+        sys.stdout.flush()
+
+    params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+    (completion,) = engine.generate([chat.prompt(history)], params, on_token=on_token)
+    sys.stdout.write(stream.finish() + "\n")
+    if completion.ended is Ended.ERROR:
+        print(completion.error, file=sys.stderr)
+        return None
+    return completion.text

@@ -1,0 +1,36 @@
+"""`sapwood eval FILES | RUN …`"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from sapwood.cli.options import parse, screen_for, take_json, take_names
+from sapwood.recipes import AssessConfig, assess
+from sapwood.recipes.assess import of_run
+
+DESCRIPTION = "Measure a model, or a run's adapter beside its base model, on conversations. Give JSON Lines files or a run directory."
+
+
+def run(words: list[str]) -> None:
+    """Parse, evaluate, show."""
+    json, words = take_json(words)
+    names, flags = take_names(words)
+    is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
+    base = of_run(Path(names[0])) if is_run else AssessConfig(data=tuple(names))
+    screen = screen_for(json)
+    result = assess(parse(base, "eval", flags, DESCRIPTION), screen=screen)
+    screen.title("Result")
+    screen.say(result.line, "bold")
+    screen.say(f"Report       {result.report}")
+    screen.say("Next         sapwood sft FILE, then sapwood eval FILE --adapter RUN/adapter", "dim")
+    json.write(
+        {
+            "line": result.line,
+            "report": str(result.report),
+            "seconds": round(result.seconds, 1),
+            "arms": {name: arm.to_dict() for name, arm in result.arms.items()},
+            "verdict": result.verdict.to_dict() if result.verdict else None,
+            "config": dataclasses.asdict(base),
+        }
+    )

@@ -1,0 +1,68 @@
+"""`sapwood VERB …`: finds the verb, hands it its arguments, and turns errors into one paragraph.
+
+    quickstart   the whole chain on a task of ours, in minutes
+    sft          fine-tune on your conversations, and prove that it helped
+    eval         measure a model, or a run's adapter, on conversations
+    chat         talk to a model or a run
+    doctor       what a model's template does, and what your rows become
+    pull         fetch a model or a data set by name
+
+Exit codes: 0 done, 1 an error that a person can act on, 2 a wrong command line, 130 stopped by the keyboard.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from sapwood import __version__
+from sapwood.config import did_you_mean
+from sapwood.errors import ConfigError, SapwoodError
+
+VERBS = {
+    "quickstart": "the whole chain on a task of ours, in minutes",
+    "sft": "fine-tune on your conversations, and prove that it helped",
+    "eval": "measure a model, or a run's adapter, on conversations",
+    "chat": "talk to a model or a run",
+    "doctor": "what a model's template does, and what your rows become",
+    "pull": "fetch a model or a data set by name",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"sapwood {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    try:
+        if verb not in VERBS:
+            raise ConfigError(f"There is no verb {verb!r}.{did_you_mean(verb, list(VERBS))} Verbs: {', '.join(VERBS)}.")
+        run: Callable[[list[str]], None] = import_module(f"sapwood.cli.{verb}_verb").run
+        run(rest)
+    except SapwoodError as error:
+        print(f"sapwood {verb}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; name the run directory again to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<12}{what}" for verb, what in VERBS.items())
+    return (
+        f"Sapwood {__version__} fine-tunes language models and proves that they got better.\n\n{verbs}\n\n"
+        "Every verb takes --help, and --json [FILE.json] for machines. Begin with: sapwood quickstart"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""Flags from dataclasses, with "did you mean" for unknown ones; `--json`; how results leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+import tyro
+
+from sapwood.config import did_you_mean, known_keys
+from sapwood.errors import ConfigError
+from sapwood.recipes import Screen
+from sapwood.run import write_atomic
+
+C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True)
+class Json:
+    """Where a verb's result goes for machines: nowhere, standard output, or a file."""
+
+    target: str | None
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Write the result, if it was asked for."""
+        if self.target is None:
+            return
+        data = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n"
+        if self.target == "-":
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+        else:
+            write_atomic(Path(self.target), data)
+
+
+def take_json(words: Sequence[str]) -> tuple[Json, list[str]]:
+    """Split `--json` off: alone it means standard output; a following `-` or a name that ends in .json is its file."""
+    rest, target = [], None
+    waiting = False
+    for word in words:
+        if word == "--json":
+            target, waiting = "-", True
+        elif word.startswith("--json="):
+            target = word.removeprefix("--json=")
+        elif waiting and (word == "-" or word.endswith(".json")):
+            target, waiting = word, False
+        else:
+            rest.append(word)
+            waiting = False
+    return Json(target), rest
+
+
+def take_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(names in front of the first flag, the rest)"""
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    return list(words[:first]), list(words[first:])
+
+
+def parse(config: C, verb: str, words: Sequence[str], description: str) -> C:
+    """Flags over defaults. Raises `ConfigError` for unknown flags and values that do not fit."""
+    parsed, unknown = tyro.cli(
+        type(config),
+        prog=f"sapwood {verb}",
+        description=description,
+        default=config,
+        args=list(words),
+        return_unknown_args=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+    if unknown:
+        names = [key.rsplit(".", 1)[-1].replace("_", "-") for key in known_keys(type(config))]
+        word = unknown[0].lstrip("-").split("=")[0]
+        suggestion = did_you_mean(word.replace("_", "-"), names)
+        raise ConfigError(f"unknown option `{unknown[0]}`.{suggestion} All options: sapwood {verb} --help")
+    return parsed
+
+
+def screen_for(json: Json) -> Screen:
+    """A terminal; it writes to standard error, so that standard output stays the machines'."""
+    return Screen(quiet=json.target == "-" and not sys.stderr.isatty())

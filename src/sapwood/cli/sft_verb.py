@@ -1,0 +1,59 @@
+"""`sapwood sft FILES | CONFIG.yaml | RUN …`"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sapwood.cli.options import parse, screen_for, take_json, take_names
+from sapwood.config import load_yaml
+from sapwood.recipes import Screen, TuneConfig, TuneResult, tune
+
+DESCRIPTION = (
+    "Fine-tune on conversations and prove that it helped. Give JSON Lines files, a config.yaml to run again, or a run directory to go on."
+)
+
+
+def run(words: list[str]) -> None:
+    """Parse, tune, show."""
+    json, words = take_json(words)
+    names, flags = take_names(words)
+    config = parse(base_config(names), "sft", flags, DESCRIPTION)
+    screen = screen_for(json)
+    result = tune(config, screen=screen)
+    show(result, screen)
+    json.write(result.summary())
+
+
+def base_config(names: list[str]) -> TuneConfig:
+    """The config that flags are laid over: files of data, a saved config (in a new run directory), or a run to go on with."""
+    if len(names) == 1:
+        path = Path(names[0])
+        if path.suffix in (".yaml", ".yml"):
+            return replace(load_yaml(TuneConfig, path), out=None)
+        if (path / "config.yaml").is_file():
+            return replace(load_yaml(TuneConfig, path / "config.yaml"), out=path)
+    return TuneConfig(data=tuple(names))
+
+
+def show(result: TuneResult, screen: Screen) -> None:
+    """The verdict and what to do next."""
+    screen.title("Verdict")
+    decision = result.verdict.decision if result.verdict else "not shown"
+    style = {"better": "bold green", "worse": "bold red"}.get(decision, "bold yellow")
+    screen.say(result.line, style)
+    for name, change in result.bits.items():
+        screen.say(
+            f"{name}: {change.before.mean:.3f} → {change.after.mean:.3f} bits a token "
+            f"({change.mean:+.3f} [{change.interval.low:+.3f}, {change.interval.high:+.3f}])"
+        )
+    if result.verdict:
+        screen.say(result.verdict.caveats[0], "dim")
+    screen.say("")
+    screen.say(f"Report       {result.report}")
+    screen.say(f"Adapter      {result.adapter}")
+    screen.say(f"Talk to it   sapwood chat {result.path}")
+    if not sys.stderr.isatty():
+        return
+    screen.say(f"Run it again sapwood sft {result.path / 'config.yaml'} --lr 5e-4")

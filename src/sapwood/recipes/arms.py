@@ -1,0 +1,143 @@
+"""The arms of an experiment on held-out items: two that need no model, the base model with and without examples, the tuned one.
+
+Every score is appended to the run's `scores.jsonl` as it is made, so that a stopped run asks nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sapwood.chat import Chat
+from sapwood.errors import ConfigError, DataError
+from sapwood.evaluate import (
+    MOST_COMMON,
+    NEAREST,
+    ArmScore,
+    Guess,
+    Scorer,
+    choose_shots,
+    exact,
+    function_call,
+    most_common_answer,
+    nearest_row,
+    number,
+    pick_scorer,
+    run_arm,
+    run_free_arm,
+    scores_from,
+    set_f1,
+)
+from sapwood.evaluate.experiment import PromptOf
+from sapwood.recipes.screen import Screen
+from sapwood.records import Conversation, Item, Prompt, Sampler, SamplingParams
+from sapwood.run import Run
+
+PLAIN, TUNED = "plain prompt", "tuned"
+
+SCORERS = ("auto", "exact", "number", "function-call", "set-f1", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on the held-out items."""
+
+    scorer: str = "auto"
+    """How answers are judged: auto (guessed from the references), exact, number, function-call, set-f1, or none."""
+    max_new_tokens: int = 128
+    """Longest answer, in tokens."""
+    shots: tuple[int, ...] = (2, 4, 8)
+    """Numbers of few-shot examples to choose from, on training data only; empty leaves that arm out."""
+    dev: int = 24
+    """Training items on which the number of examples is chosen."""
+
+    def __post_init__(self) -> None:
+        if self.scorer not in SCORERS:
+            raise ConfigError(f"scorer is {self.scorer!r}; allowed: {', '.join(SCORERS)}.")
+
+
+def scorer_for(config: EvalConfig, items: Sequence[Item]) -> Guess:
+    """The scorer by name, or guessed from the references."""
+    named: dict[str, Scorer] = {
+        "exact": exact(casefold=True),
+        "number": number(),
+        "function-call": function_call(),
+        "set-f1": set_f1(","),
+    }
+    if config.scorer == "none":
+        return Guess(None, "none", "No scorer was asked for, so only bits per token are measured.")
+    if config.scorer in named:
+        return Guess(named[config.scorer], config.scorer, f"Answers are judged by `{config.scorer}`, as asked for.")
+    return pick_scorer([item.reference for item in items])
+
+
+@dataclass(frozen=True)
+class Arms:
+    """What all arms share."""
+
+    items: Sequence[Item]
+    train_items: Sequence[Item]
+    chat: Chat
+    scorer: Scorer
+    config: EvalConfig
+    run: Run
+    screen: Screen
+
+    def free(self) -> list[ArmScore]:
+        """The two arms that need no model."""
+        done, scores = self.run.read("scores"), []
+        for name, make in ((MOST_COMMON, most_common_answer), (NEAREST, nearest_row)):
+            scores += run_free_arm(name, self.items, make(self.train_items), self.scorer, done=done, save=self._save)
+        return scores
+
+    def base(self, sampler: Sampler) -> list[ArmScore]:
+        """The base model with the plain prompt, and with the number of examples that did best on training data."""
+        scores = self.one(PLAIN, sampler)
+        if not self.config.shots:
+            return scores
+        earlier = [score for score in scores_from(self.run.read("scores")) if score.arm.startswith("few-shot ")]
+        if {score.item for score in earlier} == {item.id for item in self.items}:
+            return scores + earlier  # a chain that was stopped behind this arm
+        try:
+            with self.screen.progress("choosing few-shot examples on training data"):
+                shots = choose_shots(
+                    sampler, self.prompt, self.train_items, self.scorer, self._params, sizes=self.config.shots, dev=self.config.dev
+                )
+        except DataError as error:
+            self.screen.say(f"No few-shot arm: {error}")
+            return scores
+        tried = ", ".join(f"{one.size}: {one.rate:.0%}" for one in shots.tried)
+        self.screen.say(f"{shots.name} chosen on {shots.tried[0].items} training items (right with {tried})")
+        return scores + self._run_arm(shots.name, sampler, shots.around(self.prompt))
+
+    def one(self, name: str, sampler: Sampler) -> list[ArmScore]:
+        """One arm with the plain prompt."""
+        return self._run_arm(name, sampler, self.prompt)
+
+    def prompt(self, conversation: Conversation) -> Prompt:
+        """The very function that makes the prompts of training."""
+        return self.chat.prompt(conversation.messages, conversation.tools, conversation.template_arguments, where=conversation.where)
+
+    @property
+    def _params(self) -> SamplingParams:
+        return SamplingParams(max_new_tokens=self.config.max_new_tokens)
+
+    def _save(self, batch: Sequence[ArmScore]) -> None:
+        self.run.append("scores", *(score.record() for score in batch))
+
+    def _run_arm(self, name: str, sampler: Sampler, prompt: PromptOf) -> list[ArmScore]:
+        with self.screen.progress(f"arm: {name}") as advance:
+            scores = run_arm(
+                name,
+                self.items,
+                sampler,
+                prompt,
+                self.scorer,
+                self._params,
+                done=self.run.read("scores"),
+                save=self._save,
+                on_progress=lambda done, total: advance(done, total, ""),
+            )
+        right = sum(score.value or 0 for score in scores)
+        self.screen.say(f"{name:<22}{right / max(1, len(scores)):>6.1%}  ({right:g} of {len(scores)})")
+        return scores

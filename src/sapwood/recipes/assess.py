@@ -1,0 +1,151 @@
+"""`sapwood eval`: what a model, or a finished run's adapter, does on held-out conversations.
+
+In: a run directory (its own held-out items again), or a model and files. Out: rates with intervals, and a verdict where
+a tuned arm can be compared with others. A run's scores are used again where its model has not changed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sapwood.assets import DEFAULT_MODEL
+from sapwood.chat import Chat
+from sapwood.config import load_yaml, save_yaml
+from sapwood.errors import ConfigError
+from sapwood.evaluate import ArmResult, ArmScore, Verdict, bits_per_token, decide, item_records, items_from
+from sapwood.evaluate.report import write_report
+from sapwood.generate import Engine
+from sapwood.model import Dtype, load_adapter, load_model
+from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
+from sapwood.recipes.prepare import DataConfig, Prepared, prepare, read_files
+from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
+from sapwood.run import new_run_path, open_run
+from sapwood.stats import mean_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssessConfig:
+    """Evaluation of a model on files of conversations; the last answer of each is the reference."""
+
+    data: tuple[str, ...] = ()
+    """JSON Lines files; all of their rows are asked, but for the few-shot examples where those are asked for."""
+    model: str = DEFAULT_MODEL
+    """A name, a local folder, or a hub id."""
+    adapter: Path | None = None
+    """An adapter to evaluate beside the base model, such as `runs/my-1/adapter`."""
+    template: Path | None = None
+    """A file with a Jinja chat template."""
+    out: Path | None = None
+    """The run directory; `runs/eval-NAME-1`, `-2`, … where not given."""
+    dtype: Dtype = "auto"
+    """Type of the base weights."""
+    rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0))
+    evaluation: EvalConfig = field(default_factory=lambda: EvalConfig(shots=()))
+
+
+@dataclass(frozen=True)
+class AssessResult:
+    """What was found."""
+
+    path: Path
+    arms: dict[str, ArmResult]
+    verdict: Verdict | None
+    line: str
+    seconds: float
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.path / "report.html"
+
+
+def of_run(run: Path) -> AssessConfig:
+    """The config that evaluates a finished run's adapter on that run's data, files and settings."""
+    config = load_yaml(TuneConfig, run / "config.yaml")
+    return AssessConfig(
+        data=config.data,
+        model=config.model,
+        adapter=run / "adapter",
+        template=config.template,
+        dtype=config.dtype,
+        rows=config.rows,
+        evaluation=config.evaluation,
+    )
+
+
+def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResult:
+    """Ask every held-out conversation (or all of them), base model first, then the adapter. Raises a `SapwoodError`."""
+    began, screen = time.perf_counter(), screen or Screen(quiet=True)
+    if not config.data:
+        raise ConfigError("No data is named. Give a JSON Lines file, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter")
+    with screen.progress("reading") as advance:
+        reading = read_files(config.data, config.rows, advance)
+    folder = fetch_model(config.model, screen)
+    chat = load_chat(folder, config.template)
+    prepared = prepare(reading, chat, config.rows)
+    asked = prepared.held_out or prepared.train
+    screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
+    items = items_from(asked, cluster=config.rows.cluster or "cluster", reference=config.rows.reference)
+    train_items = items_from(prepared.train, cluster=config.rows.cluster or "cluster", reference=config.rows.reference)
+    guess = scorer_for(config.evaluation, items)
+    screen.say(guess.why)
+
+    run = open_run(config.out or new_run_path(Path("runs"), f"eval-{Path(config.data[0]).stem}"))
+    try:
+        save_yaml(config, run.path / "config.yaml")
+        run.clear("items")
+        run.append("items", *item_records(items))
+        evaluation = config.evaluation if prepared.held_out else replace(config.evaluation, shots=())
+        arms = Arms(items, train_items, chat, guess.scorer, evaluation, run, screen) if guess.scorer is not None else None
+        scores, lines = _ask(config, folder, chat, arms, prepared, screen)
+        verdict = decide(scores, scorer=guess.name) if config.adapter is not None and scores else None
+        if verdict is not None:
+            run.write_json("verdict", verdict.to_dict())
+        write_report(run.path)
+    finally:
+        run.close()
+    results = _results(scores)
+    rates = "; ".join(_rate_line(name, arm) for name, arm in results.items())
+    line = verdict.line if verdict is not None else rates or "; ".join(lines)
+    return AssessResult(run.path, results, verdict, line, time.perf_counter() - began)
+
+
+def _ask(
+    config: AssessConfig, folder: Path, chat: Chat, arms: Arms | None, prepared: Prepared, screen: Screen
+) -> tuple[list[ArmScore], list[str]]:
+    """The scores of every arm, and a sentence on the bits per token of each model."""
+    model = load_model(folder, config.dtype)
+    scores: list[ArmScore] = []
+    lines = []
+    for name in (PLAIN, TUNED) if config.adapter is not None else (PLAIN,):
+        if name == TUNED and config.adapter is not None:
+            model = load_adapter(model, config.adapter)
+        if arms is not None:
+            engine = Engine(model, chat)
+            if name == TUNED:
+                scores += arms.one(TUNED, engine)
+            else:
+                scores += (arms.free() if prepared.held_out else []) + arms.base(engine)
+        bits = bits_per_token(model, prepared.held_out_examples or prepared.examples)
+        lines.append(f"{name}: {bits.mean:.3f} bits a token [{bits.interval.low:.3f}, {bits.interval.high:.3f}]")
+        screen.say(lines[-1])
+    return scores, lines
+
+
+def _results(scores: list[ArmScore]) -> dict[str, ArmResult]:
+    results = {}
+    for name in dict.fromkeys(score.arm for score in scores):
+        mine = [score for score in scores if score.arm == name]
+        values = [score.value for score in mine if score.value is not None]
+        rate, interval = (sum(values) / len(values), mean_interval(values)) if values else (None, None)
+        results[name] = ArmResult(rate, interval, len(mine), sum(values), len(mine) - len(values))
+    return results
+
+
+def _rate_line(name: str, arm: ArmResult) -> str:
+    if arm.rate is None or arm.interval is None:
+        return f"{name}: nothing could be scored"
+    return f"{name}: {arm.rate:.1%} [{arm.interval.low:.1%}, {arm.interval.high:.1%}] of {arm.items} items"

@@ -1,0 +1,332 @@
+"""The chain, from rows that are ready to a verdict that holds:
+
+    ledger → model → base arms → training (with questions answered before, during, after) → tuned arm → verdict → report
+
+In: prepared rows and an open run. Out: a `TuneResult`, and the run directory that holds all of it. A chain that was
+stopped goes on where it was: scores that were recorded are kept, training continues from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import torch
+
+from sapwood.chat import Chat, coloured
+from sapwood.errors import DataError
+from sapwood.evaluate import (
+    ArmScore,
+    BitsChange,
+    BitsPerToken,
+    Guess,
+    Verdict,
+    bits_change,
+    bits_per_token,
+    decide,
+    item_records,
+    items_from,
+)
+from sapwood.evaluate.bits import STATEMENT
+from sapwood.evaluate.report import html_fragment, write_report
+from sapwood.generate import Engine
+from sapwood.model import Dtype, LanguageModel, load_model
+from sapwood.recipes.arms import TUNED, Arms, EvalConfig, scorer_for
+from sapwood.recipes.general import general_examples
+from sapwood.recipes.prepare import DataConfig, Prepared
+from sapwood.recipes.screen import Screen
+from sapwood.records import Example, Item, SamplingParams
+from sapwood.run import Run
+from sapwood.train import SftConfig, SftResult, StepReport, sft
+
+QUESTIONS = 3
+"""Held-out questions that are answered before, during and after training."""
+
+HELD_OUT, GENERAL = "held-out answers", "general text"
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a finished chain leaves. Shows itself in a notebook."""
+
+    path: Path
+    """The run directory."""
+    line: str
+    """The verdict in one sentence."""
+    verdict: Verdict | None
+    """None where no answer could be judged, or nothing was held out."""
+    bits: dict[str, BitsChange]
+    """Bits per token before and after, by kind of text."""
+    training: SftResult
+    seconds: float
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter (or the whole model)."""
+        adapter = self.path / "adapter"
+        return adapter if adapter.is_dir() else self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.path / "report.html"
+
+    def summary(self) -> dict[str, Any]:
+        """The result for machines: rates are shares of 1, `difference` and `interval` are percentage points."""
+        training, verdict = self.training, self.verdict
+        found: dict[str, Any] = {
+            "line": self.line,
+            "run": str(self.path),
+            "report": str(self.report),
+            "seconds": round(self.seconds, 1),
+            "steps": training.steps,
+            "row_tokens_per_second": training.row_tokens / training.seconds if training.seconds else None,
+            "unique_tokens_per_second": training.unique_tokens / training.seconds if training.seconds else None,
+            "bits_per_token": {name: change.to_dict() for name, change in self.bits.items()},
+        }
+        return found | (_summary_of(verdict) if verdict is not None else {"decision": "not shown"})
+
+    def __str__(self) -> str:
+        return f"{self.line}\n{self.report}"
+
+    def _repr_html_(self) -> str:
+        return html_fragment(self.path)
+
+
+def _summary_of(verdict: Verdict) -> dict[str, Any]:
+    difference = verdict.difference
+    return {
+        "decision": verdict.decision,
+        "arms": {name: arm.rate for name, arm in verdict.arms.items()},
+        "tuned": verdict.arms[verdict.tuned].rate,
+        "best_other": verdict.arms[verdict.best_other].rate,
+        "best_other_name": verdict.best_other,
+        "difference": 100 * difference.mean,
+        "interval": [100 * difference.interval.low, 100 * difference.interval.high],
+        "held_out": difference.n,
+        "got_worse": difference.losses,
+        "units": "rates are shares of 1; difference and interval are percentage points",
+    }
+
+
+@dataclass
+class _Chain:
+    chat: Chat
+    prepared: Prepared
+    rows: DataConfig
+    evaluation: EvalConfig
+    run: Run
+    screen: Screen
+    items: list[Item] = field(default_factory=list)
+    train_items: list[Item] = field(default_factory=list)
+    guess: Guess = field(default_factory=lambda: Guess(None, "none", "Nothing is held out."))
+    general: list[Example] = field(default_factory=list)
+
+
+def prove(
+    folder: Path,
+    chat: Chat,
+    prepared: Prepared,
+    *,
+    rows: DataConfig,
+    evaluation: EvalConfig,
+    train: SftConfig,
+    dtype: Dtype,
+    run: Run,
+    screen: Screen,
+) -> TuneResult:
+    """Run the chain. Raises what its parts raise; whatever was finished by then stays in the run directory."""
+    began = time.perf_counter()
+    chain = _Chain(chat, prepared, rows, evaluation, run, screen)
+    _show_rows(chain)
+    _make_items(chain)
+
+    screen.title("Model")
+    model = load_model(folder, dtype)
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    screen.say(f"{parameters / 1e6:,.0f} M parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
+    for note in (*model.notes, *chat.notes):
+        screen.say(note)
+    _environment(run, folder, model, chat)
+
+    scores: list[ArmScore] = []
+    before = _bits(chain, model)
+    arms = None
+    if chain.guess.scorer is not None:
+        screen.title("Before: what needs no tuning")
+        arms = Arms(chain.items, chain.train_items, chat, chain.guess.scorer, evaluation, run, screen)
+        scores += arms.free() + arms.base(Engine(model, chat))
+
+    screen.title("Training")
+    result = _train(chain, model, train)
+
+    if arms is not None:
+        screen.title("After")
+        scores += arms.one(TUNED, Engine(result.model, chat))
+    after = _bits(chain, result.model)
+    changes = {name: bits_change(before[name], after[name]) for name in before}
+    line, verdict = _conclude(chain, scores, changes)
+    write_report(run.path)
+    return TuneResult(run.path, line, verdict, changes, result, time.perf_counter() - began)
+
+
+def _show_rows(chain: _Chain) -> None:
+    chain.screen.title("Rows")
+    chain.screen.lines([*chain.prepared.notes, *chain.prepared.ledger.lines_for_people()])
+    chain.run.clear("ledger")
+    chain.run.append("ledger", *chain.prepared.ledger.records())
+    if chain.prepared.examples:
+        shortest = min(chain.prepared.examples[:50], key=lambda example: example.length)
+        chain.screen.say("One row; what is trained stands on green:")
+        chain.screen.show(coloured(shortest, chain.chat, colour=chain.screen.console.color_system is not None))
+
+
+def _make_items(chain: _Chain) -> None:
+    """Items of the held-out and the training conversations, and the scorer that fits their references."""
+    prepared, rows = chain.prepared, chain.rows
+    if not prepared.held_out:
+        chain.screen.say("Nothing is held out, so nothing can be said about whether training helps.")
+        return
+    chain.general = general_examples(chain.chat)
+    chain.items = items_from(prepared.held_out, cluster=rows.cluster or "cluster", reference=rows.reference)
+    chain.train_items = items_from(prepared.train, cluster=rows.cluster or "cluster", reference=rows.reference)
+    chain.run.clear("items")
+    chain.run.append("items", *item_records(chain.items))
+    chain.guess = scorer_for(chain.evaluation, chain.items)
+    chain.screen.say(chain.guess.why)
+
+
+def _bits(chain: _Chain, model: LanguageModel) -> dict[str, BitsPerToken]:
+    if not chain.prepared.held_out_examples:
+        return {}
+    texts: list[tuple[str, Sequence[Example]]] = [(HELD_OUT, chain.prepared.held_out_examples)]
+    if chain.general:
+        texts.append((GENERAL, chain.general))
+    return {name: bits_per_token(model, examples) for name, examples in texts}
+
+
+def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
+    screen = chain.screen
+    totals = {"row": 0, "unique": 0, "seconds": 0.0}
+
+    with screen.progress("rehearsal") as advance:
+
+        def report(done: StepReport) -> None:
+            totals["row"] += done.row_tokens
+            totals["unique"] += done.unique_tokens
+            totals["seconds"] += done.seconds
+            saved = 1 - totals["unique"] / totals["row"]
+            speed = totals["row"] / totals["seconds"]
+            state = f"loss {done.loss:.3f}  {speed:,.0f} tokens/s" + (f"  {saved:.0%} saved by sharing" if saved > 0.005 else "")
+            advance(done.step, done.num_steps, state)
+
+        def observe(step: int, current: LanguageModel) -> None:
+            _answer_questions(chain, current, step)
+
+        result = sft(
+            model,
+            chain.prepared.examples,
+            chain.prepared.held_out_examples,
+            config,
+            chain.run,
+            report=report,
+            observe=observe,
+            say=screen.say,
+        )
+    if result.rehearsal is not None:
+        peak = result.rehearsal.peak_bytes / 2**30
+        screen.say(f"Rehearsal passed: worst step, evaluation, save and reload; {result.rehearsal.budget:,} tokens a pass, {peak:.1f} GiB.")
+    if totals["seconds"]:
+        saved = 1 - totals["unique"] / totals["row"]
+        screen.say(
+            f"{result.steps} steps, {totals['row']:,} row tokens at {totals['row'] / totals['seconds']:,.0f} a second; "
+            f"{saved:.0%} of them saved by sharing."
+        )
+    if result.first_eval_loss is not None and result.last_eval_loss is not None:
+        screen.say(f"Held-out loss {result.first_eval_loss:.3f} → {result.last_eval_loss:.3f} nats a token.")
+    return result
+
+
+def _answer_questions(chain: _Chain, model: LanguageModel, step: int) -> None:
+    """The same held-out questions each time, so that a person sees the answers change."""
+    if not chain.items:
+        return
+    asked = chain.items[:: max(1, len(chain.items) // QUESTIONS)][:QUESTIONS]
+    prompts = [
+        chain.chat.prompt(item.conversation.messages, item.conversation.tools, item.conversation.template_arguments) for item in asked
+    ]
+    answers = Engine(model, chain.chat).generate(prompts, SamplingParams(max_new_tokens=chain.evaluation.max_new_tokens))
+    chain.screen.say(f"step {step}" if step else "before", style="bold")
+    for item, answer in zip(asked, answers, strict=True):
+        question = item.conversation.messages[-1].content
+        right = chain.guess.scorer(item, answer).value if chain.guess.scorer else None
+        mark = "·" if right is None else "✓" if right >= 1 else "✗"
+        chain.screen.say(f"{mark} {_short(question.splitlines()[-1] if question.strip() else question, 60)} → {_short(answer.text, 90)}")
+        chain.run.append(
+            "samples",
+            {
+                "when": "before" if step == 0 else f"step {step}",
+                "step": step,
+                "question": question,
+                "answer": answer.text,
+                "reference": item.reference,
+                "right": right,
+            },
+        )
+
+
+def _short(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _conclude(chain: _Chain, scores: list[ArmScore], changes: dict[str, BitsChange]) -> tuple[str, Verdict | None]:
+    """The verdict, or what can be said without one; written to `verdict.json`."""
+    if scores:
+        verdict = decide(scores, tuned=TUNED, scorer=chain.guess.name, bits_per_token=changes)
+        chain.run.write_json("verdict", verdict.to_dict())
+        return verdict.line, verdict
+    if not changes:
+        line = "Trained. Nothing was held out, so nothing is said about whether it helped."
+    else:
+        change = changes[HELD_OUT]
+        line = (
+            f"Held-out answers take {change.before.mean:.3f} → {change.after.mean:.3f} bits a token "
+            f"({change.mean:+.3f} [{change.interval.low:+.3f}, {change.interval.high:+.3f}]). {STATEMENT}"
+        )
+    bits = {name: change.to_dict() for name, change in changes.items()}
+    chain.run.write_json(
+        "verdict",
+        {"decision": "not shown", "line": line, "reason": chain.guess.why, "arms": {}, "bits_per_token": bits, "scorer": chain.guess.name},
+    )
+    return line, None
+
+
+def _environment(run: Run, folder: Path, model: LanguageModel, chat: Chat) -> None:
+    origin = folder / "sapwood.json"
+    packages = ("sapwood", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
+    content: dict[str, Any] = {
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": psutil.cpu_count(logical=False),
+            "threads": torch.get_num_threads(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        },
+        "model": {"folder": folder.name, "dtype": str(model.dtype), "shares_prefixes": model.shares_prefixes},
+        "template_and_tokenizer_sha256": chat.fingerprint,
+    }
+    if origin.is_file():
+        try:
+            content["model"]["origin"] = orjson.loads(origin.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise DataError(f"{origin}: damaged ({error}). Delete the folder and pull the model again.") from None
+    run.write_json("environment", content)

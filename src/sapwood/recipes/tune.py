@@ -1,0 +1,102 @@
+"""`sapwood sft`: from a file of conversations to a model that is shown to be better, or is not.
+
+In: files, a model, knobs. Out: a run directory with ledger, adapter, verdict and report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sapwood.assets import DEFAULT_MODEL, resolve_model
+from sapwood.chat import Chat
+from sapwood.config import load_yaml, save_yaml, to_dict
+from sapwood.errors import CheckpointError, ConfigError, storage
+from sapwood.model import Dtype
+from sapwood.recipes.arms import EvalConfig
+from sapwood.recipes.chain import TuneResult, prove
+from sapwood.recipes.prepare import DataConfig, prepare, read_files
+from sapwood.recipes.screen import Screen
+from sapwood.run import Run, new_run_path, open_run
+from sapwood.train import SftConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Supervised fine-tuning with its proof."""
+
+    data: tuple[str, ...] = ()
+    """JSON Lines files of conversations, or the name of a data set."""
+    model: str = DEFAULT_MODEL
+    """A name (`sapwood pull` lists them), a local folder, or a hub id."""
+    template: Path | None = None
+    """A file with a Jinja chat template, for a model that has none or should use another."""
+    out: Path | None = None
+    """The run directory; `runs/NAME-1`, `-2`, … where not given. A run that was stopped goes on if named again."""
+    dtype: Dtype = "auto"
+    """Type of the base weights: bf16 where the processor computes in it, else fp32."""
+    rows: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    train: SftConfig = field(default_factory=SftConfig)
+
+
+def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
+    """Fine-tune and prove. Raises a `SapwoodError` that says what to do; what was finished stays in the run directory."""
+    screen = screen or Screen(quiet=True)
+    if not config.data:
+        raise ConfigError("No data is named. Give a JSON Lines file of conversations: sapwood sft my.jsonl")
+    with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
+        reading = read_files(config.data, config.rows, advance)
+    folder = fetch_model(config.model, screen)
+    chat = load_chat(folder, config.template)
+    prepared = prepare(reading, chat, config.rows)
+    run, config = start_run(config, screen)
+    try:
+        return prove(
+            folder,
+            chat,
+            prepared,
+            rows=config.rows,
+            evaluation=config.evaluation,
+            train=config.train,
+            dtype=config.dtype,
+            run=run,
+            screen=screen,
+        )
+    finally:
+        run.close()
+
+
+def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:
+    """Open the run directory and write the resolved config into it. Raises `CheckpointError` if it is another run's."""
+    name = Path(config.data[0]).stem if config.data else "run"
+    out = config.out or new_run_path(Path("runs"), name)
+    config = replace(config, out=out)
+    run = open_run(out)
+    saved = out / "config.yaml"
+    if saved.exists():
+        before = load_yaml(TuneConfig, saved)
+        changed = [key for key in to_dict(config) if to_dict(config)[key] != to_dict(before)[key]]
+        if changed:
+            run.close()
+            raise CheckpointError(
+                f"{out} holds a run with other settings ({', '.join(changed)}). Continue it with `sapwood sft {out}`, "
+                "or choose another folder with --out."
+            )
+    save_yaml(config, saved)
+    screen.say(f"Run directory: {out}")
+    return run, config
+
+
+def fetch_model(name: str, screen: Screen) -> Path:
+    """The model's folder, with a progress bar where something has to be fetched."""
+    with screen.progress(f"model {name}") as advance:
+        return resolve_model(name, report=advance)
+
+
+def load_chat(folder: Path, template: Path | None) -> Chat:
+    """The model's chat, with its own template or one from a file."""
+    if template is None:
+        return Chat.load(folder)
+    with storage(template, "read the template"):
+        return Chat.load(folder, template=template.read_text(encoding="utf-8"))
