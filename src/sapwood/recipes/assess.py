@@ -15,7 +15,7 @@ from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml
 from sapwood.errors import ConfigError
 from sapwood.evaluate import ArmResult, ArmScore, Verdict, bits_per_token, decide, item_records, items_from
-from sapwood.evaluate.report import write_report
+from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
@@ -60,6 +60,12 @@ class AssessResult:
     def report(self) -> Path:
         """The page to open."""
         return self.path / "report.html"
+
+    def __str__(self) -> str:
+        return f"{self.line}\n{self.report}"
+
+    def _repr_html_(self) -> str:
+        return html_fragment(self.path)
 
 
 def of_run(run: Path) -> AssessConfig:

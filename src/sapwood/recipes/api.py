@@ -1,0 +1,66 @@
+"""What Python users call: the verbs as functions, with knobs by their plain names.
+
+import sapwood
+result = sapwood.sft("my.jsonl", lr=5e-4)
+result                      # shows itself in a notebook
+sapwood.evaluate(result.path)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sapwood.config import did_you_mean, from_dict, known_keys, to_dict
+from sapwood.errors import ConfigError
+from sapwood.recipes.assess import AssessConfig, AssessResult, assess, of_run
+from sapwood.recipes.chain import TuneResult
+from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import TuneConfig, tune
+
+C = TypeVar("C")
+Files = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+def sft(data: Files, *, quiet: bool = False, **knobs: Any) -> TuneResult:
+    """Fine-tune on JSON Lines files and prove that it helped: `sapwood sft` as a function.
+
+    Knobs are those of `sapwood sft --help` by their plain names (`lr`, `epochs`, `held_out`, `model`, …).
+    Raises `ConfigError` for an unknown one, and every other `SapwoodError` with what to do.
+    """
+    return tune(with_knobs(TuneConfig(data=_names(data)), knobs), screen=Screen(quiet=quiet))
+
+
+def evaluate(data: Files, *, quiet: bool = False, **knobs: Any) -> AssessResult:
+    """Measure a run (give its directory) or a model on JSON Lines files: `sapwood eval` as a function."""
+    names = _names(data)
+    is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
+    base = of_run(Path(names[0])) if is_run else AssessConfig(data=names)
+    return assess(with_knobs(base, knobs), screen=Screen(quiet=quiet))
+
+
+def with_knobs(config: C, knobs: Mapping[str, Any]) -> C:
+    """The config with knobs set by their plain or dotted names. Raises `ConfigError` for unknown names and wrong types."""
+    dotted = {key.rsplit(".", 1)[-1]: key for key in known_keys(type(config))}
+    content = to_dict(config)
+    for name, value in knobs.items():
+        if name not in dotted and name not in dotted.values():
+            names = list(dotted)
+            raise ConfigError(f"the call: unknown option `{name}`.{did_you_mean(name, names)} Known: {', '.join(names)}.")
+        *path, leaf = dotted.get(name, name).split(".")
+        place = content
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = fspath(value) if isinstance(value, PathLike) else value
+    return from_dict(type(config), content, "the call")
+
+
+def _names(data: Files) -> tuple[str, ...]:
+    if isinstance(data, str | PathLike):
+        return (fspath(data),)
+    return tuple(fspath(entry) for entry in data)
+
+
+__all__ = ["evaluate", "sft", "with_knobs"]
