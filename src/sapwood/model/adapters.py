@@ -5,16 +5,19 @@ Hu et al., arXiv:2106.09685: h = W x + (alpha / r) B A x, with B = 0 at the star
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
+import safetensors
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from sapwood.errors import CheckpointError, ConfigError, storage
+from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
 from sapwood.model.language_model import LanguageModel
 
 
@@ -34,15 +37,20 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ConfigError(f"lora.r is {self.r}; give a rank of at least 1, or train all weights with `full: true`.")
-        if self.alpha <= 0:
+        if not 0 < self.alpha < math.inf:
             raise ConfigError(f"lora.alpha is {self.alpha}; give a number above 0.")
 
 
 def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageModel:
     """Wrap the model in a fresh adapter, in fp32 whatever the base is in. The draw of A depends on `seed` alone.
 
-    Raises `ConfigError` where no layer of the model matches `targets`.
+    Raises `ConfigError` where one of `targets` matches no layer of the model, `ModelError` for a model that carries an adapter.
     """
+    if any(isinstance(layer, BaseTunerLayer) for layer in model.module.modules()):
+        raise ModelError(
+            "This model carries an adapter already, and a second one would mix with it. Load the model again, or merge the first."
+        )
+    _refuse_unknown_targets(model, config.targets)
     targets: Any = config.targets[0] if config.targets == ("all-linear",) else list(config.targets)
     lora = peft.LoraConfig(
         r=config.r,
@@ -59,9 +67,24 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
         try:
             module = peft.get_peft_model(model.module, lora)
         except ValueError as error:
-            names = sorted({name.rsplit(".", 1)[-1] for name, layer in model.module.named_modules() if isinstance(layer, nn.Linear)})
-            raise ConfigError(f"lora.targets is {config.targets!r}: {error} Linear layers here: {', '.join(names)}.") from error
+            raise ConfigError(f"lora.targets is {config.targets!r}: {error} {_linear_layers(model)}") from error
     return _same_but(model, module)
+
+
+def _refuse_unknown_targets(model: LanguageModel, targets: tuple[str, ...]) -> None:
+    """peft is content if one name of several matches; a misspelt one among them would be accepted and ignored."""
+    if targets == ("all-linear",):
+        return
+    names = [name for name, _ in model.module.named_modules()]
+    unknown = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
+    if unknown or not targets:
+        found = f"no layer is called {', '.join(map(repr, unknown))}" if targets else "it is empty"
+        raise ConfigError(f"lora.targets is {targets!r}: {found}. {_linear_layers(model)} Or give `all-linear` alone.")
+
+
+def _linear_layers(model: LanguageModel) -> str:
+    names = sorted({name.rsplit(".", 1)[-1] for name, layer in model.module.named_modules() if isinstance(layer, nn.Linear)})
+    return f"Linear layers here: {', '.join(names)}."
 
 
 def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False) -> LanguageModel:
@@ -69,9 +92,19 @@ def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False)
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{folder} holds no adapter_config.json with adapter_model.safetensors. Name a run's `adapter` folder.")
     try:
-        module = peft.PeftModel.from_pretrained(model.module, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft only warns of tensors that are missing; they are an error below
+            module = peft.PeftModel.from_pretrained(model.module, str(folder), is_trainable=trainable)
+            wanted = set(peft.get_peft_model_state_dict(module, save_embedding_layers=False))
+        with safetensors.safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            saved = set(file.keys())
+    except (RuntimeError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder}: this adapter does not fit the model: {' '.join(str(error).split())[:300]}") from error
+    if saved != wanted:
+        raise CheckpointError(
+            f"{folder}: this adapter belongs to another model: {len(wanted - saved)} of the tensors it should hold are missing and "
+            f"{len(saved - wanted)} have no layer here, such as {min(saved ^ wanted)}. Load the model it was trained on."
+        )
     return _same_but(model, module)
 
 

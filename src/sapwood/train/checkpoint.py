@@ -1,10 +1,10 @@
 """Checkpoints that are whole or absent.
 
     checkpoints/step-N/state.safetensors    parameters, moments, masters
-    checkpoints/step-N/state.json           step, what the run was made of (fingerprint), the budget, sha256 of the tensors
+    checkpoints/step-N/state.json           step, what the run was made of (fingerprint), the budget, sha256 of the tensors and of itself
 
-A checkpoint is written beside its place, flushed to the disk and renamed into it; `state.json` carries the checksum, so a
-truncated or flipped file is noticed on reading and the checkpoint before it is used.
+A checkpoint is written beside its place, flushed to the disk and renamed into it; `state.json` carries the checksums, so a
+truncated or flipped file, be it of tensors or of numbers, is noticed on reading and the checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import safetensors.torch
@@ -35,7 +36,10 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget: int, fingerprint: str, keep: int) -> Path:
-    """Write `checkpoints/step-N` and delete all but the newest `keep`. Raises `StorageError`; older ones are then untouched."""
+    """Write `checkpoints/step-N` and keep it with the `keep - 1` before it. Raises `StorageError`; older ones are then untouched.
+
+    Later ones are deleted too: they are damaged, or this step would not have been reached from before them.
+    """
     folder = run / "checkpoints"
     path, temporary = folder / f"step-{step}", folder / f".step-{step}.tmp"
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -44,14 +48,15 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget:
         "step": step,
         "budget": budget,
         "fingerprint": fingerprint,
-        "sha256": {"state.safetensors": hashlib.sha256(data).hexdigest()},
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
     with storage(path, "write the checkpoint"):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             _write(temporary / "state.safetensors", data)
-            _write(temporary / "state.json", orjson.dumps(state))
+            _write(temporary / "state.json", orjson.dumps({**state, "seal": _seal(state)}))
+            _sync_folder(temporary)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(temporary, path)
@@ -59,8 +64,11 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget:
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    for old in saved_steps(run)[:-keep]:
-        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+    steps = saved_steps(run)
+    kept = [saved for saved in steps if saved <= step][-keep:]
+    for other in steps:
+        if other not in kept:
+            shutil.rmtree(folder / f"step-{other}", ignore_errors=True)
     return path
 
 
@@ -96,17 +104,25 @@ def _read(path: Path, fingerprint: str) -> Checkpoint:
     try:
         state = orjson.loads((path / "state.json").read_bytes())
         data = (path / "state.safetensors").read_bytes()
-        expected = state["sha256"]["state.safetensors"]
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise _DamagedError(f"unreadable: {type(error).__name__}") from None
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise _DamagedError("its checksum does not match")
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{Path(str(error.filename)).name} is missing") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise _DamagedError(f"state.json or state.safetensors cannot be read: {error}") from None
+    if not isinstance(state, dict) or state.pop("seal", None) != _seal(state):
+        raise _DamagedError("state.json does not match its checksum")
+    if hashlib.sha256(data).hexdigest() != state["sha256"]:
+        raise _DamagedError("state.safetensors does not match its checksum")
     if state["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{path} belongs to a run on other data, settings or another model. To continue it, give it what it was started with; "
             "to start anew, choose another folder with --out."
         )
     return Checkpoint(state["step"], state["budget"], safetensors.torch.load(data), path)
+
+
+def _seal(state: dict[str, Any]) -> str:
+    """Checksum of what `state.json` says: a flipped digit of the step would resume at the wrong place and look whole."""
+    return hashlib.sha256(orjson.dumps(state)).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -36,11 +36,18 @@ class OptimConfig:
     """The gradient is scaled down to this norm; 0 leaves it as it is."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        # written so that nan, which compares false with everything, is refused too
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"optim.lr is {self.lr}; give a number above 0, such as 5e-4.")
         for name in ("warmup", "final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; give a number from 0 to below 1, such as 0.9.")
+        for name in ("weight_decay", "eps", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; give 0 or a number above it.")
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
@@ -68,7 +75,7 @@ class Optimizer:
     def __init__(self, parameters: dict[str, nn.Parameter], config: OptimConfig) -> None:
         self.config = config
         self.parameters = parameters
-        narrow = {name for name, parameter in parameters.items() if parameter.dtype in (torch.bfloat16, torch.float16)}
+        narrow = [name for name, parameter in parameters.items() if parameter.dtype in (torch.bfloat16, torch.float16)]
         self.masters = {name: parameters[name].detach().float().requires_grad_() for name in narrow}
         self._updated = {name: self.masters.get(name, parameter) for name, parameter in parameters.items()}
         matrices = [tensor for tensor in self._updated.values() if tensor.ndim > 1]

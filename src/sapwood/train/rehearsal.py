@@ -23,6 +23,7 @@ from sapwood.forest import unique_tokens
 from sapwood.model import LanguageModel, save_adapter
 from sapwood.records import Example
 from sapwood.train.optimizer import Optimizer
+from sapwood.train.result import save_whole
 from sapwood.train.step import accumulate, evaluate
 
 BUDGETS = (1024, 2048, 4096)
@@ -46,20 +47,41 @@ def rehearse(
     model: LanguageModel, optimizer: Optimizer, examples: Sequence[Example], held_out: Sequence[Example], run: Path, budget: int | None
 ) -> Rehearsal:
     """Try everything once. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later."""
-    by_size = sorted(examples, key=lambda example: example.length, reverse=True)
-    worst = by_size[0]
-    worst_tokens = unique_tokens(worst)
-    _pass(model, [worst], worst_tokens)
-    optimizer.clear()
-    if budget is None:
-        budget = _fastest(model, optimizer, by_size)
-    full = _filled(by_size, max(budget, worst_tokens))
-    seconds = _pass(model, full, budget)
-    optimizer.clear()
+    worst, worst_tokens = _largest(model, examples)
+    others = (example for example in examples if example is not worst)
+    by_size = [worst, *sorted(others, key=lambda example: example.length, reverse=True)]
+    try:
+        _pass(model, [worst], worst_tokens)
+        optimizer.clear()
+        if budget is None:
+            budget = _fastest(model, optimizer, by_size)
+        full = _filled(by_size, max(budget, worst_tokens))
+        seconds = _pass(model, full, budget)
+    finally:
+        optimizer.clear()
+    peak = psutil.Process().memory_info().rss
     if held_out:
-        evaluate(model, [max(held_out, key=lambda example: example.length)], budget)
-    _save_and_reload(model, worst, run, budget)
-    return Rehearsal(budget, worst_tokens, seconds, psutil.Process().memory_info().rss)
+        evaluate(model, [_largest(model, held_out)[0]], budget)
+    if hasattr(model.module, "peft_config"):
+        _save_and_reload(model, worst, run, budget)
+    else:
+        _save_whole_and_compare(model, run)
+    return Rehearsal(budget, worst_tokens, seconds, peak)
+
+
+def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[Example, int]:
+    """The example whose pass is the largest, and its tokens: unique ones, or the longest row's where rows run alone."""
+    if not model.shares_prefixes:
+        largest = max(examples, key=lambda example: max(row.length for row in example.rows))
+        return largest, max(row.length for row in largest.rows) - 1
+    largest, most = examples[0], 0
+    for example in sorted(examples, key=lambda example: example.length, reverse=True):
+        if example.length <= most:
+            break  # unique tokens are fewer than row tokens: no later example can have more
+        tokens = unique_tokens(example)
+        if tokens > most:
+            largest, most = example, tokens
+    return largest, most
 
 
 def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example]) -> int:
@@ -94,7 +116,9 @@ def _pass(model: LanguageModel, examples: list[Example], budget: int) -> float:
     begin = time.perf_counter()
     try:
         accumulate(model, examples, budget)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, TrainingError) or not _is_out_of_memory(error):
+            raise
         raise TrainingError(
             f"The worst-case step ({sum(e.length for e in examples)} tokens, {examples[0].where}) does not fit into memory. "
             "Lower `budget`, leave out the longest rows, or choose a smaller model."
@@ -102,10 +126,13 @@ def _pass(model: LanguageModel, examples: list[Example], budget: int) -> float:
     return time.perf_counter() - begin
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # on a CPU torch raises a plain RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: int) -> None:
     """Save the adapter with weights that matter, read it back, and compare what the model computes."""
-    if not hasattr(model.module, "peft_config"):
-        return
     folder = run / ".rehearsal"
     parameters = {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
     kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -121,7 +148,13 @@ def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: 
                 parameter.zero_()
             saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
             for name, parameter in parameters.items():
-                parameter.copy_(saved[name.replace(".default.", ".")])
+                key = name.replace(".default.", ".")
+                if key not in saved:
+                    raise TrainingError(
+                        f"The adapter was saved, but without {key}, which is trained. Nothing was trained yet. "
+                        "This is a defect of the model family's saving; please report it with the model's name."
+                    )
+                parameter.copy_(saved[key])
         after = evaluate(model, [example], budget).loss
         if not np.isclose(before, after, rtol=1e-9, atol=0):
             raise TrainingError(
@@ -133,3 +166,25 @@ def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: 
             for name, parameter in parameters.items():
                 parameter.copy_(kept[name])
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save_whole_and_compare(model: LanguageModel, run: Path) -> None:
+    """Save all weights, load them as a user would, and compare bit for bit.
+
+    By way of the model's class, because the files may name tensors otherwise (experts, say).
+    """
+    folder = run / ".rehearsal"
+    try:
+        save_whole(model, folder)
+        loaded = type(model.base).from_pretrained(folder, dtype=model.dtype, local_files_only=True, use_safetensors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    found = dict(loaded.named_parameters())
+    lost = [
+        name for name, value in model.module.named_parameters() if name not in found or not torch.equal(found[name], value.detach().cpu())
+    ]
+    if lost:
+        raise TrainingError(
+            f"The model was saved and loaded again, but {len(lost)} of its tensors are not as they were, such as {lost[0]}. "
+            "Nothing was trained. This is a defect of the model family's saving; please report it with the model's name."
+        )

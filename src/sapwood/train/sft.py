@@ -12,8 +12,7 @@ Left out on purpose: callbacks. What a caller may do during the run is one funct
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +22,19 @@ import numpy as np
 import orjson
 
 from sapwood.config import to_dict
-from sapwood.errors import ConfigError, DataError, TrainingError, storage
-from sapwood.model import LanguageModel, LoraConfig, add_lora, save_adapter, trainable_parameters
+from sapwood.errors import ConfigError, DataError, StorageError, TrainingError
+from sapwood.model import LanguageModel, LoraConfig, add_lora, trainable_parameters
 from sapwood.records import Example
-from sapwood.run import Run
+from sapwood.run import Run, step_records
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
 from sapwood.train.order import num_steps, step_examples
 from sapwood.train.rehearsal import Rehearsal, rehearse
+from sapwood.train.result import save_result
 from sapwood.train.step import accumulate, evaluate
+
+WEIGHTS_READ = 256
+"""Weights of each tensor, evenly spread, by which a run recognises the model it was started with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class SftConfig:
     epochs: float = 1.0
     """Times every example is trained. More than 3 seldom helps."""
     max_steps: int | None = None
-    """Stop after this many steps, with the schedule of this length."""
+    """Train this many steps, with the schedule of this length, whatever `epochs` would give."""
     batch: int = 8
     """Examples a step."""
     seed: int = 0
@@ -63,8 +66,10 @@ class SftConfig:
         for name, least in (("batch", 1), ("keep", 1), ("eval_every", 0), ("save_every", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
-        if self.epochs <= 0:
+        if not 0 < self.epochs < math.inf:
             raise ConfigError(f"epochs is {self.epochs}; give a number above 0.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; give a number from 0 to 2**63 - 1.")
         for optional in ("max_steps", "budget"):
             value = getattr(self, optional)
             if value is not None and value < 1:
@@ -96,8 +101,9 @@ class SftResult:
     row_tokens: int
     unique_tokens: int
     seconds: float
-    """Of training steps alone, those of earlier sittings not included."""
+    """Of training steps alone. This and the tokens do not include those of earlier sittings."""
     first_eval_loss: float | None
+    """Before the first step, be it of an earlier sitting."""
     last_eval_loss: float | None
     rehearsal: Rehearsal | None
     """None for a run that was resumed."""
@@ -116,11 +122,11 @@ def sft(
 ) -> SftResult:
     """Train. `report` hears of each step, `observe` is called at each evaluation, `say` receives sentences for people.
 
-    Raises `DataError` without examples, `TrainingError` for what the rehearsal finds or a loss that is not finite (after
-    saving a checkpoint of the last good step), `CheckpointError` for a run made of something else.
+    Raises `DataError` for examples that cannot be trained, or none, `TrainingError` for what the rehearsal finds or a loss
+    that is not finite, `CheckpointError` for a run made of something else. Whatever ends the loop, ctrl-C included, a
+    checkpoint of the last whole step is saved first.
     """
-    if not examples:
-        raise DataError("There is nothing to train on: no example is left. The ledger above says where they went.")
+    _refuse_untrainable(model, examples, held_out)
     steps = config.max_steps or num_steps(len(examples), config.batch, config.epochs)
     eval_every = config.eval_every or max(1, -(-steps // 4))
     save_every = config.save_every or max(1, -(-steps // 4))
@@ -139,49 +145,95 @@ def sft(
     rehearsal = None
     if checkpoint is not None:
         optimizer.restore(checkpoint.tensors)
-        first, budget = checkpoint.step, checkpoint.budget
+        first, budget = checkpoint.step, config.budget or checkpoint.budget
         say(f"Continuing from {checkpoint.path.name}.")
     else:
         rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget)
         first, budget = 0, rehearsal.budget
 
-    eval_losses: list[float] = []
+    earlier = (record for record in step_records(run.path / "metrics.jsonl") if record.get("kind") == "eval")
+    eval_losses: list[float] = [record["loss"] for record in earlier if record["step"] < first]
     row_tokens = unique_tokens = 0
     seconds = 0.0
-    for step in range(first, steps + 1):
-        if step % eval_every == 0 or step == steps:
-            if held_out:
-                eval_losses.append(evaluate(model, held_out, budget).mean_loss)
-                run.append("metrics", {"kind": "eval", "step": step, "loss": eval_losses[-1]})
-            observe(step, model)
-        if step == steps:
-            break
+    whole: int | None = first  # the step whose state stands complete in the optimizer
+    saved = first
+    try:
+        for step in range(first, steps + 1):
+            if step % eval_every == 0 or step == steps:
+                if held_out:
+                    eval_losses.append(evaluate(model, held_out, budget).mean_loss)
+                    run.append("metrics", {"kind": "eval", "step": step, "loss": eval_losses[-1]})
+                observe(step, model)
+            if step == steps:
+                break
 
-        begin = time.perf_counter()
-        chosen = [
-            examples[index]
-            for index in step_examples(step, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed)
-        ]
-        lr = learning_rate(config.optim, step, steps)
-        sums = accumulate(model, chosen, budget)
-        norm = optimizer.step(lr)
-        if not np.isfinite(norm):
-            raise TrainingError(
-                f"The gradient of step {step + 1} is {norm}; the step was not taken. Examples: "
-                f"{', '.join(example.where for example in chosen[:5])}. Lower optim.lr, or look at these rows with `sapwood doctor`."
+            begin = time.perf_counter()
+            chosen = [
+                examples[index]
+                for index in step_examples(step, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed)
+            ]
+            lr = learning_rate(config.optim, step, steps)
+            sums = accumulate(model, chosen, budget)
+            whole = None  # an update under way must not be saved
+            norm = optimizer.step(lr)
+            if not np.isfinite(norm):
+                whole = step
+                raise TrainingError(
+                    f"The gradient of step {step + 1} is {norm}; the step was not taken. Examples: "
+                    f"{', '.join(example.where for example in chosen[:5])}. Lower optim.lr, or look at these rows with `sapwood doctor`."
+                )
+            taken = time.perf_counter() - begin
+
+            done = StepReport(step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken)
+            run.append("metrics", _record(done))
+            whole = step + 1
+            report(done)
+            row_tokens, unique_tokens, seconds = row_tokens + sums.row_tokens, unique_tokens + sums.unique_tokens, seconds + taken
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                save_checkpoint(run.path, step + 1, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep)
+                saved = step + 1
+    except BaseException:
+        if whole not in (None, saved):
+            _rescue(
+                lambda: save_checkpoint(run.path, whole, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep), say
             )
-        taken = time.perf_counter() - begin
+        raise
 
-        done = StepReport(step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken)
-        run.append("metrics", _record(done))
-        report(done)
-        row_tokens, unique_tokens, seconds = row_tokens + sums.row_tokens, unique_tokens + sums.unique_tokens, seconds + taken
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_checkpoint(run.path, step + 1, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep)
-
-    _save_result(model, run.path, config.full)
+    save_result(model, run.path)
     first_eval, last_eval = (eval_losses[0], eval_losses[-1]) if eval_losses else (None, None)
     return SftResult(model, steps, row_tokens, unique_tokens, seconds, first_eval, last_eval, rehearsal)
+
+
+def _rescue(save: Callable[[], Path], say: Callable[[str], None]) -> None:
+    """Save what was trained before the error that is under way goes on; a disk that refuses must not hide that error."""
+    try:
+        say(f"The run ends here. What was trained so far is kept in {save()}; the same command continues from there.")
+    except StorageError as error:
+        say(f"What was trained since the last checkpoint is lost: {error}")
+
+
+def _refuse_untrainable(model: LanguageModel, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """What would fail in the middle of a run, or train nothing without a word. Raises `DataError` naming the places."""
+    if not examples:
+        raise DataError("There is nothing to train on: no example is left. The ledger above says where they went.")
+    vocabulary = min(model.vocabulary, len(model.base.get_input_embeddings().weight))
+    both = [*examples, *held_out]
+    unknown = [example for example in both if _largest_id(example) >= vocabulary]
+    weightless = [example for example in both if not 0 < example.weight < math.inf]
+    for bad, why in (
+        (unknown, f"hold token ids that the model does not have (it has {vocabulary}). Use the tokenizer that belongs to the model"),
+        (
+            weightless,
+            "have no weight to train with: each example needs at least one token of a weight above 0. Leave them out, or mend them",
+        ),
+    ):
+        if bad:
+            places = ", ".join(example.where for example in bad[:5])
+            raise DataError(f"{len(bad)} of {len(both)} examples {why}. They are: {places}{', …' if len(bad) > 5 else ''}.")
+
+
+def _largest_id(example: Example) -> int:
+    return max(max(int(row.prompt_T.max()), int(row.completion_T.max())) for row in example.rows)
 
 
 def _record(done: StepReport) -> dict[str, float | str]:
@@ -205,23 +257,16 @@ def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftC
     settings = to_dict(config)
     for harmless in ("budget", "eval_every", "save_every", "keep"):
         del settings[harmless]
-    digest = hashlib.sha256(orjson.dumps([settings, str(model.dtype), type(model.base).__name__, model.base.config.to_dict()], default=str))
+    shape = model.base.config.to_dict()
+    for changing in ("_name_or_path", "transformers_version"):  # where it lies and who reads it do not change what is computed
+        shape.pop(changing, None)
+    facts = [settings, str(model.dtype), type(model.base).__name__, shape]
+    digest = hashlib.sha256(orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS))
+    for name, parameter in model.base.named_parameters():
+        flat = parameter.detach().flatten()
+        digest.update(name.encode() + flat[:: max(1, len(flat) // WEIGHTS_READ)].float().cpu().numpy().tobytes())
     for example in examples:
         for row in example.rows:
             for array in (row.prompt_T, row.completion_T, row.weights_T):
                 digest.update(len(array).to_bytes(8, "little") + array.tobytes())
     return digest.hexdigest()
-
-
-def _save_result(model: LanguageModel, run: Path, full: bool) -> None:
-    """`adapter/` or `model/`, whole or not at all."""
-    name = "model" if full else "adapter"
-    temporary = run / f".{name}.tmp"
-    with storage(run / name, "write"):
-        shutil.rmtree(temporary, ignore_errors=True)
-        if full:
-            model.module.save_pretrained(str(temporary), safe_serialization=True)
-        else:
-            save_adapter(model, temporary)
-        shutil.rmtree(run / name, ignore_errors=True)
-        os.replace(temporary, run / name)

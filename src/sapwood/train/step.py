@@ -50,7 +50,6 @@ def accumulate(model: LanguageModel, examples: Sequence[Example], budget: int) -
     loss, row_tokens, unique = 0.0, 0, 0
     for batch in micro_batches(model, examples, budget):
         batch_loss = supervised(model.target_logprobs(batch.forest), batch.forest)
-        (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
         value = float(batch_loss.detach())
         if not math.isfinite(value):
             places = ", ".join(examples[index].where for index in batch.examples[:5])
@@ -58,6 +57,7 @@ def accumulate(model: LanguageModel, examples: Sequence[Example], budget: int) -
                 f"The loss became {value} on {places}. Nothing was updated with it. Lower optim.lr, or look at these rows with "
                 "`sapwood doctor`."
             )
+        (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
         loss, row_tokens, unique = loss + value, row_tokens + batch.forest.row_tokens, unique + batch.forest.num_tokens
     return Sums(loss, weight, row_tokens, unique)
 
