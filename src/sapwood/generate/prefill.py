@@ -79,7 +79,8 @@ class PrefillAttention:
             )
         self.found[call.layer] = (key[0], value[0])
         wide = torch.promote_types(query.dtype, torch.float32)
-        sums = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]), dtype=wide).transpose(1, 2)
+        joins = bool(self._reaches) or call.sinks_H is not None
+        sums = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]), dtype=wide if joins else query.dtype).transpose(1, 2)
         lse_BHT = query.new_empty(query.shape[:3], dtype=wide)
         for index, (start, end) in enumerate(self.places.values()):
             sight = self._inside(index, start, end, call, query.dtype)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from sapwood.records import SamplingParams
 
+BLOCK = 64
+"""Width of the blocks in which the largest logit is looked for."""
+
 CANDIDATES = 256
 """Most likely tokens that are sorted first; the whole vocabulary is sorted only for rows whose filters keep more."""
 
@@ -36,13 +39,24 @@ def sample(logits_NV: Tensor, params: SamplingParams, uniform_N: NDArray[np.floa
     if params.temperature > 0 and params.temperature != 1:
         scaled_NV = scaled_NV / params.temperature
     if params.temperature == 0:
-        token_N = scaled_NV.argmax(-1)
+        token_N = _argmax(scaled_NV)
     else:
         uniform = torch.from_numpy(uniform_N).to(scaled_NV.device)
         filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         token_N = _filtered(scaled_NV, params, uniform) if filtered else _inverse(_probabilities(scaled_NV), uniform)
     logprob_N = scaled_NV.gather(1, token_N[:, None])[:, 0] - scaled_NV.logsumexp(-1)
     return token_N, logprob_N
+
+
+def _argmax(logits_NV: Tensor) -> Tensor:
+    """The first of the largest logits of each row. By blocks: torch's argmax along a long row is an order of magnitude slower than amax."""
+    rows, width = logits_NV.shape
+    if width % BLOCK:
+        return logits_NV.argmax(-1)
+    blocks = logits_NV.view(rows, width // BLOCK, BLOCK)
+    block_N = blocks.amax(-1).argmax(-1)
+    inside_N = blocks[torch.arange(rows, device=logits_NV.device), block_N].argmax(-1)
+    return block_N * BLOCK + inside_N
 
 
 def kept(scaled_NV: Tensor, params: SamplingParams) -> Tensor:
