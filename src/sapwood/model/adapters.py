@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
+from sapwood.model.fused import fuse
 from sapwood.model.language_model import LanguageModel
 
 
@@ -121,6 +122,7 @@ def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
 
 
 def _same_but(model: LanguageModel, module: Any) -> LanguageModel:
+    fuse(module)
     wrapped = LanguageModel(module, probe=False)
     wrapped.shares_prefixes, wrapped.notes, wrapped._own_head = model.shares_prefixes, model.notes, model._own_head
     return wrapped
