@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except SystemExit as stop:  # the flag parser has shown its help, or what is wrong with a flag
+        return stop.code if isinstance(stop.code, int) else 2
     return 0
 
 

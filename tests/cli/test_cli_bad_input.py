@@ -1,0 +1,127 @@
+"""Whatever a person gets wrong: one clear paragraph, an exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sapwood.cli.main import main
+from tiny.folder import write_model, write_rows
+
+GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), context=128)
+
+
+def refuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run, expect a refusal, and give its words."""
+    assert main(arguments) != 0
+    error = capsys.readouterr().err.strip()
+    assert "Traceback" not in error
+    paragraph = error[error.rindex("sapwood ") :] if "sapwood " in error else error
+    assert paragraph
+    return error
+
+
+def rows(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+CASES = {
+    "an empty file": ([], "empty"),
+    "a broken line": ([GOOD, '{"messages": [', GOOD], ":2"),
+    "no assistant turn": ([GOOD, {"messages": [{"role": "user", "content": "hi"}]}], "assistant"),
+    "an unknown role": ([GOOD, {"messages": [{"role": "asistant", "content": "hi"}]}], "asistant"),
+    "an empty completion": ([GOOD, {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]}], "empty"),
+    "a row longer than the context": (
+        [GOOD, {"messages": [{"role": "user", "content": "x" * 900}, {"role": "assistant", "content": "hello"}]}],
+        "at most 128 are allowed",
+    ),
+    "two formats": ([GOOD, {"prompt": "a", "completion": "b"}], "messages"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_rows(case: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, expected = CASES[case]
+    file = rows(tmp_path / "my.jsonl", *lines)
+    before = file.read_bytes()
+    error = refuse(["sft", str(file), "--model", str(model), "--out", str(tmp_path / "run")], capsys)
+    assert expected in error
+    assert "my.jsonl" in error
+    assert file.read_bytes() == before
+    assert not (tmp_path / "run").exists(), "nothing is begun"
+
+
+def test_a_gigabyte_line(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my.jsonl"
+    with file.open("wb") as out:
+        out.truncate(1 << 30)  # sparse
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = refuse(["sft", str(file), "--model", str(model)], capsys)
+    assert "my.jsonl" in error
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000, "kibibytes: the line is not held in memory"
+
+
+def test_a_folder_instead_of_a_file(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(tmp_path / "inside.jsonl")
+    assert "inside.jsonl" in refuse(["sft", str(tmp_path), "--model", str(model)], capsys)
+
+
+def test_a_model_without_a_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_model(tmp_path / "bare", template=None)
+    error = refuse(["sft", str(write_rows(tmp_path / "my.jsonl")), "--model", str(folder)], capsys)
+    assert "template" in error
+    assert "--template" in error
+
+
+def test_unknown_options_and_keys(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_rows(tmp_path / "my.jsonl")
+    assert "Did you mean 'epochs'" in refuse(["sft", str(file), "--epoch", "2"], capsys)
+    (tmp_path / "run.yaml").write_text("train:\n  optim:\n    lrr: 1\n")
+    error = refuse(["sft", str(tmp_path / "run.yaml")], capsys)
+    assert "train.optim.lrr" in error
+    assert "Did you mean 'train.optim.lr'" in error
+    assert "held_out is 3.5" in refuse(["sft", str(file), "--model", str(model), "--held-out", "3.5"], capsys)
+
+
+def test_no_permission_to_write(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_rows(tmp_path / "my.jsonl")
+    if os.geteuid() == 0:
+        target = "/proc/sapwood"  # not even root may write here
+    else:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        target = str(tmp_path / "locked" / "run")
+    error = refuse(["sft", str(file), "--model", str(model), "--out", target], capsys)
+    assert target in error
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, model: Path) -> None:
+    """A real ENOSPC: the run directory lies on a file system of a few hundred kilobytes."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    try:
+        file = write_rows(tmp_path / "my.jsonl", 200)
+        arguments = ["sft", str(file), "--model", str(model), "--out", str(mount / "run"), "--dtype", "fp32", "--shots", "2", "--dev", "4"]
+        arguments += ["--max-new-tokens", "4", "--held-out", "24", "--save-every", "2", "--budget", "512", "--r", "32"]
+        done = subprocess.run([sys.executable, "-m", "sapwood.cli.main", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        assert "disk is full" in done.stderr
+        assert "Traceback" not in done.stderr
+        left = [path.name for path in (mount / "run").rglob("*") if path.name.endswith(".tmp")]
+        assert left == [], "no half file"
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)

@@ -1,0 +1,136 @@
+"""The verbs from end to end on a tiny model: what they leave, that they go on after a stop, and what machines read."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.numpy
+
+import sapwood
+from sapwood.cli.main import main
+from sapwood.run import read_records, step_records
+from tiny.folder import write_model, write_rows
+
+FAST = ["--dtype", "fp32", "--budget", "512", "--max-new-tokens", "4", "--shots", "2", "--dev", "4", "--held-out", "24", "--batch", "4"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chain")
+    write_model(folder / "model")
+    write_rows(folder / "my.jsonl", 80)
+    arguments = ["sft", str(folder / "my.jsonl"), "--model", str(folder / "model"), "--out", str(folder / "run"), *FAST]
+    assert main([*arguments, "--json", str(folder / "result.json")]) == 0
+    return folder
+
+
+def test_sft_leaves_a_whole_run_directory(place: Path) -> None:
+    run = place / "run"
+    for name in ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", "samples.jsonl", "scores.jsonl", "verdict.json"):
+        assert (run / name).stat().st_size > 0, name
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    summary = read_records(run / "ledger.jsonl")[-1]
+    assert summary["rows_in"] == 80 == summary["trained"] + summary["held_out"] + summary["refused"]
+    assert summary["held_out"] == 24
+    steps = [record for record in step_records(run / "metrics.jsonl") if record["kind"] == "train"]
+    assert [record["step"] for record in steps] == list(range(1, 15)), "56 examples in batches of 4"
+    whens = {record["when"] for record in read_records(run / "samples.jsonl")}
+    assert "before" in whens
+    assert "step 14" in whens
+
+
+def test_every_arm_is_scored_once_on_every_item(place: Path) -> None:
+    records = read_records(place / "run" / "scores.jsonl")
+    arms = {record["arm"] for record in records}
+    assert arms == {"most common answer", "nearest training row", "plain prompt", "few-shot 2", "tuned"}
+    items = {record["item"] for record in records}
+    assert len(records) == len(arms) * len(items)
+
+
+def test_the_result_for_machines(place: Path) -> None:
+    result = json.loads((place / "result.json").read_text())
+    assert result["arms"].keys() >= {"tuned", "plain prompt"}
+    assert result["interval"][0] <= result["difference"] <= result["interval"][1]
+    assert result["difference"] == pytest.approx(100 * (result["tuned"] - result["best_other"]))
+    assert result["row_tokens_per_second"] >= result["unique_tokens_per_second"] > 0
+    assert result["decision"] in ("better", "worse", "not shown")
+
+
+def test_a_finished_run_can_be_named_again_and_changes_nothing(place: Path) -> None:
+    before = (place / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+    scores = read_records(place / "run" / "scores.jsonl")
+    assert main(["sft", str(place / "run")]) == 0
+    assert (place / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert read_records(place / "run" / "scores.jsonl") == scores, "no item is asked twice"
+
+
+def test_a_saved_config_runs_again_to_the_same_adapter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert main(["sft", str(place / "run" / "config.yaml"), "--shots", "2"]) == 0
+    again = safetensors.numpy.load_file(place / "runs" / "my-1" / "adapter" / "adapter_model.safetensors")
+    first = safetensors.numpy.load_file(place / "run" / "adapter" / "adapter_model.safetensors")
+    assert all((again[name] == first[name]).all() for name in first)
+
+
+def test_another_setting_in_the_same_directory_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", str(place / "run"), "--lr", "1e-5"]) == 1
+    assert "other settings (train)" in capsys.readouterr().err
+
+
+def test_eval_of_a_run_and_from_python(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(place)
+    assert main(["eval", str(place / "run"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    scored = {r["item"]: r["value"] for r in read_records(place / "run" / "scores.jsonl") if r["arm"] == "tuned"}
+    assert shown["arms"]["tuned"]["rate"] == pytest.approx(sum(scored.values()) / len(scored)), (
+        "the saved adapter answers as the trained one"
+    )
+    result: Any = sapwood.evaluate(place / "run", quiet=True)
+    assert result.line == shown["line"]
+    assert "plain prompt" in result._repr_html_()
+
+
+def test_chat_reads_lines_and_answers(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("the colour of sky\n/reset\nthe colour of grass\n/quit\n"))
+    assert main(["chat", str(place / "run"), "--max-new-tokens", "4", "--json"]) == 0
+    out = capsys.readouterr().out
+    messages = json.loads(out[out.index('{\n  "messages"') :])["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"], "what stood before /reset is forgotten"
+    assert messages[0]["content"] == "the colour of grass"
+
+
+def test_doctor_passes_healthy_rows_and_fails_on_broken_ones(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(place / "my.jsonl"), "--model", str(place / "model")]) == 0
+    assert "Healthy" in capsys.readouterr().err
+    broken = tmp_path / "broken.jsonl"
+    lines = (place / "my.jsonl").read_text().splitlines()
+    broken.write_text("\n".join([*lines[:30], lines[30][:40]]) + "\n")
+    assert main(["doctor", str(broken), "--model", str(place / "model")]) == 1
+    shown = capsys.readouterr().err
+    assert "broken.jsonl:31" in shown
+    assert "1 refused row" in shown
+
+
+def test_full_training_and_free_text(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"prompt": f"tell {n}", "completion": f"a long story about the number {n} and the colour of the sky over the grass"}
+        for n in range(40)
+    ]
+    (tmp_path / "free.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result: Any = sapwood.sft(
+        tmp_path / "free.jsonl", model=place / "model", out=tmp_path / "run", dtype="fp32", full=True, budget=512, lr=1e-3, quiet=True
+    )
+    assert result.verdict is None
+    assert "bits a token" in result.line
+    assert "do not prove" in result.line
+    assert result.bits["held-out answers"].mean < 0, "training on such rows makes such rows likelier"
+    shutil.copytree(place / "model", tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").write_bytes((tmp_path / "run" / "model" / "model.safetensors").read_bytes())
+    monkeypatch.setattr("sys.stdin", io.StringIO("tell 5\n"))
+    assert main(["chat", str(tmp_path / "copy"), "--json", "--max-new-tokens", "2"]) == 0
