@@ -84,8 +84,9 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ten_lora_steps_equal_a_plain_loop(lora_run: Path) -> None:
+    base = stock_model()
     torch.manual_seed(SEED)
-    reference = peft.get_peft_model(stock_model(), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    reference = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     begin = copy.deepcopy(peft.get_peft_model_state_dict(reference, save_embedding_layers=False))
     expected = plain_run(reference)
     records = trained_steps(lora_run)
@@ -94,7 +95,10 @@ def test_ten_lora_steps_equal_a_plain_loop(lora_run: Path) -> None:
     final = peft.get_peft_model_state_dict(reference, save_embedding_layers=False)
     assert found.keys() == final.keys()
     moved = max(float((final[name] - begin[name]).abs().max()) for name in final)
-    assert max(float((found[name] - final[name]).abs().max()) for name in final) < 2e-3 * moved
+    # Adam divides by the size of the gradient: where that is nearly nothing, rounding shows
+    assert max(float((found[name] - final[name]).abs().max()) for name in final) < 1e-2 * moved
+    away, path = (sum(float((final[name] - other[name]).square().sum()) for name in final) for other in (found, begin))
+    assert away < 1e-7 * path
 
 
 def test_the_adapter_loads_in_plain_peft_with_the_same_logits(lora_run: Path, tmp_path: Path) -> None:
