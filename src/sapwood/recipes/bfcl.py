@@ -62,9 +62,7 @@ def _rows(folder: Path, subset: str) -> Iterator[tuple[Source, dict[str, Any], d
             row = orjson.loads(line)
             yield Source(file.name, number), row, allowed[row["id"]]
     except (OSError, orjson.JSONDecodeError, KeyError, IndexError) as error:
-        raise AssetError(
-            f"{file}: not the function-calling set that was expected ({error!r}). Delete {folder} and pull it again."
-        ) from error
+        raise AssetError(f"{file}: not the set that was expected ({error!r}). Delete {folder} and pull it again.") from error
 
 
 def _request(row: dict[str, Any]) -> str:
