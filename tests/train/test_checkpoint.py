@@ -100,7 +100,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path: Path, damag
 def test_nothing_whole_is_an_error_not_a_start_from_zero(tmp_path: Path, damage: str) -> None:
     for path in [save(tmp_path, 2), save(tmp_path, 4)]:
         DAMAGES[damage](path)
-    with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged. Delete .*checkpoints"):
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints are damaged\. Delete .*checkpoints"):
         read(tmp_path)
 
 
