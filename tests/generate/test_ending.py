@@ -57,6 +57,15 @@ def test_a_stop_string_across_tokens_is_cut_from_the_text(begin: int) -> None:
     assert list(found.ids) == ids[: (place + len(stop) + 1) // 2]
 
 
+def test_of_two_stop_strings_in_one_token_the_first_to_begin_cuts() -> None:
+    ids, chat = greedy(), Syllables([])
+    text = chat.decode(ids)
+    place = next(place for place in range(5, len(text), 2) if text[place] not in text[:place])
+    later, earlier = text[place], text[place - 2 : place + 1]
+    [found] = engine("llama", chat).generate(prompts([PROMPT]), SamplingParams(max_new_tokens=12, stop=(later, earlier)))
+    assert found.text == text[: place - 2]
+
+
 def test_the_limits_of_new_tokens_and_of_the_context() -> None:
     chat = Letters([], context_length=8)
     asked = prompts([PROMPT, list(range(2, 10)), list(range(2, 9)), []])
@@ -140,12 +149,16 @@ def test_models_that_cannot_share_prefixes_run_one_prompt_at_a_time(kind: str, c
     else:
         config = transformers.MambaConfig(**small, intermediate_size=64, state_size=4, time_step_rank=4)
     stock = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in stock.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.25)  # as initialised, a tiny model just repeats its last token
     language_model = LanguageModel(stock, probe=False)
     language_model.shares_prefixes = False
     asked = [PROMPT, [5], [*PROMPT, 17, 19]]
     with caplog.at_level(logging.INFO, logger="sapwood"):
         found = Engine(language_model, Letters()).generate(prompts(asked), SamplingParams(max_new_tokens=8))
     assert "one prompt at a time" in caplog.text
+    assert all(len(set(answer.ids)) > 2 for answer in found)
     for ids, answer in zip(asked, found, strict=True):
         so_far = list(ids)
         for token in answer.ids:

@@ -58,6 +58,14 @@ def test_a_long_prompt_in_many_forwards() -> None:
     assert ids_of(found) == expected
 
 
+def test_what_is_above_a_kept_node_is_kept_too() -> None:
+    root, child = [3, 5, 7, 9], list(range(20, 40))  # the root alone would be copied, and would then lie at the wrong depth
+    ids = [*([*root, *child, token] for token in (50, 51, 52)), [*root, 60]]
+    expected = [greedy_by_transformers("mistral", sequence, NEW) for sequence in ids]
+    found = engine("mistral", min_saving=1, keep_from=40).generate(prompts(ids), SamplingParams(max_new_tokens=NEW))
+    assert ids_of(found) == expected
+
+
 @settings(max_examples=12)
 @given(
     seed=st.integers(0, 10_000),

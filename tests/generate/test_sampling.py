@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -58,6 +58,7 @@ PARAMS = st.builds(
 )
 
 
+@example(logits=[0.0] * 6, params=SamplingParams(temperature=1.0, top_k=3, top_p=0.512345), uniform=0.2)  # p of what top_k left
 @given(logits=LOGITS, params=PARAMS, uniform=st.floats(0, 1, exclude_max=True))
 def test_filters_and_draws_are_those_of_the_definitions(logits: list[float], params: SamplingParams, uniform: float) -> None:
     expected = reference(logits, params)
