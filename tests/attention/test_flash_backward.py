@@ -1,0 +1,49 @@
+"""The flash backward of bf16 goes through fp32 where that is faster, and is nearer to the truth there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.attention import TreeAttention, flash, flash_is_available
+from sapwood.attention.interface import LayerCall
+from sapwood.forest import Forest, plant
+from sapwood.records import Row
+
+pytestmark = pytest.mark.skipif(not flash_is_available(), reason="needs a CPU build with the kernel")
+
+
+def tree_and_tensors() -> tuple[Forest, list[Tensor]]:
+    """Five rows of 60 tokens behind 40 shared ones; queries, keys, values and the gradient of the output."""
+    rng = np.random.default_rng(0)
+    shared = rng.integers(0, 90, 40)
+    rows = [Row(np.concatenate([shared, rng.integers(0, 90, 30)]), rng.integers(0, 90, 31), np.ones(31, np.float32)) for _ in range(5)]
+    forest = plant(rows, min_saving=1)
+    assert len(forest.nodes_M) > 5
+    generator = torch.Generator().manual_seed(0)
+    heads = (6, 2, 2, 6)
+    return forest, [torch.randn(1, forest.num_tokens, h, 32, generator=generator).bfloat16().transpose(1, 2) for h in heads]
+
+
+def gradients(forest: Forest, tensors: list[Tensor], path: str) -> list[Tensor]:
+    query, key, value, grad = (tensor.detach().clone() for tensor in tensors)
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    out = TreeAttention(forest, path).attend(query, key, value, LayerCall(0, 0.2))  # type: ignore[arg-type]
+    return [found.double() for found in torch.autograd.grad(out, inputs, grad.transpose(1, 2))]
+
+
+def error(found: list[Tensor], truth: list[Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True))
+
+
+def test_bf16_gradients_by_wide_and_by_narrow_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    forest, tensors = tree_and_tensors()
+    truth = gradients(forest, [tensor.double() for tensor in tensors], "dense")
+    assert forest.num_tokens - 40 < flash.WIDE_QUERIES
+    all_wide = error(gradients(forest, tensors, "flash"), truth)
+    monkeypatch.setattr(flash, "WIDE_QUERIES", 0)
+    ancestors_narrow = error(gradients(forest, tensors, "flash"), truth)
+    assert all_wide < 4e-3
+    assert all_wide < ancestors_narrow < 1.5e-2
