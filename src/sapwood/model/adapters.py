@@ -20,6 +20,7 @@ from torch import nn
 from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
 from sapwood.model.fused import fuse
 from sapwood.model.language_model import LanguageModel
+from sapwood.model.norms import fuse_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,7 @@ def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
 
 def _same_but(model: LanguageModel, module: Any) -> LanguageModel:
     fuse(module)
+    fuse_norms(module)
     wrapped = LanguageModel(module, probe=False)
     wrapped.shares_prefixes, wrapped.notes, wrapped._own_head = model.shares_prefixes, model.notes, model._own_head
     return wrapped
