@@ -139,7 +139,10 @@ def test_an_adapter_that_computes_something_else_is_found(tmp_path: Path, monkey
         save_adapter(model, folder)
         tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
         first, second = (f"base_model.model.model.layers.{n}.mlp.up_proj.lora_B.weight" for n in (0, 1))
-        tensors[first], tensors[second] = (
+        if damage == "scaled":
+            tensors[first] *= 1.01
+        else:
+            tensors[first], tensors[second] = tensors[second], tensors[first]
             (tensors[first] * 1.01, tensors[second]) if damage == "scaled" else (tensors[second], tensors[first])
         )
         safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
@@ -172,9 +175,9 @@ def test_too_little_memory_is_told_with_what_to_do(tmp_path: Path, monkeypatch: 
 
     def full(*_: object) -> None:
         raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes"
         )
 
     monkeypatch.setattr(rehearsal, "accumulate", full)
-    with pytest.raises(TrainingError, match="does not fit into memory. Lower `budget`"):
+    with pytest.raises(TrainingError, match=r"does not fit into memory\. Lower `budget`"):
         rehearse(model, optimizer, random_examples(3), [], tmp_path, 500)
