@@ -19,8 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/sapwood quickstart
 
+# the slow runs one at a time, for each of them uses every core
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -m slow --durations=5
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow"

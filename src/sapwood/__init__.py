@@ -19,12 +19,14 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "quickstart": "sapwood.recipes",
+    "AssessResult": "sapwood.recipes",
+    "TuneResult": "sapwood.recipes",
     "sft": "sapwood.recipes.api",
     "pull": "sapwood.assets",
     "SapwoodError": "sapwood.errors",
 }
 
-__all__ = ["SapwoodError", "evaluate", "pull", "quickstart", "sft"]
+__all__ = ["AssessResult", "SapwoodError", "TuneResult", "evaluate", "pull", "quickstart", "sft"]
 
 
 class _EvaluateRoom(ModuleType):
