@@ -143,8 +143,6 @@ def test_an_adapter_that_computes_something_else_is_found(tmp_path: Path, monkey
             tensors[first] *= 1.01
         else:
             tensors[first], tensors[second] = tensors[second], tensors[first]
-            (tensors[first] * 1.01, tensors[second]) if damage == "scaled" else (tensors[second], tensors[first])
-        )
         safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
 
     monkeypatch.setattr(rehearsal, "save_adapter", spoiling)
@@ -174,9 +172,7 @@ def test_too_little_memory_is_told_with_what_to_do(tmp_path: Path, monkeypatch: 
     model, optimizer = lora_and_optimizer()
 
     def full(*_: object) -> None:
-        raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes"
-        )
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes")
 
     monkeypatch.setattr(rehearsal, "accumulate", full)
     with pytest.raises(TrainingError, match=r"does not fit into memory\. Lower `budget`"):

@@ -29,14 +29,14 @@ def evaluations(folder: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in step_records(folder / "metrics.jsonl") if record["kind"] == "eval"}
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Somebody pulled the plug."""
 
 
 def stop_at(step: int) -> Any:
     def report(done: StepReport) -> None:
         if done.step == step:
-            raise Stop
+            raise StopError
 
     return report
 
@@ -125,7 +125,7 @@ def test_stopped_and_continued_is_never_stopped(tmp_path: Path, full: bool, dtyp
     folder = tmp_path / "stopped"
     whole = train(tmp_path / "whole", config, held_out=held_out, model=tiny_lm(dtype))
     for step in (3, 4, 7):
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             train(folder, config, held_out=held_out, model=tiny_lm(dtype), report=stop_at(step))
         assert saved_steps(folder)[-1] == step, "what ends the loop saves first"
     said: list[str] = []
@@ -174,7 +174,7 @@ def test_a_run_is_continued_only_with_what_it_was_started_with(tmp_path: Path) -
 
 
 def test_a_smaller_budget_can_be_given_to_a_run_that_ran_out_of_memory(tmp_path: Path) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(tmp_path, SHORT, report=stop_at(4))
     reports: list[StepReport] = []
     train(tmp_path, replace(SHORT, budget=1), report=reports.append)
