@@ -104,7 +104,7 @@ def test_nothing_whole_is_an_error_not_a_start_from_zero(tmp_path: Path, damage:
         read(tmp_path)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     run = tmp_path_factory.mktemp("flip")

@@ -19,7 +19,7 @@ from sapwood.records import Example, Source
 from sapwood.run import read_records, step_records
 from sapwood.train import OptimConfig, SftConfig, StepReport
 from sapwood.train.checkpoint import saved_steps
-from train.tiny_training import random_examples, tiny_lm, train, trained_steps
+from train.tiny_training import opened, random_examples, tiny_lm, train, trained_steps
 
 SHORT = SftConfig(batch=2, epochs=3, budget=1000, save_every=4, eval_every=4)
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -137,6 +137,16 @@ def test_stopped_and_continued_is_never_stopped(tmp_path: Path, full: bool, dtyp
     assert evaluations(folder) == evaluations(tmp_path / "whole")
     assert result.rehearsal is None
     assert (result.first_eval_loss, result.last_eval_loss) == (whole.first_eval_loss, whole.last_eval_loss)
+
+
+def test_steps_of_a_start_that_saved_nothing_are_forgotten(tmp_path: Path) -> None:
+    """Killed before its first checkpoint, then started again with fewer steps: no loss of another life is left at the end."""
+    with opened(tmp_path) as run:
+        run.append("metrics", *({"kind": "train", "step": step, "loss": 99.0} for step in range(1, 30)))
+        run.append("metrics", {"kind": "eval", "step": 0, "loss": 99.0})
+    result = train(tmp_path, SHORT, held_out=random_examples(2, seed=3))
+    assert len(trained_steps(tmp_path)) == 9
+    assert result.first_eval_loss == evaluations(tmp_path)[0] < 90
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def sft(
     else:
         rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget)
         first, budget = 0, rehearsal.budget
+        run.clear("metrics")  # of a start that was killed before it saved anything
 
     earlier = (record for record in step_records(run.path / "metrics.jsonl") if record.get("kind") == "eval")
     eval_losses: list[float] = [record["loss"] for record in earlier if record["step"] < first]
