@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sapwood.attention import NAME, Attention, TreeAttention
+from sapwood.attention.interface import LayerCall
 from sapwood.errors import ModelError
 from sapwood.forest import Forest, cut, plant
 from sapwood.model.head import head_logprobs
 from sapwood.records import Example, Row
 
-MAX_ROUNDING = 0.5
-"""Nats by which bf16 rounding may move a log-probability of a random token; a head that is not understood moves it by more."""
+MAX_ROUNDING = {torch.bfloat16: 0.5, torch.float16: 0.1}
+"""Nats by which rounding may move a log-probability of a random token; a head that is not understood moves it by more."""
+MAX_WIDE_ROUNDING = 1e-2
+"""The same in fp32 and fp64."""
 
 
 class LanguageModel:
@@ -118,7 +121,8 @@ class LanguageModel:
         forest = plant(rows, min_saving=1)
         whole = np.array([[0, forest.num_tokens, -1]])
         wrong = dataclasses.replace(forest, nodes_M=whole, subtree_end_M=whole[:, 1])
-        self.module.set_attn_implementation("sdpa")
+        stock = "sdpa" if getattr(self.base, "_supports_sdpa", False) else "eager"
+        self.module.set_attn_implementation(stock)
         with torch.inference_mode():
             expected = np.concatenate([self._reference_logprobs(row) for row in rows])
             self.shares_prefixes = False
@@ -126,28 +130,34 @@ class LanguageModel:
             self.module.set_attn_implementation(NAME)
             self.shares_prefixes = True
             try:
+                if not self._attends_in_every_layer(forest):
+                    raise ModelError("some layers mix tokens by other means than attention")
                 right, contaminated = (float(np.abs(self._uses(tree) - expected).max()) for tree in (forest, wrong))
                 if right < 0.2 * contaminated:
                     return
             except (ModelError, TypeError):
                 pass
         self.shares_prefixes = False
-        self.module.set_attn_implementation("sdpa")
+        self.module.set_attn_implementation(stock)
         kind = type(self.base).__name__
         self.notes.append(f"{kind} has layers that cannot share prefixes: it runs row by row, which is exact but saves nothing.")
 
     def _choose_head(self, rows: list[Row], expected: NDArray[np.float64]) -> None:
-        differences = []
-        for own_head in (True, False):
-            self._own_head = own_head
-            found = np.concatenate([self._uses(plant([row])) for row in rows])
-            differences.append(float(np.abs(found - expected).max()))
-        if min(differences) > MAX_ROUNDING:
+        """The chunked head unless the config scales or caps: which of two equal paths rounds less says nothing."""
+        self._own_head = not any(_capping(self.base.config))
+        found = np.concatenate([self._uses(plant([row])) for row in rows])
+        difference = float(np.abs(found - expected).max())
+        if difference > MAX_ROUNDING.get(self.dtype, MAX_WIDE_ROUNDING):
             raise ModelError(
                 f"{type(self.base).__name__}: its own logits and those Sapwood computes from its hidden states differ by "
-                f"{min(differences):.3g} nats. This family is not supported yet; choose another model."
+                f"{difference:.3g} nats. This family is not supported yet; choose another model."
             )
-        self._own_head = differences[0] <= differences[1]
+
+    def _attends_in_every_layer(self, forest: Forest) -> bool:
+        """State-space, linear-attention and convolution layers pass the forest by, however little they mix at random weights."""
+        counted = _Counted(TreeAttention(forest))
+        self.hidden(forest.tokens_T, forest.positions_T, counted)
+        return counted.calls >= int(self.base.config.get_text_config().num_hidden_layers)
 
     def _uses(self, forest: Forest) -> NDArray[np.float64]:
         values: NDArray[np.float64] = self.target_logprobs(forest).double().cpu().numpy()[forest.target_E]
@@ -170,14 +180,31 @@ def _probe_rows(vocabulary: int) -> list[Row]:
     return [Row(ids[:4], ids[4:], np.ones(6, np.float32)) for ids in (first, second)]
 
 
+class _Counted:
+    """Attention that counts the layers that ask for it."""
+
+    def __init__(self, attention: Attention) -> None:
+        self.attention = attention
+        self.calls = 0
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
+        self.calls += 1
+        return self.attention.attend(query, key, value, call)
+
+
+def _capping(config: Any) -> tuple[float | None, float | None, float | None]:
+    """Factor, divisor and soft cap of the logits, where the config names one that does something."""
+    text = config.get_text_config()
+    factor, divisor = (getattr(text, name, None) for name in ("logit_scale", "logits_scaling"))
+    cap = getattr(text, "final_logit_softcapping", None)
+    return None if factor == 1 else factor, None if divisor == 1 else divisor, cap
+
+
 def _capped(logits: Tensor, config: Any) -> Tensor:
     """Soft-capped logits (Gemma 2, arXiv:2408.00118 §2) and the scalings of Cohere and Granite."""
-    text = config.get_text_config()
-    scale = getattr(text, "logit_scale", None)
-    if scale is not None:
-        logits = logits * scale
-    divisor = getattr(text, "logits_scaling", None)
+    factor, divisor, cap = _capping(config)
+    if factor is not None:
+        logits = logits * factor
     if divisor is not None:
         logits = logits / divisor
-    cap = getattr(text, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
