@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sapwood.attention import register
 from sapwood.forest import plant
 from sapwood.model import LanguageModel, LoraConfig, add_lora, load_adapter, save_adapter, trainable_parameters
-from sapwood.model.fused import fuse, is_fused, lora_linear, unfuse
+from sapwood.model.fused import FEW_TOKENS, fuse, is_fused, lora_linear, unfuse
 from sapwood.records import Row
 from tiny.models import ARCHITECTURES, fp64_norms, tiny_model
 
@@ -154,17 +154,6 @@ def test_what_is_saved_for_the_backward_is_x_itself_and_h() -> None:
     assert own > fused, "peft keeps a copy of x"
 
 
-def test_without_gradients_the_output_is_the_same() -> None:
-    layer = lora_layer(torch.bfloat16)
-    fuse(layer)
-    x = draw((2, 24), 0).bfloat16()
-    expected = layer(x).detach()
-    with torch.no_grad():
-        assert torch.equal(layer(x), expected)
-    with torch.inference_mode():
-        assert torch.equal(layer(x), expected)
-
-
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the calls of the fused product."""
     calls: list[int] = []
@@ -175,6 +164,21 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("sapwood.model.fused.lora_linear", product)
     return calls
+
+
+def test_without_gradients_many_tokens_are_fused_and_few_are_left_to_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = lora_layer(torch.bfloat16)
+    fuse(layer)
+    x = draw((2, FEW_TOKENS // 2, 24), 0).bfloat16()
+    expected = layer(x).detach()
+    calls = counted(monkeypatch)
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            assert torch.equal(layer(x), expected)
+            assert calls.pop() == 1
+            few = x[:, 1:]
+            assert torch.equal(layer(few), type(layer).forward(layer, few))
+            assert calls == []
 
 
 def a_hook(layer: Any) -> None:

@@ -12,7 +12,7 @@ copies of A and B, and each sum is formed by the product that makes its second h
 
 Left out on purpose: dropout, DoRA and other variants, several adapters at once, trained biases or base weights, fp16 and
 quantized bases. A layer in such a state runs peft's own forward, in the very call, and so do merged and disabled adapters.
-Rounded copies of A and B are made in every call: keeping them would save 1 % and go stale where someone writes to `.data`.
+Rounded copies of A and B are made in every call, a few µs each: kept ones would go stale where someone writes to `.data`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from torch.autograd.function import once_differentiable
 
 BASE_TYPES = (torch.bfloat16, torch.float32, torch.float64)
 """Types of the base weight that are served. fp16 is not: small gradients of the adapters would vanish in it."""
+
+FEW_TOKENS = 48
+"""Without gradients, peft's own forward is faster below this many tokens (1.2 times at one token, a draw at 48 on a CPU)."""
 
 
 def fuse(module: nn.Module) -> int:
@@ -99,7 +102,8 @@ class _LoraLinear(torch.autograd.Function):
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """What a fused layer runs: the product above where it is exact, else the forward of the layer's class."""
     base: nn.Linear = self.base_layer
-    adapter = None if args or kwargs else _plain_adapter(self, x)
+    decoding = not torch.is_grad_enabled() and x.numel() < FEW_TOKENS * x.shape[-1]
+    adapter = None if args or kwargs or decoding else _plain_adapter(self, x)
     if adapter is None:
         out: Tensor = type(self).forward(self, x, *args, **kwargs)
         return out
