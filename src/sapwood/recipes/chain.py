@@ -240,9 +240,6 @@ def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
             observe=observe,
             say=screen.say,
         )
-    if result.rehearsal is not None:
-        peak = result.rehearsal.peak_bytes / 2**30
-        screen.say(f"Rehearsal passed: worst step, evaluation, save and reload; {result.rehearsal.budget:,} tokens a pass, {peak:.1f} GiB.")
     if totals["seconds"]:
         saved = 1 - totals["unique"] / totals["row"]
         screen.say(
@@ -255,31 +252,26 @@ def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
 
 
 def _answer_questions(chain: _Chain, model: LanguageModel, step: int) -> None:
-    """The same held-out questions each time, so that a person sees the answers change."""
-    if not chain.items:
+    """The same held-out questions each time, so that a person sees the answers change. Asked once a step, resumed or not."""
+    if not chain.items or any(record["step"] == step for record in chain.run.read("samples")):
         return
     asked = chain.items[:: max(1, len(chain.items) // QUESTIONS)][:QUESTIONS]
     prompts = [
         chain.chat.prompt(item.conversation.messages, item.conversation.tools, item.conversation.template_arguments) for item in asked
     ]
     answers = Engine(model, chain.chat).generate(prompts, SamplingParams(max_new_tokens=chain.evaluation.max_new_tokens))
-    chain.screen.say(f"step {step}" if step else "before", style="bold")
+    when = f"step {step}" if step else "before"
+    chain.screen.say(when, style="bold")
+    records = []
     for item, answer in zip(asked, answers, strict=True):
         question = item.conversation.messages[-1].content
         right = chain.guess.scorer(item, answer).value if chain.guess.scorer else None
         mark = "·" if right is None else "✓" if right >= 1 else "✗"
-        chain.screen.say(f"{mark} {_short(question.splitlines()[-1] if question.strip() else question, 60)} → {_short(answer.text, 90)}")
-        chain.run.append(
-            "samples",
-            {
-                "when": "before" if step == 0 else f"step {step}",
-                "step": step,
-                "question": question,
-                "answer": answer.text,
-                "reference": item.reference,
-                "right": right,
-            },
+        chain.screen.say(f"{mark} {_short((question.splitlines() or [''])[-1], 58)}\n      {_short(answer.text, 66)}")
+        records.append(
+            {"when": when, "step": step, "question": question, "answer": answer.text, "reference": item.reference, "right": right}
         )
+    chain.run.append("samples", *records)
 
 
 def _short(text: str, length: int) -> str:

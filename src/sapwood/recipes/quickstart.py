@@ -22,7 +22,7 @@ QUICKSTART = TuneConfig(
     data=(bfcl.TASK,),
     rows=DataConfig(held_out=128, cluster="family", reference="allowed"),
     evaluation=EvalConfig(scorer="function-call", max_new_tokens=80, dev=16),
-    train=SftConfig(epochs=1.0, batch=8, budget=2048, optim=OptimConfig(lr=1e-3)),
+    train=SftConfig(epochs=1.0, batch=8, budget=2048, eval_every=34, optim=OptimConfig(lr=1e-3)),
 )
 """The settings of the quick start; every knob of `sapwood sft` can be turned."""
 

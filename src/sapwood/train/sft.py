@@ -150,6 +150,10 @@ def sft(
     else:
         rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget)
         first, budget = 0, rehearsal.budget
+        say(
+            f"Rehearsal passed: worst step ({rehearsal.worst_tokens:,} tokens), evaluation, save and reload; "
+            f"{budget:,} tokens a pass, {rehearsal.peak_bytes / 2**30:.1f} GiB."
+        )
         run.clear("metrics")  # of a start that was killed before it saved anything
 
     earlier = (record for record in step_records(run.path / "metrics.jsonl") if record.get("kind") == "eval")
