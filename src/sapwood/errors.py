@@ -63,7 +63,6 @@ _OS_CAUSES = {
     errno.EDQUOT: "your disk quota is used up; free some space, or choose another folder",
     errno.EACCES: "this user has no permission there; change its permissions, or choose another folder",
     errno.EPERM: "this user has no permission there; change its permissions, or choose another folder",
-    errno.ENOENT: "there is no such file or folder, and it cannot be made there; check the path, or choose another folder",
     errno.EROFS: "that file system is read-only; choose another folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
     errno.EISDIR: "the path is a folder, not a file; name a file",

@@ -132,9 +132,14 @@ def _cut_torn_line(file: IO[bytes]) -> None:
 
 def open_run(path: Path) -> Run:
     """Create the folder if needed and take its lock. Raises `StorageError` if it cannot be written or is in use."""
-    with storage(path, "create the run folder"):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("ab")
+    try:
+        with storage(path, "create the run folder"):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("ab")
+    except FileNotFoundError as error:  # a place like /proc, where folders cannot be made
+        raise StorageError(
+            f"Could not create the run folder {path}: nothing can be made there. Choose another folder with --out."
+        ) from error
     if not _take(lock):
         lock.close()
         raise StorageError(f"{path} is being written by another process. Wait until it ends, or choose another folder with --out.")

@@ -304,7 +304,7 @@ def read_only_folder() -> Iterator[Path]:
 
 def test_read_only_cache_is_named(read_only_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPWOOD_CACHE", str(read_only_folder / "cache"))
-    with pytest.raises(StorageError, match=r"may not write.*choose another folder"):
+    with pytest.raises(StorageError, match=r"no permission.*choose another folder"):
         pull("bfcl")
 
 
