@@ -34,7 +34,8 @@ check: setup
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 bench: setup
-	$(BIN)/sapwood bench
+	$(BIN)/python bench/sharing.py
+	$(BIN)/python bench/fused_lora.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
