@@ -15,6 +15,7 @@ from sapwood.attention import register
 from sapwood.errors import ModelError
 from sapwood.forest import plant
 from sapwood.model import LanguageModel, language_model
+from sapwood.records import Row
 from sapwood.train import SftConfig, StepReport
 from sapwood.train.step import accumulate, evaluate, micro_batches
 from tiny.models import ARCHITECTURES, SIZES, tiny_model
@@ -170,3 +171,17 @@ def test_a_run_of_such_a_model_continues_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["lfm2", "jamba"])
 def test_layers_that_cannot_share_are_found_whatever_the_weights(name: str) -> None:
     assert not LanguageModel(random_model(UNSHAREABLE[name], std=0.02)).shares_prefixes
+
+
+def test_rows_of_other_lengths_do_not_change_angles_that_depend_on_the_longest() -> None:
+    """longrope takes other factors beyond a length, for the whole pass: a short row beside a long one got the long one's."""
+    half = SIZES["hidden_size"] // SIZES["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [4.0] * half, "factor": 8.0, "original_max_position_embeddings": 32}
+    family = (transformers.Phi3Config, {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **factors}})
+    rng = np.random.default_rng(0)
+    short, long = (Row(rng.integers(3, 60, length), rng.integers(3, 60, 6), np.ones(6, np.float32)) for length in (10, 60))
+    expected = stock_losses(random_model(family), [short, long])
+    model = LanguageModel(random_model(family))
+    assert "row by row" in model.notes[0]
+    for ours, theirs in zip(model.logprobs([short, long]), expected, strict=True):
+        assert abs(ours - theirs).max() < 1e-4

@@ -9,12 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.models.bamba.modeling_bamba import BambaRMSNormGated
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
+from sapwood.attention import register
 from sapwood.model import norms
 from sapwood.model.norms import fuse_norms, is_fused_norm, rms_norm, unfuse_norms
 from tiny.models import ARCHITECTURES, tiny_model
+
+register()
 
 
 def draw(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -126,3 +131,9 @@ def test_on_and_off_in_every_architecture(name: str) -> None:
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-3)
     assert unfuse_norms(model) == count
     assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_a_norm_with_a_gate_keeps_its_own_forward() -> None:
+    """Mamba's kin call theirs as norm(x, gate): with a fast forward of one argument, training such a model ended in a TypeError."""
+    optional, required = BambaRMSNormGated(8, group_size=8), Qwen3NextRMSNormGated(8)
+    assert fuse_norms(torch.nn.ModuleList([optional, required]).requires_grad_(False)) == 0

@@ -117,6 +117,7 @@ class LanguageModel:
         which the second row sees the first one's end. A forest that is right differs from one row at a time by rounding,
         far less than the wrong one; a model with layers that cannot share differs by about as much.
         """
+        kind = type(self.base).__name__
         rows = _probe_rows(self.vocabulary)
         forest = plant(rows, min_saving=1)
         whole = np.array([[0, forest.num_tokens, -1]])
@@ -127,6 +128,11 @@ class LanguageModel:
             expected = np.concatenate([self._reference_logprobs(row) for row in rows])
             self.shares_prefixes = False
             self._choose_head(rows, expected)
+            if _rotary_by_length(self.base.config):
+                self.notes.append(
+                    f"{kind} turns its positions by the longest row in a pass: it runs row by row, which is exact but saves nothing."
+                )
+                return
             self.module.set_attn_implementation(NAME)
             self.shares_prefixes = True
             try:
@@ -139,7 +145,6 @@ class LanguageModel:
                 pass
         self.shares_prefixes = False
         self.module.set_attn_implementation(stock)
-        kind = type(self.base).__name__
         self.notes.append(f"{kind} has layers that cannot share prefixes: it runs row by row, which is exact but saves nothing.")
 
     def _choose_head(self, rows: list[Row], expected: NDArray[np.float64]) -> None:
@@ -190,6 +195,13 @@ class _Counted:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
         self.calls += 1
         return self.attention.attend(query, key, value, call)
+
+
+def _rotary_by_length(config: Any) -> bool:
+    """Do the angles of all rows of a pass depend on its longest one? Rows of other lengths must then not stand beside it."""
+    found = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [found, *(part for part in found.values() if isinstance(part, dict))]
+    return any(part.get("rope_type") in ("dynamic", "longrope") for part in kinds)
 
 
 def _capping(config: Any) -> tuple[float | None, float | None, float | None]:
