@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.errors import TrainingError
-from sapwood.records import Example
+from sapwood.records import Example, Source
 from sapwood.train.step import accumulate, evaluate, micro_batches
 from tiny.models import fp64_norms
 from train.tiny_training import gradients, random_examples, tiny_lm
@@ -104,3 +104,11 @@ def test_a_loss_that_is_not_finite_names_its_examples_and_reaches_no_gradient() 
     with pytest.raises(TrainingError, match=r"loss became nan on made\.jsonl:1"):
         accumulate(model, random_examples(1), 10_000)
     assert gradients(model) == {}
+
+
+def test_a_loss_that_is_not_finite_names_its_own_row_where_rows_run_alone() -> None:
+    model = tiny_lm(torch.float64)
+    model.shares_prefixes = False
+    examples = [replace(example, source=Source("my.jsonl", line)) for line, example in enumerate(random_examples(3), 1)]
+    places = [index for index, example in enumerate(examples) for _ in example.rows]
+    assert [batch.examples for batch in micro_batches(model, examples, 100)] == [(index,) for index in places]

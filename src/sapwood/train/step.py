@@ -41,7 +41,12 @@ def micro_batches(model: LanguageModel, examples: Sequence[Example], budget: int
     """Cut a step's examples; a model that cannot share prefixes gets one row a micro-batch."""
     if model.shares_prefixes:
         return cut(examples, budget)
-    return [batch for example in examples for row in example.rows for batch in cut([Example((row,))], 0)]
+    return [
+        MicroBatch((index,), batch.forest)
+        for index, example in enumerate(examples)
+        for row in example.rows
+        for batch in cut([Example((row,))], 0)
+    ]
 
 
 def accumulate(model: LanguageModel, examples: Sequence[Example], budget: int) -> Sums:
