@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from sapwood.errors import ConfigError
 from sapwood.generate import sampling
 from sapwood.generate.sampling import kept, sample, uniforms
 from sapwood.records import SamplingParams
@@ -115,3 +117,9 @@ def test_the_edge_of_the_distribution_never_gives_an_impossible_token() -> None:
     logits = torch.tensor([[0.0, 0.0, float("-inf")]])
     token, _ = sample(logits, SamplingParams(temperature=1.0), np.array([np.nextafter(1.0, 0.0)]))
     assert token.tolist() == [1]
+
+
+@pytest.mark.parametrize("given", [{"stop": ("",)}, {"stop": "\n\n"}, {"temperature": float("nan")}])
+def test_what_would_end_every_answer_at_once_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        SamplingParams(**given)

@@ -54,6 +54,11 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.scorer not in SCORERS:
             raise ConfigError(f"scorer is {self.scorer!r}; allowed: {', '.join(SCORERS)}.")
+        for name in ("max_new_tokens", "dev"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1.")
+        if min(self.shots, default=1) < 1:
+            raise ConfigError(f"shots is {self.shots}; give numbers of at least 1, or none to leave few-shot prompting out.")
 
 
 def scorer_for(config: EvalConfig, items: Sequence[Item]) -> Guess:
@@ -138,6 +143,8 @@ class Arms:
                 save=self._save,
                 on_progress=lambda done, total: advance(done, total, ""),
             )
-        right = sum(score.value or 0 for score in scores)
-        self.screen.say(f"{name:<22}{right / max(1, len(scores)):>6.1%}  ({right:g} of {len(scores)})")
+        values = [score.value for score in scores if score.value is not None]
+        rate = f"{sum(values) / len(values):.1%}" if values else "–"
+        unscored = f", {len(scores) - len(values)} could not be scored" if len(values) < len(scores) else ""
+        self.screen.say(f"{name:<22}{rate:>6}  ({sum(values):g} of {len(values)}{unscored})")
         return scores

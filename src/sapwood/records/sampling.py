@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -71,7 +72,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; give at least 1.")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature is {self.temperature}; give 0 (greedy) or more.")
         if self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k}; give 0 (off) or more.")
@@ -79,3 +80,7 @@ class SamplingParams:
             raise ConfigError(f"top_p is {self.top_p}; give a number above 0 and at most 1.")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p is {self.min_p}; give a number from 0 to 1.")
+        if "" in self.stop:  # true of a bare string too
+            raise ConfigError(
+                f"stop is {self.stop!r}; give a tuple of strings, none of them empty: an empty one ends every answer at once."
+            )
