@@ -125,3 +125,11 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, model: Path) -> None:
         assert left == [], "no half file"
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_file_of_rows_behind_json_is_not_written_over(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([GOOD, GOOD], indent=1))
+    before = file.read_bytes()
+    assert "not written over" in refuse(["doctor", "--model", str(model), "--json", str(file)], capsys)
+    assert file.read_bytes() == before

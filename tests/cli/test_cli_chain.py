@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import safetensors.numpy
+import torch
 
 import sapwood
+from sapwood.cli.chat_verb import ChatConfig, open_model
 from sapwood.cli.main import main
+from sapwood.recipes import Screen
 from sapwood.run import read_records, step_records
 from tiny.folder import write_model, write_rows
 
@@ -134,3 +137,40 @@ def test_full_training_and_free_text(place: Path, tmp_path: Path, monkeypatch: p
     (tmp_path / "copy" / "model.safetensors").write_bytes((tmp_path / "run" / "model" / "model.safetensors").read_bytes())
     monkeypatch.setattr("sys.stdin", io.StringIO("tell 5\n"))
     assert main(["chat", str(tmp_path / "copy"), "--json", "--max-new-tokens", "2"]) == 0
+
+
+def test_a_full_run_is_measured_again(place: Path, tmp_path: Path) -> None:
+    arguments = ["sft", str(place / "my.jsonl"), "--model", str(place / "model"), "--out", str(tmp_path / "run"), *FAST, "--full", "True"]
+    assert main([*arguments, "--max-steps", "1"]) == 0
+    out = ["--out", str(tmp_path / "again"), "--json", str(tmp_path / "again.json")]
+    assert main(["eval", str(tmp_path / "run"), *out]) == 0
+    assert "tuned" in json.loads((tmp_path / "again.json").read_text())["arms"]
+
+
+def test_an_evaluation_takes_no_scores_of_another_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores are found by arm and item, so those of another model in the same directory would pass for this one's."""
+    write_model(tmp_path / "other", seed=1)
+    flags = ["--dtype", "fp32", "--max-new-tokens", "4", "--scorer", "exact", "--out", str(tmp_path / "run")]
+    assert main(["eval", str(place / "my.jsonl"), "--model", str(place / "model"), *flags]) == 0
+    assert main(["eval", str(place / "my.jsonl"), "--model", str(place / "model"), *flags]) == 0, "the same goes on"
+    assert main(["eval", str(place / "my.jsonl"), "--model", str(tmp_path / "other"), *flags]) == 1
+    assert "Choose another folder" in capsys.readouterr().err
+    config = (place / "run" / "config.yaml").read_bytes()
+    assert main(["eval", str(place / "run"), "--out", str(place / "run")]) == 1
+    assert (place / "run" / "config.yaml").read_bytes() == config, "a run's own config is not written over"
+
+
+def test_rates_of_an_evaluation_count_clusters(place: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {n % 2} {n}", "completion": "ab"[n % 2], "owner": f"o{n % 4}"} for n in range(40)]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result: Any = sapwood.evaluate(
+        tmp_path / "my.jsonl", model=place / "model", out=tmp_path / "run", dtype="fp32", max_new_tokens=2, cluster="owner", quiet=True
+    )
+    assert "effective items" in result.arms["plain prompt"].interval.method
+
+
+def test_chat_takes_the_type_it_is_given(place: Path) -> None:
+    model, _ = open_model(str(place / "run"), ChatConfig(dtype="fp64"), Screen(quiet=True))
+    assert model.dtype == torch.float64
+    model, _ = open_model(str(place / "run"), ChatConfig(), Screen(quiet=True))
+    assert model.dtype == torch.float32, "the run's own"

@@ -29,7 +29,7 @@ class ChatConfig:
     template: Path | None = None
     """A file with a Jinja chat template."""
     dtype: Dtype = "auto"
-    """Type of the base weights."""
+    """Type of the base weights; `auto` takes a run's own."""
     max_new_tokens: int = 512
     """Longest answer, in tokens."""
     temperature: float = 0.0
@@ -77,9 +77,10 @@ def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageM
     tuned = load_yaml(TuneConfig, run / "config.yaml")
     folder = fetch_model(tuned.model, screen)
     chat = load_chat(folder, config.template or tuned.template)
-    if (run / "model").is_dir():
-        return load_model(run / "model", config.dtype), chat
-    return load_adapter(load_model(folder, tuned.dtype), run / "adapter"), chat
+    dtype = tuned.dtype if config.dtype == "auto" else config.dtype
+    if tuned.train.full:
+        return load_model(run / "model", dtype), chat
+    return load_adapter(load_model(folder, dtype), run / "adapter"), chat
 
 
 def _lines() -> list[str] | map[str]:

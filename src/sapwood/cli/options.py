@@ -46,12 +46,23 @@ def take_json(words: Sequence[str]) -> tuple[Json, list[str]]:
             target, waiting = "-", True
         elif word.startswith("--json="):
             target = word.removeprefix("--json=")
+            _refuse_data(Path(target))
         elif waiting and (word == "-" or word.endswith(".json")):
             target, waiting = word, False
+            _refuse_data(Path(word))
         else:
             rest.append(word)
             waiting = False
     return Json(target), rest
+
+
+def _refuse_data(path: Path) -> None:
+    """`--json rows.json` is meant as "check rows.json": a file of rows is never written over. Results are objects on many lines."""
+    if path.is_file() and path.stat().st_size and not path.read_bytes()[:3].startswith(b"{\n"):
+        raise ConfigError(
+            f"--json {path}: this file exists and holds no earlier result, so it is not written over. Name files of rows in front of "
+            "all options, or another file for the result."
+        )
 
 
 def take_names(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from sapwood.evaluate.function_calls import calls_in, function_call
 from sapwood.evaluate.guess import Guess, pick_scorer
 from sapwood.evaluate.items import item_records, items_from
 from sapwood.evaluate.scorers import Scorer, exact, guarded, number, regex, set_f1
-from sapwood.evaluate.verdict import ArmResult, Verdict, decide
+from sapwood.evaluate.verdict import ArmResult, Verdict, arm_result, decide
 
 __all__ = [
     "FREE_ARMS",
@@ -26,6 +26,7 @@ __all__ = [
     "Guess",
     "Scorer",
     "Verdict",
+    "arm_result",
     "bits_change",
     "bits_per_token",
     "calls_in",

@@ -130,7 +130,7 @@ def decide(
     by_arm = _by_arm(scores)
     if tuned not in by_arm:
         raise DataError(f"There are no scores of an arm {tuned!r}; found {_names(by_arm)}. Run the arm, or name another one.")
-    arms = {name: _result(list(entries.values()), level) for name, entries in by_arm.items()}
+    arms = {name: arm_result(list(entries.values()), level) for name, entries in by_arm.items()}
     others = {name: arm.rate for name, arm in arms.items() if name != tuned and arm.rate is not None}
     if not others:
         raise DataError(f"A verdict needs another arm with scores to compare {tuned!r} with; found {_names(by_arm)}. Run one more arm.")
@@ -169,7 +169,8 @@ def _by_arm(scores: Iterable[ArmScore]) -> dict[str, dict[str, ArmScore]]:
     return by_arm
 
 
-def _result(scores: Sequence[ArmScore], level: float) -> ArmResult:
+def arm_result(scores: Sequence[ArmScore], level: float = 0.95) -> ArmResult:
+    """The rate of one arm with an interval over its clusters; items without a score are counted, and left out of the rate."""
     scored = [(score, score.value) for score in scores if score.value is not None]
     if not scored:
         return ArmResult(None, None, len(scores), 0.0, len(scores))

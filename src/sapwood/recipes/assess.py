@@ -1,20 +1,23 @@
 """`sapwood eval`: what a model, or a finished run's adapter, does on held-out conversations.
 
 In: a run directory (its own held-out items again), or a model and files. Out: rates with intervals, and a verdict where
-a tuned arm can be compared with others. A run's scores are used again where its model has not changed.
+a tuned arm can be compared with others. An evaluation that was stopped goes on where it was, if its model has not changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import orjson
+
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
-from sapwood.config import load_yaml, save_yaml
-from sapwood.errors import ConfigError
-from sapwood.evaluate import ArmResult, ArmScore, Verdict, bits_per_token, decide, item_records, items_from
+from sapwood.config import load_yaml, save_yaml, to_dict
+from sapwood.errors import CheckpointError, ConfigError, storage
+from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, decide, item_records, items_from
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, load_adapter, load_model
@@ -22,8 +25,7 @@ from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, read_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
-from sapwood.run import new_run_path, open_run
-from sapwood.stats import mean_interval
+from sapwood.run import Run, new_run_path, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class AssessConfig:
     model: str = DEFAULT_MODEL
     """A name, a local folder, or a hub id."""
     adapter: Path | None = None
-    """An adapter to evaluate beside the base model, such as `runs/my-1/adapter`."""
+    """An adapter to evaluate beside the base model, such as `runs/my-1/adapter`, or the folder of a model that was trained whole."""
     template: Path | None = None
     """A file with a Jinja chat template."""
     out: Path | None = None
@@ -69,12 +71,13 @@ class AssessResult:
 
 
 def of_run(run: Path) -> AssessConfig:
-    """The config that evaluates a finished run's adapter on that run's data, files and settings."""
+    """The config that evaluates what a finished run trained, on that run's data, files and settings."""
     config = load_yaml(TuneConfig, run / "config.yaml")
+    trained = run / ("model" if config.train.full else "adapter")
     return AssessConfig(
         data=config.data,
         model=config.model,
-        adapter=run / "adapter",
+        adapter=trained,
         template=config.template,
         dtype=config.dtype,
         rows=config.rows,
@@ -101,7 +104,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
 
     run = open_run(config.out or new_run_path(Path("runs"), f"eval-{Path(config.data[0]).stem}"))
     try:
-        save_yaml(config, run.path / "config.yaml")
+        _claim(run, config, chat, folder)
         run.clear("items")
         run.append("items", *item_records(items))
         evaluation = config.evaluation if prepared.held_out else replace(config.evaluation, shots=())
@@ -113,10 +116,29 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
         write_report(run.path)
     finally:
         run.close()
-    results = _results(scores)
+    results = {name: arm_result([score for score in scores if score.arm == name]) for name in dict.fromkeys(one.arm for one in scores)}
     rates = "; ".join(_rate_line(name, arm) for name, arm in results.items())
     line = verdict.line if verdict is not None else rates or "; ".join(lines)
     return AssessResult(run.path, results, verdict, line, time.perf_counter() - began)
+
+
+def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
+    """Make the directory this evaluation's own. Raises `CheckpointError` if it holds something else, whose scores are not ours."""
+    weights = [path for place in (folder, config.adapter) if place is not None for path in sorted(place.glob("*.safetensors"))]
+    asked = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
+    content = {**to_dict(config), "out": None}
+    asked_of = hashlib.sha256(orjson.dumps([content, chat.fingerprint, asked], option=orjson.OPT_SORT_KEYS)).hexdigest()
+    saved = run.path / "evaluation.json"
+    if (run.path / "config.yaml").exists():
+        with storage(saved, "read"):
+            before = orjson.loads(saved.read_bytes()) if saved.exists() else {}
+        if before.get("asked_of") != asked_of:
+            raise CheckpointError(
+                f"{run.path} holds another run, or an evaluation with other settings or of another model, whose scores would pass for "
+                "those of this one. Choose another folder with --out."
+            )
+    run.write_json("evaluation", {"asked_of": asked_of})
+    save_yaml(config, run.path / "config.yaml")
 
 
 def _ask(
@@ -128,7 +150,8 @@ def _ask(
     lines = []
     for name in (PLAIN, TUNED) if config.adapter is not None else (PLAIN,):
         if name == TUNED and config.adapter is not None:
-            model = load_adapter(model, config.adapter)
+            whole = (config.adapter / "config.json").is_file()
+            model = load_model(config.adapter, config.dtype) if whole else load_adapter(model, config.adapter)
         if arms is not None:
             engine = Engine(model, chat)
             if name == TUNED:
@@ -139,16 +162,6 @@ def _ask(
         lines.append(f"{name}: {bits.mean:.3f} bits a token [{bits.interval.low:.3f}, {bits.interval.high:.3f}]")
         screen.say(lines[-1])
     return scores, lines
-
-
-def _results(scores: list[ArmScore]) -> dict[str, ArmResult]:
-    results = {}
-    for name in dict.fromkeys(score.arm for score in scores):
-        mine = [score for score in scores if score.arm == name]
-        values = [score.value for score in mine if score.value is not None]
-        rate, interval = (sum(values) / len(values), mean_interval(values)) if values else (None, None)
-        results[name] = ArmResult(rate, interval, len(mine), sum(values), len(mine) - len(values))
-    return results
 
 
 def _rate_line(name: str, arm: ArmResult) -> str:
