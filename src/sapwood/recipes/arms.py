@@ -23,6 +23,7 @@ from sapwood.evaluate import (
     nearest_row,
     number,
     pick_scorer,
+    regex,
     run_arm,
     run_free_arm,
     scores_from,
@@ -36,6 +37,7 @@ from sapwood.run import Run
 PLAIN, TUNED = "plain prompt", "tuned"
 
 SCORERS = ("auto", "exact", "number", "function-call", "set-f1", "none")
+PATTERN = "regex:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class EvalConfig:
     """Evaluation on the held-out items."""
 
     scorer: str = "auto"
-    """How answers are judged: auto (guessed from the references), exact, number, function-call, set-f1, or none."""
+    """How answers are judged: auto (guessed from the references), exact, number, function-call, set-f1, none, or regex:PATTERN."""
     max_new_tokens: int = 128
     """Longest answer, in tokens."""
     shots: tuple[int, ...] = (2, 4, 8)
@@ -52,8 +54,10 @@ class EvalConfig:
     """Training items on which the number of examples is chosen."""
 
     def __post_init__(self) -> None:
-        if self.scorer not in SCORERS:
-            raise ConfigError(f"scorer is {self.scorer!r}; allowed: {', '.join(SCORERS)}.")
+        if self.scorer.startswith(PATTERN):
+            regex(self.scorer.removeprefix(PATTERN))  # raises for a bad pattern, before any work is done
+        elif self.scorer not in SCORERS:
+            raise ConfigError(f"scorer is {self.scorer!r}; allowed: {', '.join(SCORERS)}, {PATTERN}PATTERN.")
         for name in ("max_new_tokens", "dev"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1.")
@@ -73,6 +77,8 @@ def scorer_for(config: EvalConfig, items: Sequence[Item]) -> Guess:
         return Guess(None, "none", "No scorer was asked for, so only bits per token are measured.")
     if config.scorer in named:
         return Guess(named[config.scorer], config.scorer, f"Answers are judged by `{config.scorer}`, as asked for.")
+    if config.scorer.startswith(PATTERN):
+        return Guess(regex(config.scorer.removeprefix(PATTERN)), config.scorer, "Answers are judged by what the pattern finds in them.")
     return pick_scorer([item.reference for item in items])
 
 
