@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from sapwood.errors import DataError, TemplateError
 from sapwood.evaluate import (
     ArmScore,
+    bits_change,
+    bits_per_token,
     choose_shots,
     exact,
     few_shot_prompt,
@@ -22,7 +25,7 @@ from sapwood.evaluate import (
     run_free_arm,
     scores_from,
 )
-from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, SamplingParams, Source, ToolCall
+from sapwood.records import Completion, Conversation, Ended, Example, Item, Message, Prompt, Row, SamplingParams, Source, ToolCall
 from sapwood.run import open_run
 
 
@@ -242,3 +245,23 @@ def test_few_training_items_and_failures_while_choosing() -> None:
     assert len(few.shots) == 2
     with pytest.raises(DataError, match="at least 3"):
         choose_shots(Scripted(lambda messages: "0"), render, items(2), exact())
+
+
+class Uneven:
+    """Log-probabilities that depend on the row's first token alone."""
+
+    def logprobs(self, rows: Any) -> list[Any]:
+        return [np.full(len(row.completion_T), -float(row.prompt_T[0])) for row in rows]
+
+
+def test_bits_of_rows_that_come_in_clusters_are_as_unsure_as_the_clusters() -> None:
+    """Forty rows of four customers are four customers: an interval over rows is far too narrow."""
+    examples = [Example((Row(np.array([1 + n % 4]), np.array([1, 2]), np.ones(2, np.float32)),)) for n in range(40)]
+    rows, clustered = (bits_per_token(Uneven(), examples, clusters=names) for names in (None, [n % 4 for n in range(40)]))
+    few = bits_per_token(Uneven(), examples[:4])
+    assert clustered.mean == pytest.approx(rows.mean)
+    assert clustered.interval.low == pytest.approx(few.interval.low)
+    assert clustered.interval.low < rows.interval.low
+    assert bits_change(clustered, clustered).mean == 0
+    with pytest.raises(DataError, match="same examples"):
+        bits_change(rows, clustered)

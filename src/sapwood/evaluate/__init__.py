@@ -10,7 +10,7 @@ from sapwood.evaluate.few_shot import FewShot, choose_shots, few_shot_prompt
 from sapwood.evaluate.free import FREE_ARMS, MOST_COMMON, NEAREST, most_common_answer, nearest_row
 from sapwood.evaluate.function_calls import calls_in, function_call
 from sapwood.evaluate.guess import Guess, pick_scorer
-from sapwood.evaluate.items import item_records, items_from
+from sapwood.evaluate.items import clusters_of, item_records, items_from
 from sapwood.evaluate.scorers import Scorer, exact, guarded, number, regex, set_f1
 from sapwood.evaluate.verdict import ArmResult, Verdict, arm_result, decide
 
@@ -31,6 +31,7 @@ __all__ = [
     "bits_per_token",
     "calls_in",
     "choose_shots",
+    "clusters_of",
     "decide",
     "exact",
     "few_shot_prompt",

@@ -7,7 +7,7 @@ another. Only sums for each example are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ STATEMENT = "Fewer bits per token say that a model expects such texts more; they
 
 @dataclass(frozen=True, slots=True)
 class BitsPerToken:
-    """Mean −log2 probability of a trained token, weighted as in training, with an interval clustered by example."""
+    """Mean −log2 probability of a trained token, weighted as in training, with an interval over examples, or their clusters."""
 
     mean: float
     interval: Interval
@@ -31,6 +31,8 @@ class BitsPerToken:
     bits_B: tuple[float, ...]
     """Sum of weight × bits for each example, for pairing."""
     weights_B: tuple[float, ...]
+    clusters_B: tuple[Hashable, ...] | None = None
+    """The cluster of each example; None where each is its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """{mean, low, high, level, tokens, examples}"""
@@ -59,8 +61,15 @@ class BitsChange:
         return {"before": self.before.to_dict(), "after": self.after.to_dict(), "change": change, "statement": STATEMENT}
 
 
-def bits_per_token(prober: LogProber, examples: Sequence[Example], *, level: float = 0.95, at_once: int = 64) -> BitsPerToken:
-    """Measure `examples`, `at_once` of them together; what is kept is one sum an example.
+def bits_per_token(
+    prober: LogProber,
+    examples: Sequence[Example],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    at_once: int = 64,
+) -> BitsPerToken:
+    """Measure `examples`, `at_once` of them together; what is kept is one sum an example. `clusters` names the one of each.
 
     Raises `DataError` for no examples, an example whose weights are all 0, or log-probabilities that are not finite.
     """
@@ -85,13 +94,13 @@ def bits_per_token(prober: LogProber, examples: Sequence[Example], *, level: flo
             weights_B.append(example.weight)
     if not bits_B:
         raise DataError("Bits per token need at least one example.")
-    mean, interval = ratio_interval(bits_B, weights_B, level)
-    return BitsPerToken(mean, interval, tokens, tuple(bits_B), tuple(weights_B))
+    mean, interval = ratio_interval(bits_B, weights_B, level, clusters)
+    return BitsPerToken(mean, interval, tokens, tuple(bits_B), tuple(weights_B), None if clusters is None else tuple(clusters))
 
 
 def bits_change(before: BitsPerToken, after: BitsPerToken) -> BitsChange:
     """The paired change on the same examples. Raises `DataError` if the two were measured on different ones."""
-    if before.weights_B != after.weights_B:
+    if (before.weights_B, before.clusters_B) != (after.weights_B, after.clusters_B):
         raise DataError("Bits per token can only be compared on the same examples in the same order. Measure both again.")
-    mean, interval = ratio_interval(np.subtract(after.bits_B, before.bits_B), before.weights_B, before.interval.level)
+    mean, interval = ratio_interval(np.subtract(after.bits_B, before.bits_B), before.weights_B, before.interval.level, before.clusters_B)
     return BitsChange(before, after, mean, interval)

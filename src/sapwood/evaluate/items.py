@@ -6,7 +6,7 @@ Left out on purpose: reading files (room `data`) and rendering (room `chat`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from sapwood.chat import call_text
@@ -36,6 +36,12 @@ def items_from(conversations: Iterable[Conversation], *, cluster: str = "cluster
         if first is not item:
             items[item.id] = dataclasses.replace(first, meta={**first.meta, COPIES: first.meta[COPIES] + 1})
     return list(items.values())
+
+
+def clusters_of(conversations: Sequence[Conversation], *, cluster: str = "cluster") -> list[Hashable]:
+    """The cluster of each conversation, by the column `cluster` of `meta`; one without it is its own."""
+    groups = [conversation.meta.get(cluster) for conversation in conversations]
+    return [("alone", place) if group is None else str(group) for place, group in enumerate(groups)]
 
 
 def _item(conversation: Conversation, cluster: str, reference: str | None) -> Item:

@@ -16,8 +16,8 @@ import orjson
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml, to_dict
-from sapwood.errors import CheckpointError, ConfigError, storage
-from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, decide, item_records, items_from
+from sapwood.errors import CheckpointError, ConfigError, DataError, storage
+from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, clusters_of, decide, item_records, items_from
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, load_adapter, load_model
@@ -25,7 +25,8 @@ from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, read_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
-from sapwood.run import Run, new_run_path, open_run
+from sapwood.records import Item
+from sapwood.run import Run, new_run_path, open_run, read_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
     items = items_from(asked, cluster=config.rows.cluster or "cluster", reference=config.rows.reference)
     train_items = items_from(prepared.train, cluster=config.rows.cluster or "cluster", reference=config.rows.reference)
+    _refuse_trained(config, items)
     guess = scorer_for(config.evaluation, items)
     screen.say(guess.why)
 
@@ -120,6 +122,20 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     rates = "; ".join(_rate_line(name, arm) for name, arm in results.items())
     line = verdict.line if verdict is not None else rates or "; ".join(lines)
     return AssessResult(run.path, results, verdict, line, time.perf_counter() - began)
+
+
+def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
+    """A run's own data must give the very items it held out: it was trained on the others. Raises `DataError`."""
+    run = config.adapter.parent if config.adapter is not None else None
+    if run is None or not (run / "config.yaml").is_file() or load_yaml(TuneConfig, run / "config.yaml").data != config.data:
+        return
+    held_out = {record["item"] for record in read_records(run / "items.jsonl")}
+    others = [item for item in items if item.id not in held_out]
+    if others:
+        raise DataError(
+            f"{len(others)} of {len(items)} items are not among those that {run} held out (such as {others[0].conversation.where}), so "
+            "it may have been trained on them: its data or the way it is split has changed. Put both back, or name a file of new rows."
+        )
 
 
 def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
@@ -158,7 +174,8 @@ def _ask(
                 scores += arms.one(TUNED, engine)
             else:
                 scores += (arms.free() if prepared.held_out else []) + arms.base(engine)
-        bits = bits_per_token(model, prepared.held_out_examples or prepared.examples)
+        clusters = clusters_of(prepared.held_out or prepared.train, cluster=config.rows.cluster or "cluster")
+        bits = bits_per_token(model, prepared.held_out_examples or prepared.examples, clusters=clusters)
         lines.append(f"{name}: {bits.mean:.3f} bits a token [{bits.interval.low:.3f}, {bits.interval.high:.3f}]")
         screen.say(lines[-1])
     return scores, lines

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +29,7 @@ from sapwood.evaluate import (
     Verdict,
     bits_change,
     bits_per_token,
+    clusters_of,
     decide,
     item_records,
     items_from,
@@ -206,17 +206,16 @@ def _make_items(chain: _Chain) -> None:
 def _bits(chain: _Chain, model: LanguageModel) -> dict[str, BitsPerToken]:
     if not chain.prepared.held_out_examples:
         return {}
-    texts: list[tuple[str, Sequence[Example]]] = [(HELD_OUT, chain.prepared.held_out_examples)]
-    if chain.general:
-        texts.append((GENERAL, chain.general))
-    return {name: bits_per_token(model, examples) for name, examples in texts}
+    clusters = clusters_of(chain.prepared.held_out, cluster=chain.rows.cluster or "cluster")
+    bits = {HELD_OUT: bits_per_token(model, chain.prepared.held_out_examples, clusters=clusters)}
+    return bits | ({GENERAL: bits_per_token(model, chain.general)} if chain.general else {})
 
 
 def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
     screen = chain.screen
     totals = {"row": 0, "unique": 0, "seconds": 0.0}
 
-    with screen.progress("rehearsal") as advance:
+    with screen.progress("training") as advance:
 
         def report(done: StepReport) -> None:
             totals["row"] += done.row_tokens
@@ -267,7 +266,9 @@ def _answer_questions(chain: _Chain, model: LanguageModel, step: int) -> None:
         question = item.conversation.messages[-1].content
         right = chain.guess.scorer(item, answer).value if chain.guess.scorer else None
         mark = "·" if right is None else "✓" if right >= 1 else "✗"
-        chain.screen.say(f"{mark} {_short((question.splitlines() or [''])[-1], 58)}\n      {_short(answer.text, 66)}")
+        width = min(70, chain.screen.console.width - 10)
+        chain.screen.say(f"{mark} {_short((question.splitlines() or [''])[-1], width)}")
+        chain.screen.say(f"  {_short(answer.text, width) or '(nothing)'}")
         records.append(
             {"when": when, "step": step, "question": question, "answer": answer.text, "reference": item.reference, "right": right}
         )

@@ -95,8 +95,10 @@ def mean_interval(scores: ArrayLike, clusters: Sequence[Hashable] | None = None,
     return Interval(base.low, base.high, level, method)
 
 
-def ratio_interval(sums: ArrayLike, counts: ArrayLike, level: float = 0.95) -> tuple[float, Interval]:
-    """(ratio, interval) of sum(sums) / sum(counts), where each pair is one independent cluster (bits and tokens of a text).
+def ratio_interval(
+    sums: ArrayLike, counts: ArrayLike, level: float = 0.95, clusters: Sequence[Hashable] | None = None
+) -> tuple[float, Interval]:
+    """(ratio, interval) of sum(sums) / sum(counts), where each pair (bits and tokens of a text) is independent but for `clusters`.
 
     Linearised standard error with C/(C−1) and a t quantile with C−1 degrees of freedom, C pairs (Cochran 1977, §6).
     One pair alone gives an infinite interval. Raises `DataError` for no pairs or counts that are not positive.
@@ -104,6 +106,7 @@ def ratio_interval(sums: ArrayLike, counts: ArrayLike, level: float = 0.95) -> t
     sums_C, counts_C = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if len(sums_C) == 0 or len(sums_C) != len(counts_C) or not bool(np.all(counts_C > 0)):
         raise DataError(f"A ratio needs as many positive counts as sums; found {len(sums_C)} sums and {len(counts_C)} counts.")
+    sums_C, counts_C = cluster_sums(sums_C, clusters)[0], cluster_sums(counts_C, clusters)[0]
     method = "t over clusters"
     if len(sums_C) == 1:
         return float(sums_C[0] / counts_C[0]), Interval(-math.inf, math.inf, level, method)

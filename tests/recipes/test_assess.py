@@ -1,0 +1,26 @@
+"""Evaluating a run later: only on what it held out, and resuming it on another day."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sapwood
+from sapwood.errors import DataError
+from tiny.folder import write_model, write_rows
+
+FAST: dict[str, Any] = {"dtype": "fp32", "budget": 512, "max_new_tokens": 2, "shots": (), "held_out": 0.3, "batch": 16, "quiet": True}
+
+
+def test_rows_that_a_run_was_trained_on_are_not_asked(tmp_path: Path) -> None:
+    """With rows taken out of the file, the split moves on into rows that were trained on: a verdict would be about memory."""
+    file = write_rows(tmp_path / "my.jsonl", 60)
+    sapwood.sft(file, model=write_model(tmp_path / "model"), out=tmp_path / "run", **FAST)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[::2]))
+    with pytest.raises(DataError, match="may have been trained on them"):
+        sapwood.evaluate(tmp_path / "run", quiet=True, held_out=0.6, out=tmp_path / "again")
+    with pytest.raises(DataError, match="may have been trained on them"):
+        sapwood.evaluate(tmp_path / "run", quiet=True, held_out=0, out=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
