@@ -68,8 +68,13 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 def load_yaml(cls: type[C], path: Path) -> C:
     """Read a config file. Raises `ConfigError` for broken YAML and unknown keys, `StorageError` for unreadable files."""
-    with storage(path, "read"):
-        text = path.read_text(encoding="utf-8")
+    try:
+        with storage(path, "read"):
+            text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file. Name a config.yaml that a run has left, or give your data: sapwood sft my.jsonl"
+        ) from None
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -136,6 +136,8 @@ def open_run(path: Path) -> Run:
         with storage(path, "create the run folder"):
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / ".lock").open("ab")
+    except FileExistsError as error:
+        raise StorageError(f"Could not create the run folder {path}: a file has that name. Choose another folder with --out.") from error
     except FileNotFoundError as error:  # a place like /proc, where folders cannot be made
         raise StorageError(
             f"Could not create the run folder {path}: nothing can be made there. Choose another folder with --out."

@@ -83,7 +83,7 @@ def test_a_saved_config_runs_again_to_the_same_adapter(place: Path, monkeypatch:
 
 def test_another_setting_in_the_same_directory_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sft", str(place / "run"), "--lr", "1e-5"]) == 1
-    assert "other settings (train)" in capsys.readouterr().err
+    assert "other settings (train.optim.lr: " in capsys.readouterr().err
 
 
 def test_eval_of_a_run_and_from_python(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +102,7 @@ def test_eval_of_a_run_and_from_python(place: Path, monkeypatch: pytest.MonkeyPa
 def test_chat_reads_lines_and_answers(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("the colour of sky\n/reset\nthe colour of grass\n/quit\n"))
     assert main(["chat", str(place / "run"), "--max-new-tokens", "4", "--json"]) == 0
-    out = capsys.readouterr().out
-    messages = json.loads(out[out.index('{\n  "messages"') :])["messages"]
+    messages = json.loads(capsys.readouterr().out)["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"], "what stood before /reset is forgotten"
     assert messages[0]["content"] == "the colour of grass"
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.cli.options import parse, take_json, take_names
-from sapwood.config import load_yaml
 from sapwood.errors import ConfigError
 from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, load_adapter, load_model
-from sapwood.recipes import Screen, TuneConfig
-from sapwood.recipes.tune import fetch_model, load_chat
+from sapwood.recipes import Screen
+from sapwood.recipes.tune import config_of, fetch_model, load_chat
 from sapwood.records import Ended, Message, SamplingParams
 
 DESCRIPTION = "Talk to a run's model or to any model. /reset forgets the conversation, /quit (or Ctrl-D) ends it."
@@ -60,7 +60,7 @@ def run(words: list[str]) -> None:
             history = list(start)
             continue
         history.append(Message("user", line))
-        answer = _answer(engine, chat, history, config)
+        answer = _answer(engine, chat, history, config, sys.stderr if json.target == "-" else sys.stdout)
         if answer is None:
             history.pop()
             continue
@@ -74,7 +74,7 @@ def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageM
     if not (run / "config.yaml").is_file():
         folder = fetch_model(name, screen)
         return load_model(folder, config.dtype), load_chat(folder, config.template)
-    tuned = load_yaml(TuneConfig, run / "config.yaml")
+    tuned = config_of(run)
     folder = fetch_model(tuned.model, screen)
     chat = load_chat(folder, config.template or tuned.template)
     dtype = tuned.dtype if config.dtype == "auto" else config.dtype
@@ -99,17 +99,17 @@ def _ask() -> str:
     return line
 
 
-def _answer(engine: Engine, chat: Chat, history: list[Message], config: ChatConfig) -> str | None:
-    """Stream one answer to standard output; None if the prompt could not be answered."""
+def _answer(engine: Engine, chat: Chat, history: list[Message], config: ChatConfig, out: TextIO) -> str | None:
+    """Stream one answer; None if the prompt could not be answered."""
     stream = chat.stream()
 
     def on_token(_: int, token: int) -> None:
-        sys.stdout.write(stream.push(token))
-        sys.stdout.flush()
+        out.write(stream.push(token))
+        out.flush()
 
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
     (completion,) = engine.generate([chat.prompt(history)], params, on_token=on_token)
-    sys.stdout.write(stream.finish() + "\n")
+    out.write(stream.finish() + "\n")
     if completion.ended is Ended.ERROR:
         print(completion.error, file=sys.stderr)
         return None

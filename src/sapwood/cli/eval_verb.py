@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from sapwood.cli.options import parse, screen_for, take_json, take_names
+from sapwood.config import to_dict
 from sapwood.recipes import AssessConfig, assess
 from sapwood.recipes.assess import of_run
 
@@ -18,11 +18,12 @@ def run(words: list[str]) -> None:
     names, flags = take_names(words)
     is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
     base = of_run(Path(names[0])) if is_run else AssessConfig(data=tuple(names))
+    config = parse(base, "eval", flags, DESCRIPTION)
     screen = screen_for(json)
-    result = assess(parse(base, "eval", flags, DESCRIPTION), screen=screen)
+    result = assess(config, screen=screen)
     screen.title("Result")
     screen.say(result.line, "bold")
-    screen.say(f"Report       {result.report}")
+    screen.lines([f"Report       {result.report}"])
     screen.say("Next         sapwood sft FILE, then sapwood eval FILE --adapter RUN/adapter", "dim")
     json.write(
         {
@@ -31,6 +32,6 @@ def run(words: list[str]) -> None:
             "seconds": round(result.seconds, 1),
             "arms": {name: arm.to_dict() for name, arm in result.arms.items()},
             "verdict": result.verdict.to_dict() if result.verdict else None,
-            "config": dataclasses.asdict(base),
+            "config": to_dict(config),
         }
     )

@@ -73,21 +73,46 @@ def take_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def parse(config: C, verb: str, words: Sequence[str], description: str) -> C:
     """Flags over defaults. Raises `ConfigError` for unknown flags and values that do not fit."""
+    words = _with_values(words, config)
     parsed, unknown = tyro.cli(
         type(config),
         prog=f"sapwood {verb}",
-        description=description,
+        description=f"{description} Names come first, options after them. --json [FILE.json] gives the result to machines.",
         default=config,
-        args=list(words),
+        args=words,
         return_unknown_args=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
     )
     if unknown:
+        if not unknown[0].startswith("-"):
+            raise ConfigError(f"`{unknown[0]}` stands after an option. Files and names come first: sapwood {verb} {unknown[0]} --option …")
         names = [key.rsplit(".", 1)[-1].replace("_", "-") for key in known_keys(type(config))]
         word = unknown[0].lstrip("-").split("=")[0]
         suggestion = did_you_mean(word.replace("_", "-"), names)
         raise ConfigError(f"unknown option `{unknown[0]}`.{suggestion} All options: sapwood {verb} --help")
     return parsed
+
+
+def _with_values(words: Sequence[str], config: Any) -> list[str]:
+    """`--full` alone means `--full True`, and `--shots ''` an empty list."""
+    defaults = _defaults(config)
+    filled: list[str] = []
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        before = defaults.get(filled[-1]) if filled else None
+        if word == "" and isinstance(before, tuple):
+            continue
+        filled.append(word)
+        if isinstance(defaults.get(word), bool) and after.startswith("-"):
+            filled.append("True")
+    return filled
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        found |= _defaults(value) if dataclasses.is_dataclass(value) else {f"--{field.name.replace('_', '-')}": value}
+    return found
 
 
 def screen_for(json: Json) -> Screen:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.config import load_yaml
 from sapwood.recipes import Screen, TuneConfig, TuneResult, tune
+from sapwood.recipes.tune import config_of
 
 DESCRIPTION = (
     "Fine-tune on conversations and prove that it helped. Give JSON Lines files, a config.yaml to run again, or a run directory to go on."
@@ -33,7 +34,7 @@ def base_config(names: list[str]) -> TuneConfig:
         if path.suffix in (".yaml", ".yml"):
             return replace(load_yaml(TuneConfig, path), out=None)
         if (path / "config.yaml").is_file():
-            return replace(load_yaml(TuneConfig, path / "config.yaml"), out=path)
+            return replace(config_of(path), out=path)
     return TuneConfig(data=tuple(names))
 
 
@@ -51,9 +52,12 @@ def show(result: TuneResult, screen: Screen) -> None:
     if result.verdict:
         screen.say(result.verdict.caveats[0], "dim")
     screen.say("")
-    screen.say(f"Report       {result.report}")
-    screen.say(f"Adapter      {result.adapter}")
-    screen.say(f"Talk to it   sapwood chat {result.path}")
-    if not sys.stderr.isatty():
-        return
-    screen.say(f"Run it again sapwood sft {result.path / 'config.yaml'} --lr 5e-4")
+    screen.lines(
+        [
+            f"Report       {result.report}",
+            f"{'Adapter' if result.adapter.name == 'adapter' else 'Model':<13}{result.adapter}",
+            f"Talk to it   sapwood chat {result.path}",
+        ]
+    )
+    if sys.stderr.isatty():
+        screen.lines([f"Run it again sapwood sft {result.path / 'config.yaml'} --lr 5e-4"])

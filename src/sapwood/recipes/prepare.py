@@ -112,7 +112,8 @@ def _sides(conversations: list[Conversation], config: DataConfig) -> tuple[list[
     wanted = max(1, min(MOST_HELD_OUT, round(config.held_out * len(conversations)))) if config.held_out < 1 else int(config.held_out)
     if wanted >= len(conversations):
         raise DataError(
-            f"{wanted} conversations should be held out, but there are {len(conversations)} in all. Lower --held-out, or add rows."
+            f"{wanted} conversation{'s' * (wanted != 1)} should be held out, but there {'is' if len(conversations) == 1 else 'are'} only "
+            f"{len(conversations)} in all. Add rows, or lower --held-out; 0 holds nothing out."
         )
     return split(conversations, held_out=wanted, seed=config.split_seed, cluster=config.cluster)
 

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 Advance = Callable[[int, int, str], None]
 """Called with (done, in all, a few words on the state)."""
@@ -30,8 +32,11 @@ class Screen:
         self.console.print(f"\n[bold]{text}[/bold]  [dim]{seconds // 60}:{seconds % 60:02d}[/dim]")
 
     def say(self, text: str, style: str = "") -> None:
-        """A sentence, taken literally."""
-        self.console.print(f"  {text}", style=style, markup=False)
+        """A sentence, taken literally: wrapped below its own beginning on a terminal, one line in a file."""
+        if text and self.console.is_terminal:
+            self.console.print(Padding(Text(text, style), (0, 0, 0, 2), expand=False))
+        else:
+            self.console.print(f"  {text}", style=style, markup=False, soft_wrap=True)
 
     def lines(self, lines: list[str]) -> None:
         """Preformatted lines, taken literally."""

@@ -6,12 +6,16 @@ In: files, a model, knobs. Out: a run directory with ledger, adapter, verdict an
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from sapwood.assets import DEFAULT_MODEL, resolve_model
 from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml, to_dict
-from sapwood.errors import CheckpointError, ConfigError, storage
+from sapwood.errors import CheckpointError, ConfigError, TemplateError, storage
 from sapwood.model import Dtype
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
@@ -48,7 +52,7 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
         reading = read_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
-    chat = load_chat(folder, config.template)
+    chat = load_chat(folder, config.template, _day_of(config.out))
     prepared = prepare(reading, chat, config.rows)
     run, config = start_run(config, screen)
     try:
@@ -76,16 +80,32 @@ def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:
     saved = out / "config.yaml"
     if saved.exists():
         before = load_yaml(TuneConfig, saved)
-        changed = [key for key in to_dict(config) if to_dict(config)[key] != to_dict(before)[key]]
+        old, new = _flat(to_dict(before)), _flat(to_dict(config))
+        changed = [f"{key}: {old[key]} there, {new[key]} now" for key in new if new[key] != old[key]]
         if changed:
             run.close()
             raise CheckpointError(
-                f"{out} holds a run with other settings ({', '.join(changed)}). Continue it with `sapwood sft {out}`, "
+                f"{out} holds a run with other settings ({'; '.join(changed)}). Continue it with `sapwood sft {out}` alone, "
                 "or choose another folder with --out."
             )
     save_yaml(config, saved)
     screen.say(f"Run directory: {out}")
     return run, config
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def config_of(run: Path) -> TuneConfig:
+    """The config of a training run. Raises `ConfigError` where the folder holds an evaluation, which trained nothing."""
+    if (run / "items.jsonl").exists() and not (run / "ledger.jsonl").exists():
+        raise ConfigError(f"{run} holds an evaluation, not a training run. Name the run whose model was evaluated.")
+    return load_yaml(TuneConfig, run / "config.yaml")
 
 
 def fetch_model(name: str, screen: Screen) -> Path:
@@ -94,9 +114,23 @@ def fetch_model(name: str, screen: Screen) -> Path:
         return resolve_model(name, report=advance)
 
 
-def load_chat(folder: Path, template: Path | None) -> Chat:
+def _day_of(run: Path | None) -> datetime | None:
+    """The day on which a run was begun: where a template writes the date, its rows must hold that day's again to go on."""
+    file = run / "environment.json" if run is not None else None
+    if file is None or not file.is_file():
+        return None
+    with storage(file, "read"):
+        day = orjson.loads(file.read_bytes()).get("today")
+    return datetime.fromisoformat(day) if day else None
+
+
+def load_chat(folder: Path, template: Path | None, today: datetime | None = None) -> Chat:
     """The model's chat, with its own template or one from a file."""
     if template is None:
-        return Chat.load(folder)
-    with storage(template, "read the template"):
-        return Chat.load(folder, template=template.read_text(encoding="utf-8"))
+        return Chat.load(folder, today=today)
+    try:
+        with storage(template, "read the template"):
+            text = template.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TemplateError(f"{template}: no such file. Name a file with a Jinja chat template after --template.") from None
+    return Chat.load(folder, template=text)

@@ -212,7 +212,7 @@ def sft(
 def _rescue(save: Callable[[], Path], say: Callable[[str], None]) -> None:
     """Save what was trained before the error that is under way goes on; a disk that refuses must not hide that error."""
     try:
-        say(f"The run ends here. What was trained so far is kept in {save()}; the same command continues from there.")
+        say(f"The run ends here. What was trained so far is kept in {save()}. Name the run directory to continue from there.")
     except StorageError as error:
         say(f"What was trained since the last checkpoint is lost: {error}")
 

@@ -1,0 +1,80 @@
+"""What a person may write on the command line, and what comes back: order of words, switches, missing files, whole lines."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sapwood.cli.main import main
+from sapwood.cli.options import parse
+from sapwood.recipes import QUICKSTART, Screen, TuneConfig
+from tiny.folder import write_model, write_rows
+
+FAST = ["--dtype", "fp32", "--budget", "512", "--max-new-tokens", "4", "--shots", "", "--held-out", "4", "--max-steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    write_model(folder / "model")
+    write_rows(folder / "my.jsonl", 20)
+    assert main(["sft", str(folder / "my.jsonl"), "--model", str(folder / "model"), "--out", str(folder / "run"), *FAST]) == 0
+    assert main(["eval", str(folder / "run"), "--out", str(folder / "measured"), "--json", str(folder / "measured.json")]) == 0
+    return folder
+
+
+def test_switches_and_empty_lists() -> None:
+    config = parse(TuneConfig(), "sft", ["--full", "--shots", "", "--lr", "1e-4"], "")
+    assert config.train.full
+    assert config.evaluation.shots == ()
+    assert config.train.optim.lr == 1e-4
+    assert parse(TuneConfig(), "sft", ["--rslora"], "").train.lora.rslora
+    assert not parse(QUICKSTART, "sft", ["--full", "False"], "").train.full
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    {
+        "a file behind options": (["sft", "--model", "MODEL", "--lr", "1e-4", "--full", "True", "my.jsonl"], "come first"),
+        "no such template": (["sft", "my.jsonl", "--model", "MODEL", "--template", "none.jinja"], "none.jinja: no such file"),
+        "no such config": (["sft", "none.yaml"], "none.yaml: no such file"),
+        "a file as run folder": (["sft", "my.jsonl", "--model", "MODEL", "--out", "my.jsonl"], "a file has that name"),
+        "too few rows": (["sft", "my.jsonl", "--model", "MODEL", "--held-out", "20"], "but there are only 20"),
+        "an evaluation is no run": (["sft", "measured"], "holds an evaluation"),
+        "a changed knob": (["sft", "run", "--lr", "1e-5"], "train.optim.lr: 0.0005 there, 1e-05 now"),
+    }.values(),
+)
+def test_refusals(
+    words: list[str], expected: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert main([word.replace("MODEL", str(place / "model")) for word in words]) != 0
+    assert expected in capsys.readouterr().err
+
+
+def test_eval_tells_machines_the_settings_that_were_used(place: Path) -> None:
+    assert json.loads((place / "measured.json").read_text())["config"]["out"] == str(place / "measured")
+
+
+def test_chat_for_machines_writes_nothing_else(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    assert main(["chat", str(place / "run"), "--json", "--max-new-tokens", "2"]) == 0
+    assert [message["role"] for message in json.loads(capsys.readouterr().out)["messages"]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_long_sentences(terminal: bool) -> None:
+    screen, out = Screen(), io.StringIO()
+    screen.console = Console(file=out, force_terminal=terminal, width=40, color_system=None)
+    screen.say("a [word] " * 20)
+    lines = out.getvalue().splitlines()
+    assert len(lines) > 1 if terminal else len(lines) == 1
+    assert all(line.startswith(("  a [", "  [")) for line in lines), "later lines begin below the first"
+
+
+def test_no_words_at_all() -> None:
+    assert parse(TuneConfig(), "sft", [], "") == TuneConfig()
