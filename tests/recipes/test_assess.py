@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import sapwood
 from sapwood.errors import DataError
-from tiny.folder import write_model, write_rows
+from tiny.folder import TEMPLATE, write_model, write_rows
 
 FAST: dict[str, Any] = {"dtype": "fp32", "budget": 512, "max_new_tokens": 2, "shots": (), "held_out": 0.3, "batch": 16, "quiet": True}
 
@@ -24,3 +26,16 @@ def test_rows_that_a_run_was_trained_on_are_not_asked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="may have been trained on them"):
         sapwood.evaluate(tmp_path / "run", quiet=True, held_out=0, out=tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_a_run_goes_on_another_day_where_the_template_writes_the_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row held another date than the day before, so the run was taken for one on other data."""
+    model = write_model(tmp_path / "model", template="{{ strftime_now('%d %b %Y') }}" + TEMPLATE)
+    file = write_rows(tmp_path / "my.jsonl", 40)
+    day = SimpleNamespace(now=lambda: datetime(2025, 1, 31, 23, 59))
+    monkeypatch.setattr("sapwood.chat.chat.datetime", day)
+    first = sapwood.sft(file, model=model, out=tmp_path / "run", **FAST)
+    adapter = (first.adapter / "adapter_model.safetensors").read_bytes()
+    monkeypatch.setattr(day, "now", lambda: datetime(2025, 2, 1))
+    again = sapwood.sft(file, model=model, out=tmp_path / "run", **FAST)
+    assert (again.adapter / "adapter_model.safetensors").read_bytes() == adapter

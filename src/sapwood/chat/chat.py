@@ -57,6 +57,8 @@ class Chat:
 
     def __init__(self, folder: Folder, today: datetime) -> None:
         self.folder = folder.path
+        self.today = today
+        """What templates that write the date are told."""
         self.special_tokens: Mapping[str, str] = folder.special
         self.context_length = folder.context_length
         """Tokens that the model can attend to, where its files say so."""

@@ -316,6 +316,7 @@ def _environment(run: Run, folder: Path, model: LanguageModel, chat: Chat) -> No
         },
         "model": {"folder": folder.name, "dtype": str(model.dtype), "shares_prefixes": model.shares_prefixes},
         "template_and_tokenizer_sha256": chat.fingerprint,
+        "today": chat.today.isoformat(),
     }
     if origin.is_file():
         try:

@@ -133,4 +133,4 @@ def load_chat(folder: Path, template: Path | None, today: datetime | None = None
             text = template.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TemplateError(f"{template}: no such file. Name a file with a Jinja chat template after --template.") from None
-    return Chat.load(folder, template=text)
+    return Chat.load(folder, template=text, today=today)
