@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sapwood.cli import chat_verb
 from sapwood.cli.main import main
 from sapwood.cli.options import parse
 from sapwood.recipes import QUICKSTART, Screen, TuneConfig
@@ -78,3 +79,24 @@ def test_long_sentences(terminal: bool) -> None:
 
 def test_no_words_at_all() -> None:
     assert parse(TuneConfig(), "sft", [], "") == TuneConfig()
+
+
+def test_chat_says_what_became_of_commands(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    lines = iter(["/rest", "/reset", "/quit"])
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert main(["chat", str(place / "run")]) == 0
+    shown = capsys.readouterr().err
+    assert "no command /rest" in shown
+    assert "is forgotten" in shown
+
+    def stop(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat_verb, "run", stop)
+    assert main(["chat"]) == 130
+    assert capsys.readouterr().err == "\nStopped.\n", "a conversation leaves no run directory to name"

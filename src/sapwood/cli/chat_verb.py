@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+import orjson
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.cli.options import parse, take_json, take_names
-from sapwood.errors import ConfigError
+from sapwood.errors import ConfigError, storage
 from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, load_adapter, load_model
 from sapwood.recipes import Screen
 from sapwood.recipes.tune import config_of, fetch_model, load_chat
-from sapwood.records import Ended, Message, SamplingParams
+from sapwood.records import Ended, Message, Prompt, SamplingParams
 
 DESCRIPTION = "Talk to a run's model or to any model. /reset forgets the conversation, /quit (or Ctrl-D) ends it."
 
@@ -51,6 +53,7 @@ def run(words: list[str]) -> None:
     model, chat = open_model(names[0] if names else DEFAULT_MODEL, config, screen)
     screen.say(DESCRIPTION, "dim")
     engine = Engine(model, chat)
+    arguments = trained_arguments(Path(names[0])) if names else {}
     history: list[Message] = [Message("system", config.system)] if config.system else []
     start = list(history)
     for line in _lines():
@@ -58,9 +61,13 @@ def run(words: list[str]) -> None:
             break
         if line == "/reset":
             history = list(start)
+            screen.say("The conversation is forgotten.", "dim")
+            continue
+        if sys.stdin.isatty() and line.startswith("/") and line[1:].isalpha():
+            screen.say(f"There is no command {line}. /reset forgets the conversation, /quit ends it.", "yellow")
             continue
         history.append(Message("user", line))
-        answer = _answer(engine, chat, history, config, sys.stderr if json.target == "-" else sys.stdout)
+        answer = _answer(engine, chat, chat.prompt(history, (), arguments), config, sys.stderr if json.target == "-" else sys.stdout)
         if answer is None:
             history.pop()
             continue
@@ -83,6 +90,16 @@ def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageM
     return load_adapter(load_model(folder, dtype), run / "adapter"), chat
 
 
+def trained_arguments(run: Path) -> dict[str, Any]:
+    """The template arguments that most rows of a run were trained with, such as `enable_thinking`; none for a plain model."""
+    file = run / "environment.json"
+    if not file.is_file():
+        return {}
+    with storage(file, "read"):
+        arguments: dict[str, Any] = orjson.loads(file.read_bytes()).get("template_arguments", {})
+    return arguments
+
+
 def _lines() -> list[str] | map[str]:
     if not sys.stdin.isatty():
         return [line.rstrip("\n") for line in sys.stdin if line.strip()]
@@ -99,7 +116,7 @@ def _ask() -> str:
     return line
 
 
-def _answer(engine: Engine, chat: Chat, history: list[Message], config: ChatConfig, out: TextIO) -> str | None:
+def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out: TextIO) -> str | None:
     """Stream one answer; None if the prompt could not be answered."""
     stream = chat.stream()
 
@@ -108,7 +125,7 @@ def _answer(engine: Engine, chat: Chat, history: list[Message], config: ChatConf
         out.flush()
 
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
-    (completion,) = engine.generate([chat.prompt(history)], params, on_token=on_token)
+    (completion,) = engine.generate([prompt], params, on_token=on_token)
     out.write(stream.finish() + "\n")
     if completion.ended is Ended.ERROR:
         print(completion.error, file=sys.stderr)

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sapwood {verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept; name the run directory again to go on.", file=sys.stderr)
+        kept = " What was finished is kept; name the run directory again to go on." if verb in ("sft", "quickstart") else ""
+        print(f"\nStopped.{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
