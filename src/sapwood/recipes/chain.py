@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -154,7 +155,7 @@ def prove(
     screen.say(f"{parameters / 1e6:,.0f} M parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
     for note in (*model.notes, *chat.notes):
         screen.say(note)
-    _environment(run, folder, model, chat)
+    _environment(run, folder, model, chat, prepared)
 
     scores: list[ArmScore] = []
     before = _bits(chain, model)
@@ -302,9 +303,10 @@ def _conclude(chain: _Chain, scores: list[ArmScore], changes: dict[str, BitsChan
     return line, None
 
 
-def _environment(run: Run, folder: Path, model: LanguageModel, chat: Chat) -> None:
+def _environment(run: Run, folder: Path, model: LanguageModel, chat: Chat, prepared: Prepared) -> None:
     origin = folder / "sapwood.json"
     packages = ("sapwood", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
+    arguments = Counter(orjson.dumps(dict(row.template_arguments), option=orjson.OPT_SORT_KEYS) for row in prepared.train)
     content: dict[str, Any] = {
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "machine": {
@@ -317,6 +319,7 @@ def _environment(run: Run, folder: Path, model: LanguageModel, chat: Chat) -> No
         "model": {"folder": folder.name, "dtype": str(model.dtype), "shares_prefixes": model.shares_prefixes},
         "template_and_tokenizer_sha256": chat.fingerprint,
         "today": chat.today.isoformat(),
+        "template_arguments": orjson.loads(arguments.most_common(1)[0][0]) if arguments else {},
     }
     if origin.is_file():
         try:
