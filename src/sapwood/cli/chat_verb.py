@@ -61,6 +61,10 @@ def run(words: list[str]) -> None:
             break
         if line == "/reset":
             history = list(start)
+            screen.say("The conversation is forgotten.", "dim")
+            continue
+        if sys.stdin.isatty() and line.startswith("/") and line[1:].isalpha():
+            screen.say(f"There is no command {line}. /reset forgets the conversation, /quit ends it.", "yellow")
             continue
         history.append(Message("user", line))
         answer = _answer(engine, chat, chat.prompt(history, (), arguments), config, sys.stderr if json.target == "-" else sys.stdout)
