@@ -228,3 +228,9 @@ def test_examples_that_cannot_be_trained_are_refused_by_name(tmp_path: Path) -> 
 def test_a_knob_out_of_range_is_named(knob: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{knob} is {value}"):
         SftConfig(**{knob: value})
+
+
+def test_a_whole_number_for_a_share_continues_after_its_config_was_written_and_read(tmp_path: Path) -> None:
+    """`epochs=2` in Python is 2.0 once it was in config.yaml: the run must still know itself."""
+    train(tmp_path / "run", SftConfig(epochs=2, batch=8, budget=4096))
+    train(tmp_path / "run", SftConfig(epochs=2.0, batch=8, budget=4096))

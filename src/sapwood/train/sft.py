@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from sapwood.config import to_dict
+from sapwood.config import from_dict, to_dict
 from sapwood.errors import ConfigError, DataError, StorageError, TrainingError
 from sapwood.model import LanguageModel, LoraConfig, add_lora, trainable_parameters
 from sapwood.records import Example
@@ -259,7 +259,7 @@ def _record(done: StepReport) -> dict[str, float | str]:
 
 def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftConfig) -> str:
     """Hash of all that the result depends on: model, types, examples in order, and every knob but those of speed and space."""
-    settings = to_dict(config)
+    settings = to_dict(from_dict(SftConfig, to_dict(config), "the config"))  # a 2 for 2.0 is the same knob when read back
     for harmless in ("budget", "eval_every", "save_every", "keep"):
         del settings[harmless]
     shape = model.base.config.to_dict()
