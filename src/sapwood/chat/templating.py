@@ -78,8 +78,9 @@ class Template:
             )
         except _CAUSES as error:
             roles = ", ".join(message.role for message in messages) or "none"
+            cause = str(error).rstrip(".") or type(error).__name__
             raise TemplateError(
-                f"{where}: the chat template ({self.origin}) refused the conversation: {str(error) or type(error).__name__}. Roles so far: "
+                f"{where}: the chat template ({self.origin}) refused the conversation: {cause}. Roles so far: "
                 f"{roles}. Change the messages to what the template allows, or give another template with `--template FILE`."
             ) from error
 
