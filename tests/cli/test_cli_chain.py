@@ -153,7 +153,7 @@ def test_an_evaluation_takes_no_scores_of_another_model(place: Path, tmp_path: P
     assert main(["eval", str(place / "my.jsonl"), "--model", str(place / "model"), *flags]) == 0
     assert main(["eval", str(place / "my.jsonl"), "--model", str(place / "model"), *flags]) == 0, "the same goes on"
     assert main(["eval", str(place / "my.jsonl"), "--model", str(tmp_path / "other"), *flags]) == 1
-    assert "Choose another folder" in capsys.readouterr().err
+    assert "choose another folder" in capsys.readouterr().err
     config = (place / "run" / "config.yaml").read_bytes()
     assert main(["eval", str(place / "run"), "--out", str(place / "run")]) == 1
     assert (place / "run" / "config.yaml").read_bytes() == config, "a run's own config is not written over"

@@ -125,7 +125,12 @@ def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out:
         out.flush()
 
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
-    (completion,) = engine.generate([prompt], params, on_token=on_token)
+    try:
+        (completion,) = engine.generate([prompt], params, on_token=on_token)
+    except KeyboardInterrupt:  # ends this answer, not the conversation
+        out.write("\n")
+        print("The answer was stopped; the question is forgotten.", file=sys.stderr)
+        return None
     out.write(stream.finish() + "\n")
     if completion.ended is Ended.ERROR:
         print(completion.error, file=sys.stderr)

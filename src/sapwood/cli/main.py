@@ -12,6 +12,8 @@ Exit codes: 0 done, 1 an error that a person can act on, 2 a wrong command line,
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = words[0], words[1:]
     try:
+        _stop_on_sigterm()
         if verb not in VERBS:
             raise ConfigError(f"There is no verb {verb!r}.{did_you_mean(verb, list(VERBS))} Verbs: {', '.join(VERBS)}.")
         run: Callable[[list[str]], None] = import_module(f"sapwood.cli.{verb}_verb").run
@@ -57,6 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # the flag parser has shown its help, or what is wrong with a flag
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _stop_on_sigterm() -> None:
+    """A machine that asks for an end gets what Ctrl-C gives: a checkpoint of the last whole step, and a word."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not the main thread: the caller keeps its own handler
+        signal.signal(signal.SIGTERM, stop)
 
 
 def _help() -> str:

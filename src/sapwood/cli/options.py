@@ -37,8 +37,11 @@ class Json:
             write_atomic(Path(self.target), data)
 
 
-def take_json(words: Sequence[str]) -> tuple[Json, list[str]]:
-    """Split `--json` off: alone it means standard output; a following `-` or a name that ends in .json is its file."""
+def take_json(words: Sequence[str], *, any_name: bool = False) -> tuple[Json, list[str]]:
+    """Split `--json` off: alone it means standard output; a following `-` or a name that ends in .json is its file.
+
+    A verb that takes no names of its own accepts `any_name` there.
+    """
     rest, target = [], None
     waiting = False
     for word in words:
@@ -47,7 +50,7 @@ def take_json(words: Sequence[str]) -> tuple[Json, list[str]]:
         elif word.startswith("--json="):
             target = word.removeprefix("--json=")
             _refuse_data(Path(target))
-        elif waiting and (word == "-" or word.endswith(".json")):
+        elif waiting and (word == "-" or word.endswith(".json") or (any_name and not word.startswith("-"))):
             target, waiting = word, False
             _refuse_data(Path(word))
         else:

@@ -11,7 +11,7 @@ DESCRIPTION = "The whole chain on two processor cores in minutes: a small model 
 
 def run(words: list[str]) -> None:
     """Parse, run the quick start, show, and say how to do the same with one's own file."""
-    json, words = take_json(words)
+    json, words = take_json(words, any_name=True)
     config = parse(QUICKSTART, "quickstart", words, DESCRIPTION)
     screen = screen_for(json)
     result = quickstart(config, screen=screen)

@@ -58,9 +58,11 @@ def with_knobs(config: C, knobs: Mapping[str, Any]) -> C:
 
 
 def _names(data: Files) -> tuple[str, ...]:
-    if isinstance(data, str | PathLike):
-        return (fspath(data),)
-    return tuple(fspath(entry) for entry in data)
+    entries = [data] if isinstance(data, str | PathLike) else list(data)
+    for entry in entries:
+        if not isinstance(entry, str | PathLike):
+            raise ConfigError(f"data holds a {type(entry).__name__}; give the path of a JSON Lines file, or a list of such paths.")
+    return tuple(fspath(entry) for entry in entries)
 
 
 __all__ = ["evaluate", "sft", "with_knobs"]

@@ -6,22 +6,20 @@ a tuned arm can be compared with others. An evaluation that was stopped goes on 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import orjson
-
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml, to_dict
-from sapwood.errors import CheckpointError, ConfigError, DataError, storage
+from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, clusters_of, decide, item_records, items_from
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
+from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, read_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
@@ -89,6 +87,7 @@ def of_run(run: Path) -> AssessConfig:
 def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResult:
     """Ask every held-out conversation (or all of them), base model first, then the adapter. Raises a `SapwoodError`."""
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
+    config = replace(config, adapter=_adapter_in(config.adapter))
     if not config.data:
         raise ConfigError("No data is named. Give a JSON Lines file, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter")
     with screen.progress("reading") as advance:
@@ -124,6 +123,16 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     return AssessResult(run.path, results, verdict, line, time.perf_counter() - began)
 
 
+def _adapter_in(folder: Path | None) -> Path | None:
+    """The folder of the adapter (or whole model) itself, where a run directory was named. Raises `ConfigError` where there is none."""
+    if folder is None:
+        return None
+    for place in (folder, folder / "adapter", folder / "model"):
+        if (place / "adapter_config.json").is_file() or (place / "config.json").is_file():
+            return place
+    raise ConfigError(f"adapter is {folder}, which holds no adapter. Name a run directory, or its `adapter` folder.")
+
+
 def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
     """A run's own data must give the very items it held out: it was trained on the others. Raises `DataError`."""
     run = config.adapter.parent if config.adapter is not None else None
@@ -140,20 +149,10 @@ def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
 
 def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
     """Make the directory this evaluation's own. Raises `CheckpointError` if it holds something else, whose scores are not ours."""
-    weights = [path for place in (folder, config.adapter) if place is not None for path in sorted(place.glob("*.safetensors"))]
-    asked = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
-    content = {**to_dict(config), "out": None}
-    asked_of = hashlib.sha256(orjson.dumps([content, chat.fingerprint, asked], option=orjson.OPT_SORT_KEYS)).hexdigest()
-    saved = run.path / "evaluation.json"
-    if (run.path / "config.yaml").exists():
-        with storage(saved, "read"):
-            before = orjson.loads(saved.read_bytes()) if saved.exists() else {}
-        if before.get("asked_of") != asked_of:
-            raise CheckpointError(
-                f"{run.path} holds another run, or an evaluation with other settings or of another model, whose scores would pass for "
-                "those of this one. Choose another folder with --out."
-            )
-    run.write_json("evaluation", {"asked_of": asked_of})
+    if (run.path / "config.yaml").exists() and not (run.path / "identity.json").exists():
+        raise CheckpointError(f"{run.path} holds another run. Choose another folder with --out.")
+    settings = hash_of({**to_dict(config), "out": None})
+    claim(run, {"settings": settings, "template": chat.fingerprint, "model": hash_of_weights(folder, config.adapter)})
     save_yaml(config, run.path / "config.yaml")
 
 

@@ -19,6 +19,7 @@ from sapwood.errors import CheckpointError, ConfigError, TemplateError, storage
 from sapwood.model import Dtype
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
+from sapwood.recipes.identity import claim, hash_of, hash_of_rows, hash_of_weights
 from sapwood.recipes.prepare import DataConfig, prepare, read_files
 from sapwood.recipes.screen import Screen
 from sapwood.run import Run, new_run_path, open_run
@@ -56,6 +57,8 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     prepared = prepare(reading, chat, config.rows)
     run, config = start_run(config, screen)
     try:
+        rows = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
+        claim(run, {"rows": rows, "template": chat.fingerprint, "model": hash_of_weights(folder)})
         return prove(
             folder,
             chat,
