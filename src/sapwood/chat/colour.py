@@ -64,7 +64,10 @@ def _letters(chat: Chat, ids: Sequence[int], trained: Sequence[bool]) -> Iterato
             group = []
 
 
+UNPRINTABLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
+UNPRINTABLE |= dict.fromkeys([*range(128, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")
+"""For `str.translate`: text out of data must not move a terminal's cursor, colour it, or turn its reading direction."""
+
+
 def _visible(text: str) -> str:
-    pictures = {code: chr(0x2400 + code) for code in range(32) if chr(code) != "\n"} | {127: "\u2421"}
-    pictures |= dict.fromkeys(range(128, 160), "\ufffd")
-    return text.translate(pictures).replace("\n", "⏎\n")
+    return text.translate(UNPRINTABLE | {ord("\t"): "\u2409"}).replace("\n", "⏎\n")

@@ -152,7 +152,8 @@ def prove(
     screen.title("Model")
     model = load_model(folder, dtype)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    screen.say(f"{parameters / 1e6:,.0f} M parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
+    size = f"{parameters / 1e6:,.0f} M" if parameters >= 1e6 else f"{parameters:,}"
+    screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
     for note in (*model.notes, *chat.notes):
         screen.say(note)
     _environment(run, folder, model, chat, prepared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ class DataConfig:
     """Seed of who is held out."""
 
     def __post_init__(self) -> None:
-        if self.held_out < 0 or (self.held_out > 1 and self.held_out != int(self.held_out)):
+        if not math.isfinite(self.held_out) or self.held_out < 0 or (self.held_out > 1 and self.held_out != int(self.held_out)):
             raise ConfigError(f"held_out is {self.held_out}; give a share below 1, a whole number of conversations, or 0.")
 
 

@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from sapwood.chat.colour import UNPRINTABLE
 
 Advance = Callable[[int, int, str], None]
 """Called with (done, in all, a few words on the state)."""
@@ -29,10 +32,11 @@ class Screen:
     def title(self, text: str) -> None:
         """A heading: what happens next, and how far into the run we are."""
         seconds = int(time.monotonic() - self._began)
-        self.console.print(f"\n[bold]{text}[/bold]  [dim]{seconds // 60}:{seconds % 60:02d}[/dim]")
+        self.console.print(f"\n[bold]{escape(text)}[/bold]  [dim]{seconds // 60}:{seconds % 60:02d}[/dim]")
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence, taken literally: wrapped below its own beginning on a terminal, one line in a file."""
+        text = text.translate(UNPRINTABLE)
         if text and self.console.is_terminal:
             self.console.print(Padding(Text(text, style), (0, 0, 0, 2), expand=False))
         else:
@@ -41,7 +45,7 @@ class Screen:
     def lines(self, lines: list[str]) -> None:
         """Preformatted lines, taken literally."""
         for line in lines:
-            self.console.print(f"  {line}", markup=False, soft_wrap=True)
+            self.console.print(f"  {line.translate(UNPRINTABLE)}", markup=False, soft_wrap=True)
 
     def show(self, what: RenderableType) -> None:
         """Anything that rich can draw."""
@@ -59,6 +63,7 @@ class Screen:
             TextColumn("{task.fields[state]}", style="dim", markup=False),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,  # a log is no place for a bar
         )
         with bar:
             task = bar.add_task(what, total=None, state="")

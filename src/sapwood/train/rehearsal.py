@@ -8,6 +8,7 @@ left behind: parameters, gradients and files are as before.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Rehearsal:
     """Unique tokens of the largest example."""
     worst_seconds: float
     peak_bytes: int
-    """Memory of the process after the worst-case step."""
+    """The most memory that the process has held so far; where the system does not say, what it holds after the worst-case step."""
 
 
 def rehearse(
@@ -59,7 +60,7 @@ def rehearse(
         seconds = _pass(model, full, budget)
     finally:
         optimizer.clear()
-    peak = psutil.Process().memory_info().rss
+    peak = _peak_bytes()
     if held_out:
         evaluate(model, [_largest(model, held_out)[0]], budget)
     if hasattr(model.module, "peft_config"):
@@ -188,3 +189,11 @@ def _save_whole_and_compare(model: LanguageModel, run: Path) -> None:
             f"The model was saved and loaded again, but {len(lost)} of its tensors are not as they were, such as {lost[0]}. "
             "Nothing was trained. This is a defect of the model family's saving; please report it with the model's name."
         )
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return int(psutil.Process().memory_info().rss)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
