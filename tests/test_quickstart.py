@@ -45,5 +45,5 @@ def test_the_quick_start_proves_its_point(tmp_path: Path, monkeypatch: pytest.Mo
     assert {record["when"] for record in read_records(run / "samples.jsonl")} >= {"before"}
     assert (run / "report.html").stat().st_size > 100_000
     shown = capsys.readouterr().err
-    for words in ("rows in", "before", "Verdict", "general text", "sapwood sft my.jsonl", "sapwood chat"):
+    for words in ("rows in", "most common answer", "before", "Verdict", "general text", "sapwood sft my.jsonl", "sapwood chat"):
         assert words in shown, words

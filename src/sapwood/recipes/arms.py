@@ -98,7 +98,7 @@ class Arms:
         """The two arms that need no model."""
         done, scores = self.run.read("scores"), []
         for name, make in ((MOST_COMMON, most_common_answer), (NEAREST, nearest_row)):
-            scores += run_free_arm(name, self.items, make(self.train_items), self.scorer, done=done, save=self._save)
+            scores += self._say_rate(name, run_free_arm(name, self.items, make(self.train_items), self.scorer, done=done, save=self._save))
         return scores
 
     def base(self, sampler: Sampler) -> list[ArmScore]:
@@ -149,6 +149,9 @@ class Arms:
                 save=self._save,
                 on_progress=lambda done, total: advance(done, total, ""),
             )
+        return self._say_rate(name, scores)
+
+    def _say_rate(self, name: str, scores: list[ArmScore]) -> list[ArmScore]:
         values = [score.value for score in scores if score.value is not None]
         rate = f"{sum(values) / len(values):.1%}" if values else "–"
         unscored = f", {len(scores) - len(values)} could not be scored" if len(values) < len(scores) else ""
