@@ -15,6 +15,7 @@ Every record carries `schema`, so that a later version can open it or say what t
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import sys
@@ -101,7 +102,7 @@ class Run:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a writer was killed in the middle of a line: keep it apart from ours
-                    _cut_torn_line(file)
+                    _mend_last_line(file)
             file.write(data)
 
     def read(self, name: str) -> list[dict[str, Any]]:
@@ -123,10 +124,17 @@ class Run:
         self._lock.close()
 
 
-def _cut_torn_line(file: IO[bytes]) -> None:
+def _mend_last_line(file: IO[bytes]) -> None:
+    """A line without an end: cut it where it is torn, end it where it is whole (a reader has counted it already)."""
     file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    try:
+        orjson.loads(content[start:])
+    except orjson.JSONDecodeError:
+        file.truncate(start)
+    else:
+        file.write(b"\n")
     file.seek(0, os.SEEK_END)
 
 
@@ -142,24 +150,29 @@ def open_run(path: Path) -> Run:
         raise StorageError(
             f"Could not create the run folder {path}: nothing can be made there. Choose another folder with --out."
         ) from error
-    if not _take(lock):
+    if not take_lock(lock):
         lock.close()
         raise StorageError(f"{path} is being written by another process. Wait until it ends, or choose another folder with --out.")
     return Run(path, lock)
 
 
-def _take(lock: IO[bytes]) -> bool:
+def take_lock(file: IO[bytes]) -> bool:
+    """Take the lock of an open file; False if another process holds it. The system gives it back when the file is closed."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            return False
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+            return True  # a network disk without locks: files still appear whole
+        raise
     return True
 
 

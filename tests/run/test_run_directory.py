@@ -40,6 +40,15 @@ def test_a_torn_last_line_is_left_out_and_cut_before_the_next_record(run: Run, t
     assert [record["step"] for record in run.read("metrics")] == [1, 2]
 
 
+def test_a_whole_last_line_without_its_end_is_kept(run: Run) -> None:
+    run.append("metrics", {"step": 1})
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"schema":1,"step":2}')
+    assert [record["step"] for record in run.read("metrics")] == [1, 2]
+    run.append("metrics", {"step": 3})
+    assert [record["step"] for record in run.read("metrics")] == [1, 2, 3]
+
+
 def test_damage_in_the_middle_and_newer_records_are_named(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"schema":1}\nrubbish\n{"schema":1}\n')

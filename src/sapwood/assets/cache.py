@@ -11,7 +11,6 @@ Left out on purpose: eviction. What the cache holds is a handful of folders, and
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sys
@@ -20,9 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from sapwood.errors import StorageError, storage
+from sapwood.run import take_lock
 
 Report = Callable[[int, int, str], None]
 """Called as report(done, total, what): bytes or items of a piece of work; `total` is 0 where nobody knows."""
@@ -75,29 +74,10 @@ def locked(path: Path, report: Report) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     with file:
-        while not _take(file):
+        while not take_lock(file):
             report(0, 0, f"waiting for another process to finish {path.stem}")
             time.sleep(_POLL_SECONDS)
         yield
-
-
-def _take(file: IO[bytes]) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-            return False
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
-            return True  # a network disk without locks: folders still appear whole, only work may be done twice
-        raise
-    return True
 
 
 def build(target: Path, fill: Callable[[Path], None]) -> None:
