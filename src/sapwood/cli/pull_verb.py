@@ -22,7 +22,8 @@ def run(words: list[str]) -> None:
     if not names:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("name", "kind", "download", "licence", "what"):
-            table.add_column(heading, style="bold" if heading == "name" else "")
+            table.add_column(heading, style="bold" if heading == "name" else "", no_wrap=heading != "what")
+        table.columns[0].min_width = max(map(len, catalogue()))  # a name that is cut cannot be typed
         for name, asset in catalogue().items():
             table.add_row(name, asset.kind, f"{asset.size / 1e6:,.0f} MB", asset.licence, asset.summary)
         screen.show(table)
