@@ -265,3 +265,11 @@ def test_bits_of_rows_that_come_in_clusters_are_as_unsure_as_the_clusters() -> N
     assert bits_change(clustered, clustered).mean == 0
     with pytest.raises(DataError, match="same examples"):
         bits_change(rows, clustered)
+
+
+def test_items_are_told_apart_by_what_is_sent_and_stand_alone_without_a_cluster_column() -> None:
+    turns = (Message("user", "hi"), Message("assistant", "hello"))
+    plain, switched = Conversation(turns, meta={"cluster": "x"}), Conversation(turns, template_arguments={"enable_thinking": False})
+    assert len(items_from([plain, switched])) == 2
+    assert items_from([plain])[0].cluster == "x"
+    assert items_from([plain], cluster=None)[0].cluster is None

@@ -20,11 +20,11 @@ COPIES = "copies"
 """Key of `Item.meta`: how many rows asked and expected the very same."""
 
 
-def items_from(conversations: Iterable[Conversation], *, cluster: str = "cluster", reference: str | None = None) -> list[Item]:
+def items_from(conversations: Iterable[Conversation], *, cluster: str | None = "cluster", reference: str | None = None) -> list[Item]:
     """One item for each conversation: its last assistant turn is the reference, what stands before it is asked.
 
     The reference is the turn's text, or its calls as `{"name", "arguments"}` (a list where there are several).
-    `cluster` names the column of `meta` that says which rows belong together; rows without it stand alone.
+    `cluster` names the column of `meta` that says which rows belong together; rows without it, or all if None, stand alone.
     `reference` names a column that holds the scorer's reference instead (such as BFCL's possible answers).
     Rows that ask and expect the very same become one item, and `meta["copies"]` says of how many.
     Raises `DataError` naming the row where there is no assistant turn, nothing asked before it, or no such column.
@@ -38,13 +38,13 @@ def items_from(conversations: Iterable[Conversation], *, cluster: str = "cluster
     return list(items.values())
 
 
-def clusters_of(conversations: Sequence[Conversation], *, cluster: str = "cluster") -> list[Hashable]:
-    """The cluster of each conversation, by the column `cluster` of `meta`; one without it is its own."""
-    groups = [conversation.meta.get(cluster) for conversation in conversations]
+def clusters_of(conversations: Sequence[Conversation], *, cluster: str | None = "cluster") -> list[Hashable]:
+    """The cluster of each conversation, by the column `cluster` of `meta`; one without it is its own, as all are if it is None."""
+    groups = [None if cluster is None else conversation.meta.get(cluster) for conversation in conversations]
     return [("alone", place) if group is None else str(group) for place, group in enumerate(groups)]
 
 
-def _item(conversation: Conversation, cluster: str, reference: str | None) -> Item:
+def _item(conversation: Conversation, cluster: str | None, reference: str | None) -> Item:
     places = [place for place, message in enumerate(conversation.messages) if message.role == "assistant"]
     if not places or places[-1] == 0:
         raise DataError(
@@ -54,7 +54,7 @@ def _item(conversation: Conversation, cluster: str, reference: str | None) -> It
     answer = conversation.messages[places[-1]]
     if reference is not None and reference not in conversation.meta:
         raise DataError(f"{conversation.where}: no column `{reference}` to take the reference from; it has {sorted(conversation.meta)}.")
-    group = conversation.meta.get(cluster)
+    group = None if cluster is None else conversation.meta.get(cluster)
     return Item(
         conversation=dataclasses.replace(conversation, messages=conversation.messages[: places[-1]]),
         reference=conversation.meta[reference] if reference is not None else _reference(answer),

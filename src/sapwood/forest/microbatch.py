@@ -37,7 +37,11 @@ def unique_tokens(example: Example) -> int:
 
 
 def cut(examples: Sequence[Example], budget: int) -> list[MicroBatch]:
-    """Cut one step's examples into micro-batches of at most `budget` unique tokens each (an oversized example stands alone)."""
+    """Cut one step's examples into micro-batches of at most `budget` unique tokens each (an oversized example stands alone).
+
+    Counted is what would be left if every common token were shared; a pass holds a few more where a branching saves too
+    little to be made (`MIN_SAVING`).
+    """
     order = sorted(range(len(examples)), key=lambda index: sort_key(examples[index].rows[0].inputs_T))
     sizes = [unique_tokens(examples[index]) for index in order]
     shared = [0, *(_shared(examples[a], examples[b]) for a, b in itertools.pairwise(order))]

@@ -97,8 +97,8 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     prepared = prepare(reading, chat, config.rows)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
-    items = items_from(asked, cluster=config.rows.cluster or "cluster", reference=config.rows.reference)
-    train_items = items_from(prepared.train, cluster=config.rows.cluster or "cluster", reference=config.rows.reference)
+    items = items_from(asked, cluster=config.rows.cluster, reference=config.rows.reference)
+    train_items = items_from(prepared.train, cluster=config.rows.cluster, reference=config.rows.reference)
     _refuse_trained(config, items)
     guess = scorer_for(config.evaluation, items)
     screen.say(guess.why)
@@ -173,7 +173,7 @@ def _ask(
                 scores += arms.one(TUNED, engine)
             else:
                 scores += (arms.free() if prepared.held_out else []) + arms.base(engine)
-        clusters = clusters_of(prepared.held_out or prepared.train, cluster=config.rows.cluster or "cluster")
+        clusters = clusters_of(prepared.held_out or prepared.train, cluster=config.rows.cluster)
         bits = bits_per_token(model, prepared.held_out_examples or prepared.examples, clusters=clusters)
         lines.append(f"{name}: {bits.mean:.3f} bits a token [{bits.interval.low:.3f}, {bits.interval.high:.3f}]")
         screen.say(lines[-1])

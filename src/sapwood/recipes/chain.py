@@ -197,8 +197,8 @@ def _make_items(chain: _Chain) -> None:
         chain.screen.say("Nothing is held out, so nothing can be said about whether training helps.")
         return
     chain.general = general_examples(chain.chat)
-    chain.items = items_from(prepared.held_out, cluster=rows.cluster or "cluster", reference=rows.reference)
-    chain.train_items = items_from(prepared.train, cluster=rows.cluster or "cluster", reference=rows.reference)
+    chain.items = items_from(prepared.held_out, cluster=rows.cluster, reference=rows.reference)
+    chain.train_items = items_from(prepared.train, cluster=rows.cluster, reference=rows.reference)
     chain.run.clear("items")
     chain.run.append("items", *item_records(chain.items))
     chain.guess = scorer_for(chain.evaluation, chain.items)
@@ -208,7 +208,7 @@ def _make_items(chain: _Chain) -> None:
 def _bits(chain: _Chain, model: LanguageModel) -> dict[str, BitsPerToken]:
     if not chain.prepared.held_out_examples:
         return {}
-    clusters = clusters_of(chain.prepared.held_out, cluster=chain.rows.cluster or "cluster")
+    clusters = clusters_of(chain.prepared.held_out, cluster=chain.rows.cluster)
     bits = {HELD_OUT: bits_per_token(model, chain.prepared.held_out_examples, clusters=clusters)}
     return bits | ({GENERAL: bits_per_token(model, chain.general)} if chain.general else {})
 

@@ -27,7 +27,8 @@ class Item:
     def id(self) -> str:
         """Hash of what is asked and expected: arms are paired on it, never on position."""
         asked = [message.for_template() for message in self.conversation.messages]
-        key = orjson.dumps([asked, list(self.conversation.tools), self.reference], option=orjson.OPT_SORT_KEYS, default=str)
+        arguments = [dict(self.conversation.template_arguments)] if self.conversation.template_arguments else []
+        key = orjson.dumps([asked, list(self.conversation.tools), self.reference, *arguments], option=orjson.OPT_SORT_KEYS, default=str)
         return hashlib.sha256(key).hexdigest()[:16]
 
 
