@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 
 from sapwood import __version__
@@ -43,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = words[0], words[1:]
     try:
-        _stop_on_sigterm()
         if verb not in VERBS:
             raise ConfigError(f"There is no verb {verb!r}.{did_you_mean(verb, list(VERBS))} Verbs: {', '.join(VERBS)}.")
         run: Callable[[list[str]], None] = import_module(f"sapwood.cli.{verb}_verb").run
-        run(rest)
+        with _sigterm_stops():
+            run(rest)
     except SapwoodError as error:
         print(f"sapwood {verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -62,14 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _stop_on_sigterm() -> None:
+@contextlib.contextmanager
+def _sigterm_stops() -> Iterator[None]:
     """A machine that asks for an end gets what Ctrl-C gives: a checkpoint of the last whole step, and a word."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with contextlib.suppress(ValueError):  # not the main thread: the caller keeps its own handler
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():  # the caller keeps its own handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _help() -> str:

@@ -32,6 +32,7 @@ from sapwood.train.order import num_steps, step_examples
 from sapwood.train.rehearsal import Rehearsal, rehearse
 from sapwood.train.result import save_result
 from sapwood.train.step import accumulate, evaluate
+from sapwood.train.unbroken import unbroken
 
 WEIGHTS_READ = 256
 """Weights of each tensor, evenly spread, by which a run recognises the model it was started with."""
@@ -179,19 +180,19 @@ def sft(
             ]
             lr = learning_rate(config.optim, step, steps)
             sums = accumulate(model, chosen, budget)
-            whole = None  # an update under way must not be saved
-            norm = optimizer.step(lr)
-            if not np.isfinite(norm):
-                whole = step
-                raise TrainingError(
-                    f"The gradient of step {step + 1} is {norm}; the step was not taken. Examples: "
-                    f"{', '.join(example.where for example in chosen[:5])}. Lower optim.lr, or look at these rows with `sapwood doctor`."
-                )
-            taken = time.perf_counter() - begin
-
-            done = StepReport(step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken)
-            run.append("metrics", _record(done))
-            whole = step + 1
+            with unbroken():
+                whole = None  # an update under way must not be saved
+                norm = optimizer.step(lr)
+                if not np.isfinite(norm):
+                    whole = step
+                    raise TrainingError(
+                        f"The gradient of step {step + 1} is {norm}; the step was not taken. Lower optim.lr, or look at its examples "
+                        f"with `sapwood doctor`: {', '.join(example.where for example in chosen[:5])}."
+                    )
+                taken = time.perf_counter() - begin
+                done = StepReport(step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken)
+                run.append("metrics", _record(done))
+                whole = step + 1
             report(done)
             row_tokens, unique_tokens, seconds = row_tokens + sums.row_tokens, unique_tokens + sums.unique_tokens, seconds + taken
             if (step + 1) % save_every == 0 or step + 1 == steps:
