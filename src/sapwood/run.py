@@ -19,7 +19,7 @@ import errno
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -174,9 +174,3 @@ def take_lock(file: IO[bytes]) -> bool:
             return True  # a network disk without locks: files still appear whole
         raise
     return True
-
-
-def iter_runs(root: Path) -> Iterator[Path]:
-    """Run directories below `root`, newest first."""
-    found = [path.parent for path in root.glob("*/config.yaml")]
-    yield from sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

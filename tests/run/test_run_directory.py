@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from sapwood.errors import DataError, StorageError
-from sapwood.run import SCHEMA, Run, iter_runs, new_run_path, open_run, read_records, step_records, write_atomic
+from sapwood.run import SCHEMA, Run, new_run_path, open_run, read_records, step_records, write_atomic
 
 
 @pytest.fixture
@@ -94,4 +94,3 @@ def test_names_of_runs(tmp_path: Path) -> None:
     (tmp_path / "my-1").mkdir()
     (tmp_path / "my-1" / "config.yaml").write_bytes(orjson.dumps({}))
     assert new_run_path(tmp_path, "my").name == "my-2"
-    assert list(iter_runs(tmp_path)) == [tmp_path / "my-1"]
