@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# tests read the chat templates inside these; what they would bring along is not needed for that
+TEMPLATES_OF := trl==1.16.0 mistral-common==1.13.1
 
 .PHONY: setup quickstart test test-fast check bench clean
 
@@ -14,6 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps $(TEMPLATES_OF)
 	touch $@
 
 quickstart: setup
