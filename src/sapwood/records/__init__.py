@@ -1,6 +1,6 @@
 """The nouns that every room shares, and the two protocols between them.
 
-Text side:   `Message` → `Conversation` → `Prompt` → `Completion`
+Text side:   `Message` → `Conversation` → `Prompt` → `Completion`; a row may also be a `Document` or a `Preference`
 Token side:  `Row` (prompt, completion, weights) → `Example` (all rows of one conversation, pair, group or item)
 Scoring:     `Item` → `Score`
 
@@ -9,7 +9,7 @@ here and everywhere: B rows, T tokens in the flat row, N targets, E uses of targ
 H heads, K head width, P prompts, G samples a prompt.
 """
 
-from sapwood.records.conversation import Conversation, Message, Source, ToolCall
+from sapwood.records.conversation import Conversation, Document, Message, Preference, Record, Source, ToolCall
 from sapwood.records.evaluation import Item, Score
 from sapwood.records.protocols import LogProber, Sampler
 from sapwood.records.rows import Example, Row
@@ -18,12 +18,15 @@ from sapwood.records.sampling import Completion, Ended, Prompt, SamplingParams
 __all__ = [
     "Completion",
     "Conversation",
+    "Document",
     "Ended",
     "Example",
     "Item",
     "LogProber",
     "Message",
+    "Preference",
     "Prompt",
+    "Record",
     "Row",
     "Sampler",
     "SamplingParams",

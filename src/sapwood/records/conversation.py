@@ -1,9 +1,12 @@
-"""Conversations as people write them: messages with roles, tools, and the place they came from."""
+"""What rows say, as people write it: conversations, documents, preferences, and the place each came from.
+
+All three have `meta`, `source` and `where`; a document and a preference are no conversations, and nothing takes them for one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -78,3 +81,44 @@ class Conversation:
     def where(self) -> str:
         """The place to name in messages about this conversation."""
         return str(self.source) if self.source else "a conversation made in code"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to go on training a language model on: no turns, no prompt, no answer."""
+
+    text: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def where(self) -> str:
+        """The place to name in messages about this document."""
+        return str(self.source) if self.source else "a document made in code"
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, of which one is preferred. Both are the turns behind `prompt`, the last by the assistant."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def where(self) -> str:
+        """The place to name in messages about this pair."""
+        return str(self.source) if self.source else "a preference made in code"
+
+    def conversation(self, answer: tuple[Message, ...]) -> Conversation:
+        """The prompt with one of the two answers, in which the prompt's own assistant turns are context."""
+        context = tuple(replace(message, weight=0.0) if message.role == "assistant" else message for message in self.prompt)
+        return Conversation((*context, *answer), self.tools, self.template_arguments, self.meta, self.source)
+
+
+Record = Conversation | Document | Preference
+"""What one row of a file can be."""
