@@ -56,7 +56,8 @@ def prompt_key(conversation: Conversation) -> bytes:
 
 def _normalised(message: Message) -> list[object]:
     text = " ".join(message.content.casefold().split())
-    return [message.role, text, [[call.name, call.arguments] for call in message.tool_calls]]
+    calls = [[call.name, call.arguments] for call in message.tool_calls]
+    return [message.role, text, calls, *(medium.identity for medium in message.media)]
 
 
 def _wanted(total: int, held_out: float | int) -> int:

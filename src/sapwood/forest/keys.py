@@ -1,7 +1,7 @@
 """What two sequences share: the order in which equal beginnings stand together, and how long a beginning is.
 
-A key is compared token by token. Text shares by token id alone; a medium (an image, a sound) will share by the
-hash of its content, which takes the place of the placeholder's id in the sequence handed to these functions.
+A key is compared token by token. Text shares by token id alone; a medium (an image, a sound) shares by the hash of
+its content, which takes the place of the placeholder's id in the sequence handed to these functions (`Row.keys_T`).
 """
 
 from __future__ import annotations

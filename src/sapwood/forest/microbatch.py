@@ -42,7 +42,7 @@ def cut(examples: Sequence[Example], budget: int) -> list[MicroBatch]:
     Counted is what would be left if every common token were shared; a pass holds a few more where a branching saves too
     little to be made (`MIN_SAVING`).
     """
-    order = sorted(range(len(examples)), key=lambda index: sort_key(examples[index].rows[0].inputs_T))
+    order = sorted(range(len(examples)), key=lambda index: sort_key(examples[index].rows[0].keys_T))
     sizes = [unique_tokens(examples[index]) for index in order]
     shared = [0, *(_shared(examples[a], examples[b]) for a, b in itertools.pairwise(order))]
     batches = []
@@ -54,7 +54,7 @@ def cut(examples: Sequence[Example], budget: int) -> list[MicroBatch]:
 
 
 def _shared(left: Example, right: Example) -> int:
-    return max(common_prefix(a.inputs_T, right.rows[0].inputs_T) for a in left.rows)
+    return max(common_prefix(a.keys_T, right.rows[0].keys_T) for a in left.rows)
 
 
 def _cheapest_cut(sizes: list[int], shared: list[int], budget: int) -> list[tuple[int, int]]:

@@ -48,6 +48,8 @@ def hash_of_rows(examples: Iterable[Example]) -> str:
         for row in example.rows:
             for array in (row.prompt_T, row.completion_T, row.weights_T):
                 digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+            for span in row.media:
+                digest.update(span.content.hash.encode() + span.places_F.tobytes())
     return digest.hexdigest()
 
 

@@ -11,18 +11,24 @@ H heads, K head width, P prompts, G samples a prompt.
 
 from sapwood.records.conversation import Conversation, Document, Message, Preference, Record, Source, ToolCall
 from sapwood.records.evaluation import Item, Score
+from sapwood.records.media import MEDIA_KINDS, Content, Media, MediaKind, MediaSpan
 from sapwood.records.protocols import LogProber, Sampler
 from sapwood.records.rows import Example, Row
 from sapwood.records.sampling import Completion, Ended, Prompt, SamplingParams
 
 __all__ = [
+    "MEDIA_KINDS",
     "Completion",
+    "Content",
     "Conversation",
     "Document",
     "Ended",
     "Example",
     "Item",
     "LogProber",
+    "Media",
+    "MediaKind",
+    "MediaSpan",
     "Message",
     "Preference",
     "Prompt",

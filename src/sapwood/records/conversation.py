@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sapwood.records.media import Media
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that a message may have once a reader has normalised it."""
 
@@ -52,10 +54,15 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     weight: float = 1.0
+    media: tuple[Media, ...] = ()
+    """Images and sounds, by their place in the content."""
 
     def for_template(self) -> dict[str, Any]:
-        """The dictionary that a Jinja chat template receives; absent parts are absent keys."""
-        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        """The dictionary that a Jinja chat template receives; absent parts are absent keys.
+
+        The content is text, or a list of parts where there is media.
+        """
+        message: dict[str, Any] = {"role": self.role, "content": self.parts() if self.media else self.content}
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning
         if self.tool_calls:
@@ -65,6 +72,19 @@ class Message:
         if self.name is not None:
             message["name"] = self.name
         return message
+
+    def parts(self) -> list[dict[str, Any]]:
+        """The content as parts: `{"type": "text", "text": …}` and `{"type": "image"}`, in order; no text part is empty."""
+        parts: list[dict[str, Any]] = []
+        begin = 0
+        for medium in self.media:
+            if medium.at > begin:
+                parts.append({"type": "text", "text": self.content[begin : medium.at]})
+            parts.append({"type": medium.kind})
+            begin = medium.at
+        if begin < len(self.content) or not parts:
+            parts.append({"type": "text", "text": self.content[begin:]})
+        return parts
 
 
 @dataclass(frozen=True, slots=True)

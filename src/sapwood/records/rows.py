@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.records.conversation import Source
+from sapwood.records.media import MediaSpan
 
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
@@ -26,15 +27,26 @@ class Row:
     completion_T: Ids
     weights_T: Weights
     """One loss weight for each completion token."""
+    media: tuple[MediaSpan, ...] = ()
+    """Images and sounds of the prompt. They stand at tokens that are never trained."""
 
     def __post_init__(self) -> None:
         assert len(self.prompt_T) > 0, "a row needs at least one prompt token to predict from"
         assert len(self.completion_T) == len(self.weights_T) > 0, "one weight a completion token, and at least one"
+        assert all(0 <= span.start and span.places_F[-1] < len(self.prompt_T) for span in self.media), "media stands in the prompt"
 
     @property
     def inputs_T(self) -> Ids:
         """The tokens that go through the model: all but the last, which nothing is predicted from."""
         return np.concatenate([self.prompt_T, self.completion_T[:-1]])
+
+    @property
+    def keys_T(self) -> Ids:
+        """What is compared where rows share beginnings: the tokens, and at a medium's places its content's hash."""
+        keys_T = self.inputs_T
+        for span in self.media:
+            keys_T[span.places_F] = span.content.key
+        return keys_T
 
     @property
     def length(self) -> int:

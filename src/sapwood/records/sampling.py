@@ -10,6 +10,7 @@ from typing import Any
 
 from sapwood.errors import ConfigError
 from sapwood.records.conversation import Message
+from sapwood.records.media import MediaSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Prompt:
     text: str
     tools: tuple[Mapping[str, Any], ...] = ()
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    media: tuple[MediaSpan, ...] = ()
+    """Images and sounds, at their places in `ids`."""
 
 
 class Ended(StrEnum):

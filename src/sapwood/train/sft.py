@@ -275,4 +275,6 @@ def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftC
         for row in example.rows:
             for array in (row.prompt_T, row.completion_T, row.weights_T):
                 digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+            for span in row.media:
+                digest.update(span.content.hash.encode() + span.places_F.tobytes())
     return digest.hexdigest()
