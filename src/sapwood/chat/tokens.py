@@ -74,6 +74,11 @@ class Tokens:
             ids += part
         return ids
 
+    def ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a text read as a whole, control tokens included, and the letter behind which each ends."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(encoding.ids), [end for _, end in encoding.offsets]
+
     def continuation(self, prompt: str, prompt_ids: Sequence[int], completion: str) -> list[int]:
         """Ids of what is generated behind a prompt: apart from it, but for tokenizers with a dummy space, from the whole."""
         if not self.dummy_space:
