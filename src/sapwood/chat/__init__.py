@@ -3,7 +3,8 @@
 from sapwood.chat.chat import Chat, Turn
 from sapwood.chat.colour import coloured
 from sapwood.chat.doctor import Finding, examine
+from sapwood.chat.properties import Fault, faults
 from sapwood.chat.tokens import StreamDecoder
 from sapwood.chat.tools import call_text, parse_call, tool_prompt
 
-__all__ = ["Chat", "Finding", "StreamDecoder", "Turn", "call_text", "coloured", "examine", "parse_call", "tool_prompt"]
+__all__ = ["Chat", "Fault", "Finding", "StreamDecoder", "Turn", "call_text", "coloured", "examine", "faults", "parse_call", "tool_prompt"]
