@@ -356,10 +356,8 @@ def test_files_of_different_formats_are_read_each_in_its_own(tmp_path: Path) -> 
 
 def test_no_clear_format_says_what_was_found(tmp_path: Path) -> None:
     for row, hint in [
-        ({"question": "q", "answer": "a"}, "--columns prompt=question completion=answer"),
+        ({"title": "q", "reply": "a"}, "Name the file's own columns, such as --prompt text --completion category"),
         ({"mesages": []}, "Did you mean 'messages'"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference pairs"),
-        ({"text": "x"}, "with text"),
     ]:
         with pytest.raises(DataError, match="columns of no known format") as caught:
             read([write(tmp_path, row)])

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.config import did_you_mean
-from sapwood.data.formats import FORMATS, Columns, Format, Tally, check_columns, to_conversation
+from sapwood.data.columns import Keep, names_in
+from sapwood.data.formats import FORMATS, Columns, Format, Tally, asked_format, check_columns, to_record
 from sapwood.data.lines import MAX_LINE_BYTES, Parsed, parsed_rows
 from sapwood.data.messages import Notes
 from sapwood.data.refusal import Refusal, Refused
 from sapwood.errors import DataError
-from sapwood.records import Conversation, Source
+from sapwood.records import Conversation, Document, Preference, Record, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All rows of the given files: `total == len(conversations) + len(refused)`."""
+    """All rows of the given files: `total` is what became conversations, documents and preferences, was refused, or left out."""
 
     conversations: list[Conversation]
     refused: list[Refusal]
@@ -37,6 +38,10 @@ class Reading:
     """What was read and has no use, or looks wrong, with the number of times."""
     note_places: Mapping[str, Source] = field(default_factory=dict)
     """The first row of each note."""
+    documents: list[Document] = field(default_factory=list)
+    preferences: list[Preference] = field(default_factory=list)
+    left_out: int = 0
+    """Rows that `keep` does not want; they are counted, and never refused."""
 
     @property
     def format(self) -> str:
@@ -56,21 +61,25 @@ def read(
     *,
     format: Format | None = None,  # noqa: A002 - the word that users know
     columns: Columns | None = None,
+    keep: Keep | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Reading:
     """Read conversations from JSON Lines files.
 
     `format` is found from all rows of each file unless given; with it given, rows of another format are refused.
-    `columns` maps fields of the format to the file's own column names (`{"prompt": "question"}`).
+    `columns` maps fields of the format to the file's own column names (`{"prompt": "question"}`); see `columns_from`.
+    `keep` leaves rows out by the values of their columns.
     Raises `DataError` or `StorageError` where a file as a whole cannot be read: missing, empty, a folder, compressed,
     not text, of two formats, or without any row that could be read.
     """
     if format is not None and format not in FORMATS:
         raise DataError(f"format: {format!r} is not known.{did_you_mean(format, list(FORMATS))} Known: {', '.join(FORMATS)}.")
     renamed = dict(columns or {})
+    format = asked_format(format, renamed)  # noqa: A001 - the word that users know
     check_columns(renamed, format)
     paths = _distinct([Path(file) for file in ([files] if isinstance(files, str | Path) else files)])
-    conversations: list[Conversation] = []
+    records: list[Record] = []
+    left_out = 0
     refused: list[Refusal] = []
     formats: dict[str, Format] = {}
     sentences: list[str] = []
@@ -81,19 +90,33 @@ def read(
         formats[str(path)] = format or tally.decide()
         sentences.append(tally.sentence(formats[str(path)], given=format is not None))
         for source, value in rows:
+            if keep is not None and not isinstance(value, Refusal) and not keep.takes(value):
+                left_out += 1
+                continue
             taken = value if isinstance(value, Refusal) else _convert(value, formats[str(path)], renamed, source, notes)
             if isinstance(taken, Refusal):
                 refused.append(taken)
             else:
-                conversations.append(taken)
+                records.append(taken)
             if len(notes) > len(places):
                 places.update(dict.fromkeys(notes.keys() - places.keys(), source))
-    return Reading(conversations, refused, len(conversations) + len(refused), formats, "\n".join(sentences), dict(notes), places)
+    return Reading(
+        [record for record in records if isinstance(record, Conversation)],
+        refused,
+        len(records) + len(refused) + left_out,
+        formats,
+        "\n".join(sentences),
+        dict(notes),
+        places,
+        [record for record in records if isinstance(record, Document)],
+        [record for record in records if isinstance(record, Preference)],
+        left_out,
+    )
 
 
-def _convert(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes) -> Conversation | Refusal:
+def _convert(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes) -> Record | Refusal:
     try:
-        return to_conversation(row, form, columns, source, notes)
+        return to_record(row, form, columns, source, notes)
     except Refused as why:
         return Refusal(source, why.reason, why.fix)
 
@@ -127,7 +150,7 @@ def _tally(path: Path, rows: list[Parsed], columns: Columns) -> Tally:
     if not tally.rows:
         array = "" if path.suffix.lower() == ".json" else " If it is one JSON array, let its name end in .json."
         raise DataError(f"{path}: none of its {len(rows)} rows could be read; the first: {first}. Expected one JSON object a line.{array}")
-    for column in columns.values():
+    for column in (name for value in columns.values() for name in names_in(value)):
         if column not in names:
             known = sorted(names)
             raise DataError(
