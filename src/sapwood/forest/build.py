@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.forest.keys import common_prefix, sort_key
+from sapwood.forest.media import ForestMedia, axis_positions, gather_media, needs_axes
 from sapwood.records import Row
 
 Ints = NDArray[np.int64]
@@ -51,6 +52,10 @@ class Forest:
     num_rows: int
     row_tokens: int
     """Tokens of the rows as given: shared ones counted in every row, the last token of each included."""
+    media: tuple[ForestMedia, ...] = ()
+    """Images and sounds, each distinct one once."""
+    axes_3T: Ints | None = None
+    """Positions in time, height and width, where a row holds media that need them; `positions_T` stays the depth."""
 
     @property
     def num_tokens(self) -> int:
@@ -79,13 +84,15 @@ class _Branch:
 
 def plant(rows: Sequence[Row], *, min_saving: int = MIN_SAVING) -> Forest:
     """Build the forest of `rows`. `min_saving=1` shares every common token (used by tests)."""
-    inputs = [row.inputs_T for row in rows]
+    inputs = [row.keys_T for row in rows]
     order = sorted(range(len(rows)), key=lambda row: sort_key(inputs[row]))
     shared = np.array([0, *(common_prefix(inputs[a], inputs[b]) for a, b in itertools.pairwise(order))], dtype=np.int64)
 
     nodes: list[tuple[int, int, int]] = []
     depths: list[int] = []
     tokens: list[Ints] = []
+    axes = [axis_positions(len(row.inputs_T), row.media) for row in rows] if needs_axes(rows) else None
+    axes_of_nodes: list[Ints] = []
     node_of_row = np.full(len(rows), -1, dtype=np.int64)
     length = 0
     branches = [_Branch(0, len(rows), 0, -1)] if rows else []
@@ -100,10 +107,12 @@ def plant(rows: Sequence[Row], *, min_saving: int = MIN_SAVING) -> Forest:
                 child.depth = branch.depth
         else:
             node = len(nodes)
-            longest = inputs[order[branch.last - 1]]
+            longest = order[branch.last - 1]
             nodes.append((length, length + end - branch.depth, branch.parent))
             depths.append(branch.depth)
-            tokens.append(longest[branch.depth : end])
+            tokens.append(rows[longest].inputs_T[branch.depth : end])
+            if axes is not None:
+                axes_of_nodes.append(axes[longest][:, branch.depth : end])
             length += end - branch.depth
             for place in range(branch.first, children[0].first if children else branch.last):
                 node_of_row[order[place]] = node
@@ -113,6 +122,7 @@ def plant(rows: Sequence[Row], *, min_saving: int = MIN_SAVING) -> Forest:
 
     nodes_M = np.array(nodes, dtype=np.int64).reshape(-1, 3)
     hidden_N, token_N, target_E = _targets(rows, node_of_row, nodes_M)
+    media = [(row, int(node)) for row, node in zip(rows, node_of_row, strict=True) if row.media]
     return Forest(
         tokens_T=_flat(tokens),
         positions_T=_flat([np.arange(depth, depth + end - start) for depth, (start, end, _) in zip(depths, nodes, strict=True)]),
@@ -126,6 +136,8 @@ def plant(rows: Sequence[Row], *, min_saving: int = MIN_SAVING) -> Forest:
         place_E=_flat([np.arange(len(row.completion_T)) for row in rows]),
         num_rows=len(rows),
         row_tokens=sum(row.length for row in rows),
+        media=gather_media([row for row, _ in media], (_places(node, nodes_M) for _, node in media)),
+        axes_3T=None if axes is None else np.concatenate(axes_of_nodes, axis=1),
     )
 
 

@@ -33,7 +33,7 @@ class Row:
     def __post_init__(self) -> None:
         assert len(self.prompt_T) > 0, "a row needs at least one prompt token to predict from"
         assert len(self.completion_T) == len(self.weights_T) > 0, "one weight a completion token, and at least one"
-        assert all(0 <= span.start and span.places_F[-1] < len(self.prompt_T) for span in self.media), "media stands in the prompt"
+        assert all(span.start >= 0 and span.places_F[-1] < len(self.prompt_T) for span in self.media), "media stands in the prompt"
 
     @property
     def inputs_T(self) -> Ids:
