@@ -7,14 +7,13 @@ else, and compared before anything is written when the directory is named again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from sapwood.errors import CheckpointError, storage
-from sapwood.records import Example
 from sapwood.run import Run
 
 FILE = "identity"
@@ -39,18 +38,6 @@ def claim(run: Run, parts: Mapping[str, str]) -> None:
 def hash_of(content: Any) -> str:
     """Of anything JSON can hold."""
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
-
-
-def hash_of_rows(examples: Iterable[Example]) -> str:
-    """Of the tokens and weights of all rows, in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        for row in example.rows:
-            for array in (row.prompt_T, row.completion_T, row.weights_T):
-                digest.update(len(array).to_bytes(8, "little") + array.tobytes())
-            for span in row.media:
-                digest.update(span.content.hash.encode() + span.places_F.tobytes())
-    return digest.hexdigest()
 
 
 def hash_of_weights(*folders: Path | None) -> str:

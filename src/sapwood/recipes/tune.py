@@ -19,9 +19,10 @@ from sapwood.errors import CheckpointError, ConfigError, TemplateError, storage
 from sapwood.model import Dtype
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
-from sapwood.recipes.identity import claim, hash_of, hash_of_rows, hash_of_weights
+from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.prepare import DataConfig, prepare, read_files
 from sapwood.recipes.screen import Screen
+from sapwood.records import hash_of_rows
 from sapwood.run import Run, new_run_path, open_run
 from sapwood.train import SftConfig
 

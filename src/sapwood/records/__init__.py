@@ -11,12 +11,14 @@ H heads, K head width, P prompts, G samples a prompt.
 
 from sapwood.records.conversation import Conversation, Document, Message, Preference, Record, Source, ToolCall
 from sapwood.records.evaluation import Item, Score
+from sapwood.records.facts import FACT, Facts, fact_of, facts_of, hash_of_rows
 from sapwood.records.media import MEDIA_KINDS, Content, Media, MediaKind, MediaSpan
 from sapwood.records.protocols import LogProber, Sampler
 from sapwood.records.rows import Example, Row
 from sapwood.records.sampling import Completion, Ended, Prompt, SamplingParams
 
 __all__ = [
+    "FACT",
     "MEDIA_KINDS",
     "Completion",
     "Content",
@@ -24,6 +26,7 @@ __all__ = [
     "Document",
     "Ended",
     "Example",
+    "Facts",
     "Item",
     "LogProber",
     "Media",
@@ -39,4 +42,7 @@ __all__ = [
     "Score",
     "Source",
     "ToolCall",
+    "fact_of",
+    "facts_of",
+    "hash_of_rows",
 ]

@@ -22,7 +22,7 @@ import torch
 from sapwood.errors import TrainingError
 from sapwood.forest import unique_tokens
 from sapwood.model import LanguageModel, save_adapter
-from sapwood.records import Example
+from sapwood.records import Example, facts_of
 from sapwood.train.optimizer import Optimizer
 from sapwood.train.result import save_whole
 from sapwood.train.step import accumulate, evaluate
@@ -48,9 +48,9 @@ def rehearse(
     model: LanguageModel, optimizer: Optimizer, examples: Sequence[Example], held_out: Sequence[Example], run: Path, budget: int | None
 ) -> Rehearsal:
     """Try everything once. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later."""
-    worst, worst_tokens = _largest(model, examples)
-    others = (example for example in examples if example is not worst)
-    by_size = [worst, *sorted(others, key=lambda example: example.length, reverse=True)]
+    place, worst_tokens = _largest(model, examples)
+    worst = examples[place]
+    by_size = [worst, *_longest(examples, besides=place)]
     try:
         _pass(model, [worst], worst_tokens)
         optimizer.clear()
@@ -62,7 +62,7 @@ def rehearse(
         optimizer.clear()
     peak = _peak_bytes()
     if held_out:
-        evaluate(model, [_largest(model, held_out)[0]], budget)
+        evaluate(model, [held_out[_largest(model, held_out)[0]]], budget)
     if hasattr(model.module, "peft_config"):
         _save_and_reload(model, worst, run, budget)
     else:
@@ -70,18 +70,26 @@ def rehearse(
     return Rehearsal(budget, worst_tokens, seconds, peak)
 
 
-def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[Example, int]:
-    """The example whose pass is the largest, and its tokens: unique ones, or the longest row's where rows run alone."""
+def _longest(examples: Sequence[Example], besides: int) -> list[Example]:
+    """The longest examples but one, as many as a pass could ever hold: not all of them, which may be millions."""
+    order = np.argsort(-facts_of(examples).of("length"), kind="stable")[: max(BUDGETS)]
+    return [examples[int(place)] for place in order if place != besides]
+
+
+def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, int]:
+    """The place of the example whose pass is the largest, and its tokens: unique ones, or the longest row's where rows run alone."""
+    facts = facts_of(examples)
     if not model.shares_prefixes:
-        largest = max(examples, key=lambda example: max(row.length for row in example.rows))
-        return largest, max(row.length for row in largest.rows) - 1
-    largest, most = examples[0], 0
-    for example in sorted(examples, key=lambda example: example.length, reverse=True):
-        if example.length <= most:
+        place = int(np.argmax(facts.of("longest")))
+        return place, int(facts.of("longest")[place]) - 1
+    length_B = facts.of("length")
+    largest, most = 0, 0
+    for place in np.argsort(-length_B, kind="stable"):
+        if length_B[place] <= most:
             break  # unique tokens are fewer than row tokens: no later example can have more
-        tokens = unique_tokens(example)
+        tokens = unique_tokens(examples[int(place)])
         if tokens > most:
-            largest, most = example, tokens
+            largest, most = int(place), tokens
     return largest, most
 
 

@@ -24,7 +24,7 @@ import orjson
 from sapwood.config import from_dict, to_dict
 from sapwood.errors import ConfigError, DataError, StorageError, TrainingError
 from sapwood.model import LanguageModel, LoraConfig, add_lora, trainable_parameters
-from sapwood.records import Example
+from sapwood.records import Example, facts_of, hash_of_rows
 from sapwood.run import Run, step_records
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
@@ -223,9 +223,13 @@ def _refuse_untrainable(model: LanguageModel, examples: Sequence[Example], held_
     if not examples:
         raise DataError("There is nothing to train on: no example is left. The ledger above says where they went.")
     vocabulary = min(model.vocabulary, len(model.base.get_input_embeddings().weight))
-    both = [*examples, *held_out]
-    unknown = [example for example in both if _largest_id(example) >= vocabulary]
-    weightless = [example for example in both if not 0 < example.weight < math.inf]
+    unknown: list[tuple[Sequence[Example], int]] = []
+    weightless: list[tuple[Sequence[Example], int]] = []
+    for side in (examples, held_out):
+        facts = facts_of(side)
+        unknown += [(side, int(index)) for index in np.flatnonzero(facts.of("largest_id") >= vocabulary)]
+        weight_B = facts.of("weight")
+        weightless += [(side, int(index)) for index in np.flatnonzero(~((weight_B > 0) & (weight_B < math.inf)))]
     for bad, why in (
         (unknown, f"hold token ids that the model does not have (it has {vocabulary}). Use the tokenizer that belongs to the model"),
         (
@@ -234,12 +238,10 @@ def _refuse_untrainable(model: LanguageModel, examples: Sequence[Example], held_
         ),
     ):
         if bad:
-            places = ", ".join(example.where for example in bad[:5])
-            raise DataError(f"{len(bad)} of {len(both)} examples {why}. They are: {places}{', …' if len(bad) > 5 else ''}.")
-
-
-def _largest_id(example: Example) -> int:
-    return max(max(int(row.prompt_T.max()), int(row.completion_T.max())) for row in example.rows)
+            places = ", ".join(side[index].where for side, index in bad[:5])
+            raise DataError(
+                f"{len(bad)} of {len(examples) + len(held_out)} examples {why}. They are: {places}{', …' if len(bad) > 5 else ''}."
+            )
 
 
 def _record(done: StepReport) -> dict[str, float | str]:
@@ -271,10 +273,5 @@ def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftC
     for name, parameter in model.base.named_parameters():
         flat = parameter.detach().flatten()
         digest.update(name.encode() + flat[:: max(1, len(flat) // WEIGHTS_READ)].float().cpu().numpy().tobytes())
-    for example in examples:
-        for row in example.rows:
-            for array in (row.prompt_T, row.completion_T, row.weights_T):
-                digest.update(len(array).to_bytes(8, "little") + array.tobytes())
-            for span in row.media:
-                digest.update(span.content.hash.encode() + span.places_F.tobytes())
+    digest.update(hash_of_rows(examples).encode())
     return digest.hexdigest()
