@@ -362,7 +362,7 @@ def test_no_clear_format_says_what_was_found(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="columns of no known format") as caught:
             read([write(tmp_path, row)])
         assert hint in str(caught.value)
-    few = [*[chat(("user", "q"), ("assistant", "a"))] * 9, {"text": "x"}]  # 90 % is no clear majority
+    few = [*[chat(("user", "q"), ("assistant", "a"))] * 9, {"txet": "x"}]  # 90 % is no clear majority
     with pytest.raises(
         DataError, match=r"1 of 10 rows have the columns of no known format.*pass --format messages to have these rows refused"
     ):

@@ -4,10 +4,11 @@
 All of it works without torch, so that a broken row is named in seconds, before a model loads.
 """
 
-from sapwood.data.formats import FORMATS, Format, columns_from
+from sapwood.data.columns import Only, Text, columns_from
+from sapwood.data.formats import FORMATS, Format
 from sapwood.data.ledger import Ledger
 from sapwood.data.reading import Reading, read
 from sapwood.data.refusal import Refusal
 from sapwood.data.splitting import split
 
-__all__ = ["FORMATS", "Format", "Ledger", "Reading", "Refusal", "columns_from", "read", "split"]
+__all__ = ["FORMATS", "Format", "Ledger", "Only", "Reading", "Refusal", "Text", "columns_from", "read", "split"]

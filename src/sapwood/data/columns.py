@@ -1,7 +1,7 @@
-"""Which column of a file is which field of a format: names, texts made from several columns, and rows that are kept.
+"""Which column of a file is which field of a format: names, texts made from several columns, and which rows are read.
 
-In: what a person writes, `prompt=question` or `"Title: {title}"`. Out: `Columns`, and `Keep` for leaving rows out by name.
-Left out on purpose: expressions. A text puts columns side by side, and `--keep` compares for equality; all else is code.
+In: what a person writes, `prompt=question` or `"Title: {title}"`. Out: `Columns`, and `Only` for leaving rows out by name.
+Left out on purpose: expressions. A text puts columns side by side, and `--only` compares for equality; all else is code.
 """
 
 from __future__ import annotations
@@ -106,19 +106,19 @@ def quoted(value: str | Text) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
-    """Rows to keep: for each column the values of which one must be there. An empty one keeps all."""
+class Only:
+    """Rows to read: for each column the values of which one must be there. An empty one keeps all."""
 
     wanted: Mapping[str, frozenset[str]]
 
     @classmethod
-    def parse(cls, entries: Sequence[str]) -> Keep:
+    def parse(cls, entries: Sequence[str]) -> Only:
         """`["lang=de", "lang=en", "split=train"]`: one of the values of each column. Raises `ConfigError`."""
         wanted: dict[str, frozenset[str]] = {}
         for entry in entries:
             column, found, value = entry.partition("=")
             if not column or not found:
-                raise ConfigError(f"keep: {entry!r} is not COLUMN=VALUE. Write for example `--keep lang=de lang=en`.")
+                raise ConfigError(f"only: {entry!r} is not COLUMN=VALUE. Write for example `--only lang=de lang=en`.")
             wanted[column] = wanted.get(column, frozenset()) | {value}
         return cls(wanted)
 

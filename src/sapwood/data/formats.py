@@ -169,10 +169,10 @@ class Tally:
     def sentence(self, chosen: Format, given: bool) -> str:
         """What was decided, for a person: the format, why, what is read as what, and which columns only travel along."""
         how = "as asked" if given else "found from the columns"
-        also = [form for form in FORMATS if form != chosen and self.counts[form] and form not in WEAK]
+        own = REQUIRED[chosen] + OPTIONAL.get(chosen, ())
+        also = [form for form in _STRONG if form != chosen and self.counts[form] and not set(REQUIRED[form]) <= set(own)]
         more = f" {self.counts[also[0]]} rows would also fit {also[0]}; pass --format to choose it." if also and not given else ""
-        fields = REQUIRED[chosen] + OPTIONAL.get(chosen, ()) + ANYWHERE + ("system",) * ("system" in self.columns)
-        read = {name for field in fields for name in column(self.columns, field)}
+        read = {name for field in (*own, *ANYWHERE, *self.columns) for name in column(self.columns, field)}
         left = [name for name in self.names if name not in read]
         rest = f" Kept beside them, not sent to the model: {', '.join(left[:8])}{', …' if len(left) > 8 else ''}." if left else ""
         meaning = _MEANINGS.get(chosen, "")

@@ -1,4 +1,4 @@
-"""The ledger: every row of the input ends as trained, held out or refused, and the three add up.
+"""The ledger: every row of the input ends as trained, held out, refused, or left out as asked, and they add up.
 
 In: the number of rows, then what became of each. Out: a table for people, records for `ledger.jsonl`, and a stop where
 too many rows were refused. Left out on purpose: deciding anything; whoever decides about a row enters it here.
@@ -28,6 +28,8 @@ class Ledger:
     """
 
     rows_in: int
+    left_out: int = 0
+    """Rows that `--only` did not name."""
     trained: list[Source | None] = field(default_factory=list)
     held_out: list[Source | None] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
@@ -61,27 +63,30 @@ class Ledger:
             self._entered.add(source)
 
     def assert_whole(self) -> None:
-        """Raise `AssertionError` unless rows in = trained + held out + refused."""
-        found = len(self.trained) + len(self.held_out) + len(self.refused)
+        """Raise `AssertionError` unless rows in = trained + held out + refused + left out."""
+        found = len(self.trained) + len(self.held_out) + len(self.refused) + self.left_out
         assert self.rows_in == found, (
             f"the ledger does not add up: {self.rows_in} rows in, but {len(self.trained)} trained + {len(self.held_out)} held out "
-            f"+ {len(self.refused)} refused = {found}"
+            f"+ {len(self.refused)} refused + {self.left_out} left out = {found}"
         )
 
     def check(self, max_refused: float = MAX_REFUSED) -> None:
         """Raise `DataError` if more than this share of all rows was refused, or all; may be called before all rows are entered."""
         if not (math.isfinite(max_refused) and 0 <= max_refused <= 1):
             raise ConfigError(f"max_refused is {max_refused}; give a share from 0 (stop at the first refused row) to 1 (never stop).")
-        share = len(self.refused) / self.rows_in if self.rows_in else 0.0
-        if not self.refused or (share <= max_refused and len(self.refused) < self.rows_in):
+        wanted = self.rows_in - self.left_out
+        if self.rows_in and not wanted:
+            raise DataError(f"--only names none of the {self.rows_in} rows. Check the column and its values, or leave --only out.")
+        share = len(self.refused) / wanted if wanted else 0.0
+        if not self.refused or (share <= max_refused and len(self.refused) < wanted):
             return
         reasons = "\n".join(self._reason_lines())
-        if len(self.refused) == self.rows_in:
+        if len(self.refused) == wanted:
             advice = "No row is left, so there is nothing to go on with: mend the rows"
         else:
             enough = math.ceil(share * 1000) / 1000
             advice = f"Mend these rows, or pass --max-refused {enough:g} to train without them"
-        found = f"{len(self.refused)} of {self.rows_in} rows were refused ({share:.1%}; at most {max_refused:.1%} may be)"
+        found = f"{len(self.refused)} of {wanted} rows were refused ({share:.1%}; at most {max_refused:.1%} may be)"
         raise DataError(f"{found}:\n{reasons}\n{advice}.")
 
     def lines_for_people(self) -> list[str]:
@@ -90,6 +95,8 @@ class Ledger:
         lines = [f"rows in    {self.rows_in:>9,}"]
         for name, count in (("trained", len(self.trained)), ("held out", len(self.held_out)), ("refused", len(self.refused))):
             lines.append(f"  {name:<9}{count:>9,}  {count / self.rows_in:>6.1%}" if self.rows_in else f"  {name:<9}{count:>9,}")
+        if self.left_out:
+            lines.append(f"  {'left out':<9}{self.left_out:>9,}  {self.left_out / self.rows_in:>6.1%}  by --only")
         if self.trained_tokens:
             total = self.trained_tokens + self.prompt_tokens
             share = f"{self.trained_tokens:,} trained ({self.trained_tokens / total:.1%}), {self.prompt_tokens:,} prompt"
@@ -127,6 +134,7 @@ class Ledger:
             "trained": len(self.trained),
             "held_out": len(self.held_out),
             "refused": len(self.refused),
+            "left_out": self.left_out,
             "trained_tokens": self.trained_tokens,
             "prompt_tokens": self.prompt_tokens,
         }

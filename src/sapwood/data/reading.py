@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.config import did_you_mean
-from sapwood.data.columns import Keep, names_in
+from sapwood.data.columns import Only, names_in
 from sapwood.data.formats import FORMATS, Columns, Format, Tally, asked_format, check_columns, to_record
 from sapwood.data.lines import MAX_LINE_BYTES, Parsed, parsed_rows
 from sapwood.data.messages import Notes
@@ -41,7 +41,7 @@ class Reading:
     documents: list[Document] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
     left_out: int = 0
-    """Rows that `keep` does not want; they are counted, and never refused."""
+    """Rows that `only` does not name; they are counted, and never refused."""
 
     @property
     def format(self) -> str:
@@ -61,14 +61,14 @@ def read(
     *,
     format: Format | None = None,  # noqa: A002 - the word that users know
     columns: Columns | None = None,
-    keep: Keep | None = None,
+    only: Only | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Reading:
     """Read conversations from JSON Lines files.
 
     `format` is found from all rows of each file unless given; with it given, rows of another format are refused.
     `columns` maps fields of the format to the file's own column names (`{"prompt": "question"}`); see `columns_from`.
-    `keep` leaves rows out by the values of their columns.
+    `only` leaves rows out by the values of their columns.
     Raises `DataError` or `StorageError` where a file as a whole cannot be read: missing, empty, a folder, compressed,
     not text, of two formats, or without any row that could be read.
     """
@@ -90,7 +90,7 @@ def read(
         formats[str(path)] = format or tally.decide()
         sentences.append(tally.sentence(formats[str(path)], given=format is not None))
         for source, value in rows:
-            if keep is not None and not isinstance(value, Refusal) and not keep.takes(value):
+            if only is not None and not isinstance(value, Refusal) and not only.takes(value):
                 left_out += 1
                 continue
             taken = value if isinstance(value, Refusal) else _convert(value, formats[str(path)], renamed, source, notes)

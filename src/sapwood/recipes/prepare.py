@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sapwood.assets import Report, resolve_data
 from sapwood.chat import Chat
-from sapwood.data import Format, Ledger, Reading, Refusal, columns_from, read, split
+from sapwood.data import Format, Ledger, Only, Reading, Refusal, columns_from, read, split
 from sapwood.errors import ConfigError, DataError, TemplateError
 from sapwood.recipes import bfcl
 from sapwood.records import Conversation, Example
@@ -24,6 +24,14 @@ class DataConfig:
     """The files' format, where it should not be found from the rows."""
     columns: tuple[str, ...] = ()
     """Names of your columns, such as `prompt=question completion=answer`."""
+    prompt: str | None = None
+    """Your column that asks, such as `question`; or a text made from columns, such as `"Title: {title}"`."""
+    completion: str | None = None
+    """Your column that answers, such as `category`; or a text made from columns."""
+    system: str | None = None
+    """A system message for rows that have none."""
+    only: tuple[str, ...] = ()
+    """Read only rows with these values, such as `lang=de lang=en split=train`: one of those named for each column."""
     held_out: float = 0.1
     """Held out for evaluation: a share below 1, or a number of conversations; 0 holds nothing out. At most 200 of a share."""
     cluster: str | None = None
@@ -66,7 +74,12 @@ def read_files(files: Sequence[str], config: DataConfig, report: Report) -> Read
         if not path.exists() and not path.suffix:
             path = resolve_data(name, report=report)
         paths.append(path)
-    return read(paths, format=config.format, columns=columns_from(config.columns))
+    return read(
+        paths,
+        format=config.format,
+        columns=columns_from(config.columns, prompt=config.prompt, completion=config.completion, system=config.system),
+        only=Only.parse(config.only) if config.only else None,
+    )
 
 
 def prepare(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
@@ -74,7 +87,7 @@ def prepare(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
 
     Raises `DataError` where more than `max_refused` of all rows are refused, or nothing is left.
     """
-    ledger = Ledger(reading.total)
+    ledger = Ledger(reading.total, reading.left_out)
     ledger.refuse(*reading.refused)
     conversations: list[Conversation] = []
     examples: list[Example] = []
