@@ -57,7 +57,7 @@ FAMILIES: dict[str, Family] = {
     "llama3": _LLAMA_3,
     "llava_next": Family("<s>", "</s>", (), (), ("<image>",)),
     "mistral": _MISTRAL,
-    "muse_glimmer": Family("<|begin_of_text|>", "<|eot|>", ("<|eom|>", "<|end_of_text|>"), ()),
+    "muse_glimmer": Family("<|begin_of_text|>", "<|eot|>", ("<|end_of_text|>",), ()),
     "nemotron": Family("<s>", "<|im_end|>", ("</s>",)),
     "phi3": Family("<s>", "<|endoftext|>", ("<|end|>", "<|assistant|>"), ()),
     "qwen": _CHATML,
@@ -181,7 +181,9 @@ def _generated() -> Iterator[tuple[str, str]]:
             for thinking in ("", "thinking_support", "plain_thinking_support"):
                 more = {thinking: True} if thinking else {}
                 try:
-                    config = TemplateConfig(version, spm=spm, use_special_token_variables=True, **effort, **more)
+                    config = TemplateConfig(
+                        version, spm=spm, use_special_token_variables=True, **(effort if version.supports_model_settings else {}), **more
+                    )
                 except ValueError:
                     continue  # the generator knows no such model
                 kind = "spm" if spm else "tekken"

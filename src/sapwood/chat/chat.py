@@ -21,12 +21,16 @@ import orjson
 
 from sapwood.chat.checks import check_prompt, check_turn
 from sapwood.chat.files import Folder, read_folder
+from sapwood.chat.saving import saved_files
 from sapwood.chat.stops import Stops, learn_stops
 from sapwood.chat.templating import Template
 from sapwood.chat.tokens import StreamDecoder, Tokens
 from sapwood.chat.turns import THOUGHT_TAGS, Refusal, completion_text, taken_apart
+from sapwood.chat.vocabulary import Extended, extended
 from sapwood.errors import DataError, TemplateError
 from sapwood.records import Conversation, Example, Message, Prompt, Row
+
+_QUESTION = Message("user", "Where does sapwood grow?")
 
 THINKING = ("enable_thinking", "thinking")
 """Template arguments that switch thinking on or off, in the order in which they are tried."""
@@ -55,22 +59,29 @@ class Turn:
 class Chat:
     """A model's tokenizer and chat template. Made by `Chat.load`; immutable afterwards."""
 
-    def __init__(self, folder: Folder, today: datetime) -> None:
+    def __init__(self, folder: Folder, today: datetime, given: Extended | None = None) -> None:
         self.folder = folder.path
+        self.new_tokens: Mapping[str, int] = {} if given is None else given.new
+        """Control tokens of a template that was given, which the model's tokenizer lacked, and their ids."""
+        self.known_tokens: Mapping[str, int] = {} if given is None else given.known
+        """Control tokens of a template that was given, which the tokenizer had; the model may never have been trained on them."""
         self.today = today
         """What templates that write the date are told."""
         self.special_tokens: Mapping[str, str] = folder.special
         self.context_length = folder.context_length
         """Tokens that the model can attend to, where its files say so."""
         self.tokens = Tokens(folder.tokenizer, frozenset(folder.stops))
-        self._templates = {name: Template(source, folder.template_origin, today) for name, source in folder.templates.items()}
+        self._templates = {
+            name: Template(source, folder.template_origin, today, folder.special) for name, source in folder.templates.items()
+        }
         self._stops: Stops = learn_stops(self._probe, self.tokens, folder.stops)
         self.stop_ids = self._stops.ids
         """Ids at which generation stops: those of the model's files, and the one with which the template ends a turn."""
         self.turn_end = self._stops.turn_end
         """The id with which the template ends an assistant turn; None if it ends in no stop token."""
-        self.notes: tuple[str, ...] = tuple(self._stops.notes)
+        self.notes: tuple[str, ...] = tuple(self._stops.notes) if given is None else given.notes(self.tokens, self.turn_end)
         """Sentences that a person should read once."""
+        self._content, self._given = folder, given is not None
         key = [sorted(folder.templates.items()), sorted(folder.special.items()), sorted(self.stop_ids)]
         content = orjson.dumps([key, folder.tokenizer], option=orjson.OPT_SORT_KEYS)
         self.fingerprint = hashlib.sha256(content).hexdigest()
@@ -78,19 +89,22 @@ class Chat:
 
     @classmethod
     def load(cls, folder: Path, *, template: str | None = None, today: datetime | None = None) -> Chat:
-        """Read a model folder. `template` is the text of a template to use instead of the folder's.
+        """Read a model folder. `template` is the text of a template to use instead of the folder's (see `named_template`).
 
+        Control tokens of a given template that the tokenizer lacks are added to it: they are in `new_tokens`.
         `today` is what `strftime_now` tells templates that write the date; the default is the moment of loading, as
         inference servers do it. Give a fixed one for rows that are the same on every day.
         Raises `AssetError` for a folder without a tokenizer, `TemplateError` for one without a (valid) template.
         """
         found = read_folder(Path(folder))
         if template is not None:
-            found = replace(found, templates={"default": template}, template_origin="the template given")
+            given = extended(replace(found, templates={"default": template}, template_origin="the template given"), template)
+            return cls(given.folder, today or datetime.now(), given)
         if "default" not in found.templates:
             raise TemplateError(
                 f"{found.path}: no chat template (no chat_template.jinja, no `chat_template` in tokenizer_config.json), so "
-                "nothing says how it wants messages written. Give one with `--template FILE`, or choose an instruction-tuned model."
+                "nothing says how it wants messages written. This is a base model: give it a template with `--template chatml` (or "
+                "`--template FILE`), or choose an instruction-tuned model."
             )
         return cls(found, today or datetime.now())
 
@@ -98,6 +112,10 @@ class Chat:
     def template(self) -> str:
         """The source of the default template."""
         return self._templates["default"].source
+
+    def saved_files(self) -> dict[str, bytes]:
+        """Files that lie beside trained weights, so that others chat alike: tokenizer, template, stop tokens; by name."""
+        return saved_files(self._content, self.template if self._given else None, self.turn_end, self.stop_ids)
 
     def prompt(
         self,
@@ -218,14 +236,38 @@ class Chat:
         full = self._covered(messages, self.tokens.shield.cover(conversation.tools), arguments, False, where)
         text = completion_text(messages[-1], prompt, full, self._template(conversation.tools).source)
         if isinstance(text, Refusal):
-            return text
-        cut = self._stops.cut(text)
+            rewritten = self._behind_a_rewritten_history(messages, prompt, full, conversation, arguments, where)
+            if rewritten is None:
+                return text
+            text = rewritten
+        cut = self._stops.cut(text, bool(messages[-1].tool_calls))
         if cut is None:
             return Refusal(
                 f"The rendered turn ends in {text[-30:]!r}, which is no stop token: the model would never stop.",
                 "Choose a template that ends every assistant turn in a stop token, with `--template FILE`.",
             )
         return check_turn(messages[-1], cut) or cut
+
+    def _behind_a_rewritten_history(
+        self, messages: Sequence[Message], prompt: str, full: str, conversation: Conversation, arguments: Mapping[str, Any], where: str
+    ) -> str | None:
+        """The turn's text where the template rewrites what stands before it once it is there (gpt-oss drops old reasoning).
+
+        It is the text that the template writes for this turn behind a plain question, if the rendering ends in it as well.
+        """
+        try:
+            ask = self._cover([_QUESTION])
+            bare, asked, answered = (
+                self._covered(some, (), arguments, generation, where)
+                for some, generation in ((ask, False), (ask, True), ([*ask, messages[-1]], False))
+            )
+        except TemplateError:
+            return None
+        opening = asked.removeprefix(bare)
+        if not opening or opening == asked or not prompt.endswith(opening):
+            return None
+        text = completion_text(messages[-1], asked, answered, self._template(conversation.tools).source)
+        return text if isinstance(text, str) and answered == asked + text and full.endswith(opening + text) else None
 
     def _completion_ids(self, prompt: Prompt, covered: str, text: str, where: str) -> tuple[int, ...]:
         with _named(where):

@@ -37,7 +37,9 @@ def check_prompt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
         if _same(text, render, [*messages[:place], *messages[place + 1 :]], tools):
             return Refusal(
                 f"The chat template drops message {place + 1} ({message.role}): the prompt is the same without it.",
-                "Write its text into the first user message, or choose a template that knows this role, with `--template FILE`.",
+                "Join the system messages into one, or choose another template with `--template FILE`."
+                if message.role == "system" and sum(other.role == "system" for other in messages) > 1
+                else "Write its text into the first user message, or choose a template that knows this role, with `--template FILE`.",
             )
     return None
 

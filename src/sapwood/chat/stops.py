@@ -2,7 +2,9 @@
 
 In: a function that renders probe conversations, the tokenizer, and the stop ids with the files that name them. Out:
 `Stops`. The token that ends a turn is the first one behind a probe answer that the files name, else the first control
-token there; behind a probe call, the last (calls may be wrapped in control tokens of their own).
+token there; behind a probe call, the last (calls may be wrapped in control tokens of their own). Some templates end no turn
+themselves: the next message's header does, if it is a token that the files name (GLM stops at `<|user|>` and
+`<|observation|>`); what it adds is learned from a probe that goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ _PROBES = (
     (Message("system", "Be brief."), Message("user", _ASK), Message("assistant", _ANSWER)),
 )
 _CALL_PROBE = (Message("user", _ASK), Message("assistant", tool_calls=(ToolCall("probe_function", {"tree": _ANSWER}, "a1b2c3d4e"),)))
+_NEXT = Message("user", "And heartwood?")
+_RESULT = Message("tool", "Inside it.", tool_call_id="a1b2c3d4e", name="probe_function")
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,26 @@ class Stops:
     notes: tuple[str, ...]
     problem: str
     pattern: re.Pattern[str]
+    implied: str = ""
+    """What ends a turn that the template itself leaves open: the beginning of the next message, up to its stop token."""
+    implied_call: str = ""
+    """The same behind a turn that ends in a call."""
 
-    def cut(self, text: str) -> str | None:
-        """A rendered turn up to its first stop token, which stays; None if it has none."""
+    def cut(self, text: str, calls: bool = False) -> str | None:
+        """A rendered turn up to its first stop token, which stays; None if it has none. `calls`: it ends in a call."""
         match = self.pattern.search(text)
-        return None if match is None else text[: match.end()]
+        if match is not None:
+            return text[: match.end()]
+        return text + implied if (implied := self.implied_call if calls else self.implied) else None
 
 
 def learn_stops(render: Callable[[Sequence[Message]], str], tokens: Tokens, named: Mapping[int, list[str]]) -> Stops:
     """Find where the template ends a turn. `render` raises `TemplateError` for a probe that the template refuses."""
     tail, problem = _tail(render, _PROBES, _ANSWER)
     turn_end = _first(tail, tokens, named)
+    implied = implied_call = ""
+    if tail is not None and turn_end is None:
+        implied, turn_end = _implied(render, _PROBES, _NEXT, tokens, named)
     if tail is not None and turn_end is None:
         problem = (
             f"the chat template ends an assistant turn in {tail[:40]!r}, which holds no stop token: the model would never stop. Choose a "
@@ -55,13 +68,36 @@ def learn_stops(render: Callable[[Sequence[Message]], str], tokens: Tokens, name
         notes.append(_note(turn_end, tokens, "a turn"))
     call_tail, _ = _tail(render, (_CALL_PROBE,), _ANSWER)
     call_end = _last(call_tail, tokens, ids)
+    if call_tail is not None and call_end is None:
+        implied_call, call_end = _implied(render, (_CALL_PROBE,), _RESULT, tokens, named)
     if call_end is not None and call_end not in ids:
         ids.add(call_end)
         notes.append(_note(call_end, tokens, "a turn with tool calls"))
     strings = {text for stop in ids if (text := tokens.token_of(stop)) in tokens.control_ids}
     longest_first = sorted((text for text in strings if text), key=lambda text: (-len(text), text))
     pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-    return Stops(frozenset(ids), turn_end, tuple(notes), problem, pattern)
+    return Stops(frozenset(ids), turn_end, tuple(notes), problem, pattern, implied, implied_call)
+
+
+def _implied(
+    render: Callable[[Sequence[Message]], str],
+    probes: Sequence[Sequence[Message]],
+    following: Message,
+    tokens: Tokens,
+    named: Mapping[int, list[str]],
+) -> tuple[str, int | None]:
+    """What `following` adds behind a probe up to the first control token, if the files name that as a stop token."""
+    for probe in probes:
+        try:
+            short, long = render(probe), render((*probe, following))
+        except TemplateError:
+            continue
+        added = long.removeprefix(short)
+        control = _first(added, tokens, {}) if len(added) < len(long) else None
+        text = tokens.token_of(control) if control in named and control is not None else None
+        if text is not None:
+            return added[: added.index(text) + len(text)], control
+    return "", None
 
 
 def _tail(render: Callable[[Sequence[Message]], str], probes: Sequence[Sequence[Message]], marker: str) -> tuple[str | None, str]:

@@ -4,7 +4,8 @@ In: the template's source. Out: `Template.render(...) -> str`, the same text tha
 renders (`trim_blocks`, `lstrip_blocks`, loop controls, `tojson` that keeps non-ASCII letters, `raise_exception`,
 `strftime_now`, and the `generation` tag, which marks nothing here: masks come from the conversation, not from marks).
 The date that `strftime_now` reads is fixed when the template is loaded, so that a run that lasts past midnight renders
-every row alike. Left out on purpose: RAG documents (`documents` is None) and content given as parts.
+every row alike. Some templates want messages in another form than most do (`Form`); which, is found by rendering. Left out on
+purpose: RAG documents (`documents` is None).
 Source of the conventions: transformers, `utils/chat_template_utils.py`.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -24,7 +26,7 @@ import jinja2.sandbox
 import jinja2.utils
 
 from sapwood.errors import TemplateError
-from sapwood.records import Message
+from sapwood.records import Message, ToolCall
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 """Names that the renderer itself gives to a template."""
@@ -33,11 +35,31 @@ _CAUSES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeEr
 """What a template can raise while it renders: its own refusals, and its bugs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a template wants messages written. Most take all of the defaults."""
+
+    parts: bool = False
+    """Content as a list of parts instead of a string, as processors of images want it (LLaVA, Idefics)."""
+    none_beside_calls: bool = False
+    """Content None, not an empty string, in a message that only calls (DeepSeek drops the calls otherwise)."""
+    text_arguments: bool = False
+    """The arguments of a call as JSON text instead of an object (DeepSeek joins them to a string)."""
+
+
+_CALL_FORMS = tuple(Form(none_beside_calls=none, text_arguments=text) for none in (False, True) for text in (False, True))
+_ASK, _ANSWER = Message("user", "Where does sapwood grow?"), Message("assistant", "Right below the bark.")
+_CALL = Message("assistant", tool_calls=(ToolCall("probe_function", {"tree": "heartwood"}, "a1b2c3d4e"),))
+
+
 class Template:
     """One compiled template. `origin` names the file it came from, for messages."""
 
-    def __init__(self, source: str, origin: str, today: datetime) -> None:
-        """Raises `TemplateError` with the line where the source is not valid Jinja."""
+    def __init__(self, source: str, origin: str, today: datetime, special: Mapping[str, str] | None = None) -> None:
+        """`special` are the special tokens that it writes by name; they are needed to try it out.
+
+        Raises `TemplateError` with the line where the source is not valid Jinja.
+        """
         self.source, self.origin = source, origin
         try:
             self._compiled = _environment(today).from_string(source)
@@ -46,6 +68,8 @@ class Template:
                 f"{origin}:{error.lineno}: the chat template is not valid Jinja ({error.message}). Mend it there, or give another with "
                 "`--template FILE`."
             ) from None
+        self.form = Form()
+        self.form = self._learned_form(special or {})
 
     def knows(self, name: str) -> bool:
         """Whether the source speaks of `name` at all (a template argument, a message field)."""
@@ -70,7 +94,7 @@ class Template:
                 {
                     **special,
                     **_plain(arguments),
-                    "messages": [_message(message) for message in messages],
+                    "messages": [self.written(message) for message in messages],
                     "tools": [_plain(tool) for tool in tools] or None,
                     "documents": None,
                     "add_generation_prompt": generation_prompt,
@@ -84,12 +108,39 @@ class Template:
                 f"{roles}. Change the messages to what the template allows, or give another template with `--template FILE`."
             ) from error
 
+    def written(self, message: Message) -> dict[str, Any]:
+        """The message as this template is given it. Raises nothing; JSON types alone."""
+        fields: dict[str, Any] = _plain(message.for_template())
+        if message.reasoning is not None:
+            fields["thinking"] = message.reasoning  # gpt-oss reads this name; transformers hands over both too
+        if self.form.none_beside_calls and message.tool_calls and not message.content:
+            fields["content"] = None
+        elif self.form.parts and isinstance(fields["content"], str):
+            fields["content"] = [{"type": "text", "text": fields["content"]}]
+        if self.form.text_arguments:
+            for call in fields.get("tool_calls", ()):
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        return fields
 
-def _message(message: Message) -> dict[str, Any]:
-    fields: dict[str, Any] = _plain(message.for_template())
-    if message.reasoning is not None:
-        fields["thinking"] = message.reasoning  # gpt-oss reads this name; transformers hands over both too
-    return fields
+    def _learned_form(self, special: Mapping[str, str]) -> Form:
+        """The first form in which a question, an answer and a call are to be seen; the usual one where none is."""
+        shown = (_ASK.content, _ANSWER.content)
+        parts = not self._shows(Form(), (_ASK, _ANSWER), shown, special) and self._shows(Form(parts=True), (_ASK, _ANSWER), shown, special)
+        for form in _CALL_FORMS:
+            tried = replace(form, parts=parts)
+            if self._shows(tried, (_ASK, _CALL), ("probe_function", "heartwood"), special):
+                return tried
+        return Form(parts=parts)
+
+    def _shows(self, form: Form, messages: Sequence[Message], texts: Sequence[str], special: Mapping[str, str]) -> bool:
+        self.form = form
+        try:
+            rendered = self.render(messages, tools=(), generation_prompt=False, special=special, arguments={}, where="a probe")
+        except TemplateError:
+            return False
+        finally:
+            self.form = Form()
+        return all(text in rendered for text in texts)
 
 
 def _plain(value: Any) -> Any:

@@ -103,7 +103,7 @@ def _behind(prompt: str, full: str, opened: re.Match[str] | None) -> str | None:
 
 def _without_reasoning(thought: Thought, rest: str, opened: re.Match[str] | None) -> str | Refusal:
     if thought.own_empty:
-        return rest
+        return f"\n{closing(opened[1])}\n\n{rest.lstrip()}" if opened and not _STARTS_CLOSING.match(rest) else rest
     if _STARTS_EMPTY.match(rest) or (opened and _STARTS_CLOSING.match(rest)):
         return Refusal(
             "The template inserts an empty thought before this answer, which the message does not have; it would be trained as if the "
@@ -113,8 +113,8 @@ def _without_reasoning(thought: Thought, rest: str, opened: re.Match[str] | None
     if opened:
         return Refusal(
             f"The prompt opens a thought ({opened[1]}), but this turn has no reasoning to continue it with.",
-            "Add `reasoning` to the turn (or `<think>…</think>` at the start of its content), leave the turn out with `weight: 0`, or "
-            "choose a template whose prompt opens no thought.",
+            f"Add `reasoning` to the turn (or {opened[1]}…{closing(opened[1])} at the start of its content; nothing between the two "
+            "trains an answer without a thought), leave the turn out with `weight: 0`, or choose a template whose prompt opens no thought.",
         )
     return rest
 
