@@ -1,5 +1,6 @@
 """Messages ⇄ text ⇄ tokens: one `Chat` a model makes the prompts of training, evaluation, chat and serving."""
 
+from sapwood.chat.builtin import named_template
 from sapwood.chat.chat import Chat, Turn
 from sapwood.chat.colour import coloured
 from sapwood.chat.doctor import Finding, examine
@@ -7,4 +8,17 @@ from sapwood.chat.properties import Fault, faults
 from sapwood.chat.tokens import StreamDecoder
 from sapwood.chat.tools import call_text, parse_call, tool_prompt
 
-__all__ = ["Chat", "Fault", "Finding", "StreamDecoder", "Turn", "call_text", "coloured", "examine", "faults", "parse_call", "tool_prompt"]
+__all__ = [
+    "Chat",
+    "Fault",
+    "Finding",
+    "StreamDecoder",
+    "Turn",
+    "call_text",
+    "coloured",
+    "examine",
+    "faults",
+    "named_template",
+    "parse_call",
+    "tool_prompt",
+]

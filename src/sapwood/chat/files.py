@@ -31,6 +31,8 @@ class Folder:
     special: dict[str, str]
     stops: dict[int, list[str]]
     context_length: int | None
+    rows: int | None = None
+    """Rows of the model's embedding, where config.json says so."""
 
 
 def read_folder(path: Path) -> Folder:
@@ -40,10 +42,10 @@ def read_folder(path: Path) -> Folder:
             f"{path}: there is no tokenizer.json. Give the folder of a model with a fast tokenizer; one that only has tokenizer.model must "
             "be saved once with transformers' `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
         )
-    tokenizer = _read(path / "tokenizer.json")
-    settings = _read(path / "tokenizer_config.json")
-    config, generation = _read(path / "config.json"), _read(path / "generation_config.json")
-    special = _special_tokens(_read(path / "special_tokens_map.json")) | _special_tokens(settings)
+    tokenizer = read_json(path / "tokenizer.json")
+    settings = read_json(path / "tokenizer_config.json")
+    config, generation = read_json(path / "config.json"), read_json(path / "generation_config.json")
+    special = _special_tokens(read_json(path / "special_tokens_map.json")) | _special_tokens(settings)
     templates, origin = _templates(path, settings)
     stops: dict[int, list[str]] = {}
     for name, ids in (
@@ -54,10 +56,14 @@ def read_folder(path: Path) -> Folder:
         for token_id in ids if isinstance(ids, list) else [ids]:
             if isinstance(token_id, int):
                 stops.setdefault(token_id, []).append(name)
-    return Folder(path, tokenizer, templates, origin, special, stops, _context_length(config, settings))
+    rows = config.get("vocab_size", _text_config(config).get("vocab_size"))
+    return Folder(
+        path, tokenizer, templates, origin, special, stops, _context_length(config, settings), rows if isinstance(rows, int) else None
+    )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file. Raises `AssetError` if it holds anything else."""
     if not path.is_file():
         return {}
     with storage(path, "read"):

@@ -1,0 +1,58 @@
+"""The files by which others chat as a run did: transformers, peft, vLLM, llama.cpp's converter.
+
+In: a folder's values (with tokens a given template added), the template, the stop tokens. Out: file names and contents.
+tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja and generation_config.json; what the model's
+own files say beside what is changed here is kept. config.json belongs to the weights and is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from sapwood.chat.files import Folder, read_json
+
+
+def saved_files(folder: Folder, given: str | None, turn_end: int | None, stop_ids: Iterable[int]) -> dict[str, bytes]:
+    """Name → content. `given` is a template that took the place of the model's own; the turn's end then becomes the eos token.
+
+    Raises `AssetError` where a file of the model is not valid JSON.
+    """
+    settings = read_json(folder.path / "tokenizer_config.json")
+    mapped = read_json(folder.path / "special_tokens_map.json")
+    generation = read_json(folder.path / "generation_config.json")
+    added = {int(entry["id"]): entry for entry in folder.tokenizer.get("added_tokens", ())}
+    settings.pop("auto_map", None)  # names code that is not here
+    if given is not None:
+        settings["chat_template"] = given
+        if turn_end in added:
+            settings["eos_token"] = added[turn_end]["content"]
+            mapped |= {"eos_token": added[turn_end]["content"]} if mapped else {}
+    if isinstance(settings.get("added_tokens_decoder"), dict):
+        settings["added_tokens_decoder"] = {str(number): _without_id(entry) for number, entry in sorted(added.items())}
+    last = -1 if turn_end is None else turn_end
+    stops = sorted(stop_ids, key=lambda number: (number != last, number))
+    generation["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    files = {
+        "tokenizer.json": orjson.dumps(folder.tokenizer),
+        "tokenizer_config.json": _written(settings),
+        "special_tokens_map.json": _written(mapped or _roles(settings)),
+        "generation_config.json": _written(generation),
+    }
+    if "default" in folder.templates:
+        files["chat_template.jinja"] = folder.templates["default"].encode()
+    return files
+
+
+def _without_id(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "id"}
+
+
+def _roles(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key.endswith("_token") and isinstance(value, str | dict)}
+
+
+def _written(content: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2)
