@@ -9,7 +9,7 @@ made raises. Left out on purpose: images and documents.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,6 +21,7 @@ import orjson
 
 from sapwood.chat.checks import check_prompt, check_turn
 from sapwood.chat.files import Folder, read_folder
+from sapwood.chat.properties import rendering_faults
 from sapwood.chat.saving import saved_files
 from sapwood.chat.stops import Stops, learn_stops
 from sapwood.chat.templating import Template
@@ -81,6 +82,9 @@ class Chat:
         """The id with which the template ends an assistant turn; None if it ends in no stop token."""
         self.notes: tuple[str, ...] = tuple(self._stops.notes) if given is None else given.notes(self.tokens, self.turn_end)
         """Sentences that a person should read once."""
+        self._checked: set[Hashable] = set()  # shapes of prompts that need no second rendering any more, see `checks`
+        self.faults = tuple(rendering_faults(self._drawn, self.special_tokens.get("bos_token")))
+        """What the template does to texts; `properties.faults` adds what its turns end in."""
         self._content, self._given = folder, given is not None
         key = [sorted(folder.templates.items()), sorted(folder.special.items()), sorted(self.stop_ids)]
         content = orjson.dumps([key, folder.tokenizer], option=orjson.OPT_SORT_KEYS)
@@ -197,6 +201,10 @@ class Chat:
         )
         return self.tokens.shield.reveal(text)
 
+    def written(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template is given them: what to hand to another renderer of the same template."""
+        return [self._templates["default"].written(message) for message in messages]
+
     def knows_argument(self, name: str) -> bool:
         """Whether the template speaks of a template argument."""
         return self._templates["default"].knows(name)
@@ -292,7 +300,7 @@ class Chat:
             return self._covered(some, tools, arguments, True, where)
 
         covered = render(covered_messages, covered_tools)
-        refusal = check_prompt(covered_messages, covered_tools, covered, render)
+        refusal = check_prompt(covered_messages, covered_tools, covered, render, self._checked)
         if refusal is not None:
             raise TemplateError(f"{where}: {refusal}")
         with _named(where):
@@ -311,6 +319,9 @@ class Chat:
             messages, tools=tools, generation_prompt=generation_prompt, special=self.special_tokens, arguments=arguments, where=where
         )
         return self.tokens.shield.settle(text)
+
+    def _drawn(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self._covered(messages, (), {}, generation_prompt, "a probe")
 
     def _probe(self, messages: Sequence[Message]) -> str:
         return self._covered(messages, (), {}, False, "a probe")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sapwood.errors import TemplateError
-from sapwood.records import Conversation, Message
+from sapwood.records import Message
 
 if TYPE_CHECKING:
     from sapwood.chat.chat import Chat
@@ -46,13 +46,7 @@ class Fault:
 
 def faults(chat: Chat) -> list[Fault]:
     """All faults of a chat's template, the grave ones first; empty if it carries every text letter for letter."""
-    found = list(_ending(chat))
-
-    def render(messages: Sequence[Message], generation_prompt: bool) -> str:
-        return chat.render(Conversation(tuple(messages)), generation_prompt=generation_prompt)
-
-    found += rendering_faults(render, chat.special_tokens.get("bos_token"))
-    return sorted(found, key=lambda fault: fault.severity != "problem")
+    return sorted([*_ending(chat), *chat.faults], key=lambda fault: fault.severity != "problem")
 
 
 def rendering_faults(render: Render, bos: str | None) -> list[Fault]:

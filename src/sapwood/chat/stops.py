@@ -23,6 +23,8 @@ _PROBES = (
     (Message("system", "Be brief."), Message("user", _ASK), Message("assistant", _ANSWER)),
 )
 _CALL_PROBE = (Message("user", _ASK), Message("assistant", tool_calls=(ToolCall("probe_function", {"tree": _ANSWER}, "a1b2c3d4e"),)))
+_FIRST_CALL = ToolCall("probe_function", {"tree": "It is the first."}, "b1b2c3d4e")
+_TWO_CALLS = (_CALL_PROBE[0], Message("assistant", tool_calls=(_FIRST_CALL, *_CALL_PROBE[1].tool_calls)))
 _NEXT = Message("user", "And heartwood?")
 _RESULT = Message("tool", "Inside it.", tool_call_id="a1b2c3d4e", name="probe_function")
 
@@ -70,6 +72,8 @@ def learn_stops(render: Callable[[Sequence[Message]], str], tokens: Tokens, name
     call_end = _last(call_tail, tokens, ids)
     if call_tail is not None and call_end is None:
         implied_call, call_end = _implied(render, (_CALL_PROBE,), _RESULT, tokens, named)
+    if call_end is not None and call_end not in ids and _stands_between_calls(render, tokens.token_of(call_end) or ""):
+        call_end = None  # it ends a call, not a turn: stopping there would cut off the second of two
     if call_end is not None and call_end not in ids:
         ids.add(call_end)
         notes.append(_note(call_end, tokens, "a turn with tool calls"))
@@ -77,6 +81,16 @@ def learn_stops(render: Callable[[Sequence[Message]], str], tokens: Tokens, name
     longest_first = sorted((text for text in strings if text), key=lambda text: (-len(text), text))
     pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
     return Stops(frozenset(ids), turn_end, tuple(notes), problem, pattern, implied, implied_call)
+
+
+def _stands_between_calls(render: Callable[[Sequence[Message]], str], control: str) -> bool:
+    try:
+        text = render(_TWO_CALLS)
+    except TemplateError:
+        return False  # the template writes one call a turn
+    _, found, rest = text.partition(str(_FIRST_CALL.arguments["tree"]))
+    between, also_found, _ = rest.partition(_ANSWER)
+    return bool(found and also_found) and control in between
 
 
 def _implied(

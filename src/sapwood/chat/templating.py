@@ -25,6 +25,7 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 
+from sapwood.chat.turns import closing, taken_apart
 from sapwood.errors import TemplateError
 from sapwood.records import Message, ToolCall
 
@@ -45,10 +46,13 @@ class Form:
     """Content None, not an empty string, in a message that only calls (DeepSeek drops the calls otherwise)."""
     text_arguments: bool = False
     """The arguments of a call as JSON text instead of an object (DeepSeek joins them to a string)."""
+    thoughts_apart: bool = False
+    """Inline `<think>…</think>` handed over as the reasoning: the template has its own way to write that, and not these tags (gpt-oss)."""
 
 
 _CALL_FORMS = tuple(Form(none_beside_calls=none, text_arguments=text) for none in (False, True) for text in (False, True))
 _ASK, _ANSWER = Message("user", "Where does sapwood grow?"), Message("assistant", "Right below the bark.")
+_THINKER = Message("assistant", _ANSWER.content, reasoning="It is young wood.")
 _CALL = Message("assistant", tool_calls=(ToolCall("probe_function", {"tree": "heartwood"}, "a1b2c3d4e"),))
 
 
@@ -110,6 +114,10 @@ class Template:
 
     def written(self, message: Message) -> dict[str, Any]:
         """The message as this template is given it. Raises nothing; JSON types alone."""
+        if self.form.thoughts_apart and message.role == "assistant":
+            thought = taken_apart(message)
+            if thought.tag and closing(thought.tag) not in self.source:
+                message = replace(message, content=thought.answer.lstrip("\n"), reasoning=thought.reasoning)
         fields: dict[str, Any] = _plain(message.for_template())
         if message.reasoning is not None:
             fields["thinking"] = message.reasoning  # gpt-oss reads this name; transformers hands over both too
@@ -126,11 +134,12 @@ class Template:
         """The first form in which a question, an answer and a call are to be seen; the usual one where none is."""
         shown = (_ASK.content, _ANSWER.content)
         parts = not self._shows(Form(), (_ASK, _ANSWER), shown, special) and self._shows(Form(parts=True), (_ASK, _ANSWER), shown, special)
+        apart = self._shows(Form(parts=parts), (_ASK, _THINKER), (str(_THINKER.reasoning),), special)
         for form in _CALL_FORMS:
-            tried = replace(form, parts=parts)
+            tried = replace(form, parts=parts, thoughts_apart=apart)
             if self._shows(tried, (_ASK, _CALL), ("probe_function", "heartwood"), special):
                 return tried
-        return Form(parts=parts)
+        return Form(parts=parts, thoughts_apart=apart)
 
     def _shows(self, form: Form, messages: Sequence[Message], texts: Sequence[str], special: Mapping[str, str]) -> bool:
         self.form = form

@@ -51,11 +51,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A message taken apart: its reasoning (None if it has none), the answer behind it, and an empty thought of its own."""
+    """A message taken apart: its reasoning (None if it has none), the answer behind it, and an empty thought of its own.
+
+    `tag` is the opening tag of a thought that stands in the content; empty for one in its own field, and for none.
+    """
 
     reasoning: str | None
     answer: str
     own_empty: bool
+    tag: str = ""
 
 
 def taken_apart(message: Message) -> Thought:
@@ -66,7 +70,7 @@ def taken_apart(message: Message) -> Thought:
     if match is None:
         return Thought(None, message.content, False)
     inside = next(group for group in match.groups() if group is not None).strip()
-    return Thought(inside or None, message.content[match.end() :], not inside)
+    return Thought(inside or None, message.content[match.end() :], not inside, next(tag for tag in TAGS if tag in match[0]))
 
 
 def completion_text(message: Message, prompt: str, full: str, source: str) -> str | Refusal:
