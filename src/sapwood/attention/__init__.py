@@ -6,7 +6,7 @@ In: queries, keys and values of one layer for the flat row of a forest. Out: the
 """
 
 from sapwood.attention.flash import flash_is_available
-from sapwood.attention.interface import NAME, Attention, register
+from sapwood.attention.interface import NAME, Attention, for_text, register
 from sapwood.attention.plan import TreeAttention
 
-__all__ = ["NAME", "Attention", "TreeAttention", "flash_is_available", "register"]
+__all__ = ["NAME", "Attention", "TreeAttention", "flash_is_available", "for_text", "register"]

@@ -44,6 +44,11 @@ def register() -> None:
     AttentionInterface.register(NAME, _forest_attention)
 
 
+def for_text(config: Any, name: str) -> str | dict[str, str]:
+    """What to set so that the language model alone attends by `name`: towers for images and sounds keep their own attention."""
+    return {"text_config": name} if "text_config" in getattr(config, "sub_configs", {}) else name
+
+
 def _forest_attention(
     module: nn.Module,
     query: Tensor,

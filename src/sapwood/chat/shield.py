@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sapwood.records import Message
+from sapwood.records import Media, Message
 
 _MARK = "\ue000"
 _FIRST = 0xF0000
@@ -57,9 +57,11 @@ class Shield:
     def cover_message(self, message: Message, keep: Sequence[str] = ()) -> Message:
         """The message with all that people wrote in it covered; an assistant's own turn keeps the strings of `keep`."""
         kept = keep if message.role == "assistant" else ()
+        content, media = self._cover_content(message, kept)
         return dataclasses.replace(
             message,
-            content=self.cover(message.content, kept),
+            content=content,
+            media=media,
             reasoning=self.cover(message.reasoning),
             tool_calls=tuple(
                 dataclasses.replace(call, name=self.cover(call.name), arguments=self.cover(call.arguments), id=self.cover(call.id))
@@ -68,6 +70,15 @@ class Shield:
             tool_call_id=self.cover(message.tool_call_id),
             name=self.cover(message.name),
         )
+
+    def _cover_content(self, message: Message, keep: Sequence[str]) -> tuple[str, tuple[Media, ...]]:
+        """The content covered piece by piece: a medium ends a piece, and moves as the pieces before it grow or shrink."""
+        content, begin, moved = "", 0, []
+        for medium in message.media:
+            content += self.cover(message.content[begin : medium.at], keep)
+            begin = medium.at
+            moved.append(dataclasses.replace(medium, at=len(content)))
+        return content + self.cover(message.content[begin:], keep), tuple(moved)
 
     def settle(self, rendered: str) -> str:
         """Rendered text with placeholders that a template wrote as JSON escapes turned back into placeholders."""

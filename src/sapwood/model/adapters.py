@@ -5,7 +5,9 @@ Hu et al., arXiv:2106.09685: h = W x + (alpha / r) B A x, with B = 0 at the star
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import nn
 from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
 from sapwood.model.fused import fuse
 from sapwood.model.language_model import LanguageModel
+from sapwood.model.new_tokens import check_wrapped, fuse_tokens, make_room, token_indices
 from sapwood.model.norms import fuse_norms
 
 
@@ -53,15 +56,18 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
             "This model carries an adapter already, and a second one would mix with it. Load the model again, or merge the first."
         )
     _refuse_unknown_targets(model, config.targets)
+    tokens = token_indices(model) if model.new_tokens else None
     targets: Any = config.targets[0] if config.targets == ("all-linear",) else list(config.targets)
     lora = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         target_modules=targets,
         use_rslora=config.rslora,
+        exclude_modules=_outside_the_language_model(model),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
+        trainable_token_indices=tokens,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,7 +76,10 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
             module = peft.get_peft_model(model.module, lora)
         except ValueError as error:
             raise ConfigError(f"lora.targets is {config.targets!r}: {error} {_linear_layers(model)}") from error
-    return _same_but(model, module)
+    wrapped = _same_but(model, module)
+    if tokens is not None:
+        check_wrapped(wrapped)
+    return wrapped
 
 
 def _refuse_unknown_targets(model: LanguageModel, targets: tuple[str, ...]) -> None:
@@ -84,15 +93,29 @@ def _refuse_unknown_targets(model: LanguageModel, targets: tuple[str, ...]) -> N
         raise ConfigError(f"lora.targets is {targets!r}: {found}. {_linear_layers(model)} Or give `all-linear` alone.")
 
 
+def _outside_the_language_model(model: LanguageModel) -> str | None:
+    """A pattern for the towers of images and sounds, which stay as they are; None where the model reads text alone."""
+    decoder = model.base.get_decoder()
+    name = next((name for name, module in model.base.named_modules() if module is decoder), "")
+    own = {id(parameter) for part in (decoder, model.base.get_output_embeddings()) for parameter in part.parameters()}
+    if not name or all(id(parameter) in own for parameter in model.base.parameters()):
+        return None
+    return rf"(?!{re.escape(name)}\.).*"
+
+
 def _linear_layers(model: LanguageModel) -> str:
     names = sorted({name.rsplit(".", 1)[-1] for name, layer in model.module.named_modules() if isinstance(layer, nn.Linear)})
     return f"Linear layers here: {', '.join(names)}."
 
 
 def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False) -> LanguageModel:
-    """Wrap the model in a saved adapter. Raises `CheckpointError` where the folder holds none or one of another model."""
+    """Wrap the model in a saved adapter; its embedding grows by the tokens the adapter brings.
+
+    Raises `CheckpointError` where the folder holds none, or one of another model.
+    """
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{folder} holds no adapter_config.json with adapter_model.safetensors. Name a run's `adapter` folder.")
+    _make_room(model, folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft only warns of tensors that are missing; they are an error below
@@ -110,6 +133,21 @@ def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False)
     return _same_but(model, module)
 
 
+def _make_room(model: LanguageModel, folder: Path) -> None:
+    """Grow the embedding for the tokens an adapter brings, and say so in the model's notes. Raises `CheckpointError`."""
+    try:
+        trained = json.loads((folder / "adapter_config.json").read_bytes()).get("trainable_token_indices")
+        tokens = {int(token) for ids in (trained.values() if isinstance(trained, dict) else [trained or []]) for token in ids}
+        grown = make_room(model, tokens) if tokens else None
+    except ModelError as error:
+        raise CheckpointError(f"{folder}: this adapter belongs to a model with another vocabulary. {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: this adapter does not fit the model: adapter_config.json cannot be read ({error}).") from error
+    if grown is not None:
+        model.notes.append(grown)
+    model.new_tokens = tuple(sorted(tokens))
+
+
 def save_adapter(model: LanguageModel, folder: Path) -> None:
     """Write the adapter in peft's format. Raises `StorageError` where the disk refuses."""
     with storage(folder, "write the adapter to"), warnings.catch_warnings():
@@ -125,6 +163,8 @@ def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
 def _same_but(model: LanguageModel, module: Any) -> LanguageModel:
     fuse(module)
     fuse_norms(module)
+    fuse_tokens(module)
     wrapped = LanguageModel(module, probe=False)
     wrapped.shares_prefixes, wrapped.notes, wrapped._own_head = model.shares_prefixes, model.notes, model._own_head
+    wrapped.new_tokens = model.new_tokens
     return wrapped

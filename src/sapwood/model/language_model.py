@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from sapwood.attention import NAME, Attention, TreeAttention
+from sapwood.attention import NAME, Attention, TreeAttention, for_text
 from sapwood.attention.interface import LayerCall
 from sapwood.errors import ModelError
-from sapwood.forest import Forest, cut, plant
+from sapwood.forest import Forest, ForestMedia, cut, plant
 from sapwood.model.head import head_logprobs
+from sapwood.model.media import embed
+from sapwood.model.new_tokens import bare, head_parts
 from sapwood.records import Example, Row
 
 MAX_ROUNDING = {torch.bfloat16: 0.5, torch.float16: 0.1}
@@ -37,6 +39,8 @@ class LanguageModel:
         self.notes: list[str] = []
         self.shares_prefixes = True
         """False for models with layers that cannot share prefixes: their micro-batches hold one row each."""
+        self.new_tokens: tuple[int, ...] = ()
+        """Ids whose embeddings train with an adapter, set by `learn_tokens`."""
         self._own_head = True
         if probe:
             self._probe()
@@ -49,7 +53,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the input embeddings live."""
-        device: torch.device = self.base.get_input_embeddings().weight.device
+        device: torch.device = bare(self.base.get_input_embeddings()).weight.device
         return device
 
     @property
@@ -61,17 +65,26 @@ class LanguageModel:
     @property
     def vocabulary(self) -> int:
         """Rows of the output head."""
-        return int(self.base.get_output_embeddings().weight.shape[0])
+        return int(bare(self.base.get_output_embeddings()).weight.shape[0])
 
-    def hidden(self, tokens_T: NDArray[np.int64], positions_T: NDArray[np.int64], attention: Attention | None) -> Tensor:
-        """Last hidden states (T, D) of one flat row; `attention` is what the keyword `forest` carries."""
-        extra = {} if attention is None else {"forest": attention}
-        out = self.base.get_decoder()(
-            input_ids=torch.from_numpy(tokens_T).to(self.device)[None],
-            position_ids=torch.from_numpy(positions_T).to(self.device)[None],
-            use_cache=False,
-            **extra,
-        )
+    def hidden(
+        self,
+        tokens_T: NDArray[np.int64],
+        positions_T: NDArray[np.int64],
+        attention: Attention | None,
+        media: Sequence[ForestMedia] = (),
+    ) -> Tensor:
+        """Last hidden states (T, D) of one flat row; `attention` is what the keyword `forest` carries.
+
+        `positions_T` may be (3, T), for models that count in time, height and width. `media` stands at its places in the row.
+        """
+        extra: dict[str, Any] = {} if attention is None else {"forest": attention}
+        if media:
+            extra["inputs_embeds"] = embed(self.base, tokens_T, media)
+        else:
+            extra["input_ids"] = torch.from_numpy(tokens_T).to(self.device)[None]
+        positions = torch.from_numpy(positions_T).to(self.device)
+        out = self.base.get_decoder()(position_ids=positions[None] if positions.ndim == 1 else positions[:, None], use_cache=False, **extra)
         states: Tensor = out.last_hidden_state[0]
         return states
 
@@ -87,14 +100,16 @@ class LanguageModel:
         if not self.shares_prefixes and len(forest.nodes_M) > 1:
             raise ModelError("This model runs row by row: give it forests of one row.")
         attention = TreeAttention(forest) if self.shares_prefixes else None
-        hidden_TD = self.hidden(forest.tokens_T, forest.positions_T, attention)
+        positions = forest.positions_T if forest.axes_3T is None else forest.axes_3T
+        hidden_TD = self.hidden(forest.tokens_T, positions, attention, forest.media)
         places, place_N = np.unique(forest.hidden_N, return_inverse=True)
         hidden_UD = hidden_TD[torch.from_numpy(places).to(self.device)]
         place = torch.from_numpy(place_N.reshape(-1)).to(self.device)
         token = torch.from_numpy(forest.token_N).to(self.device)
-        head = self.base.get_output_embeddings()
-        if self._own_head and isinstance(head, nn.Linear):
-            return head_logprobs(hidden_UD, head, place, token)
+        parts = head_parts(self.base.get_output_embeddings()) if self._own_head else None
+        if parts is not None:
+            head, index_K, rows_KD = parts
+            return head_logprobs(hidden_UD, head, place, token, index_K, rows_KD)
         logits = self.logits(hidden_UD)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[place, token]
 
@@ -123,7 +138,7 @@ class LanguageModel:
         whole = np.array([[0, forest.num_tokens, -1]])
         wrong = dataclasses.replace(forest, nodes_M=whole, subtree_end_M=whole[:, 1])
         stock = "sdpa" if getattr(self.base, "_supports_sdpa", False) else "eager"
-        self.module.set_attn_implementation(stock)
+        self.module.set_attn_implementation(for_text(self.base.config, stock))
         with torch.inference_mode():
             expected = np.concatenate([self._reference_logprobs(row) for row in rows])
             self.shares_prefixes = False
@@ -133,7 +148,7 @@ class LanguageModel:
                     f"{kind} turns its positions by the longest row in a pass: it runs row by row, which is exact but saves nothing."
                 )
                 return
-            self.module.set_attn_implementation(NAME)
+            self.module.set_attn_implementation(for_text(self.base.config, NAME))
             self.shares_prefixes = True
             try:
                 if not self._attends_in_every_layer(forest):
@@ -144,7 +159,7 @@ class LanguageModel:
             except (ModelError, TypeError):
                 pass
         self.shares_prefixes = False
-        self.module.set_attn_implementation(stock)
+        self.module.set_attn_implementation(for_text(self.base.config, stock))
         self.notes.append(f"{kind} has layers that cannot share prefixes: it runs row by row, which is exact but saves nothing.")
 
     def _choose_head(self, rows: list[Row], expected: NDArray[np.float64]) -> None:

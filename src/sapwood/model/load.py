@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from sapwood.attention import NAME, register
+from sapwood.attention import NAME, for_text, register
 from sapwood.errors import ModelError
 from sapwood.model.language_model import LanguageModel
+from sapwood.model.media import FAMILIES
 
 Dtype = Literal["auto", "bf16", "fp32", "fp64"]
 """Type of the base weights. `auto` takes bf16 where the processor computes in it, else fp32."""
@@ -38,10 +40,13 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        family = FAMILIES.get(config.model_type)
+        kind: Any = AutoModelForCausalLM if family is None else getattr(transformers, family.model)
+        module = kind.from_pretrained(
             folder,
             dtype=torch_dtype(dtype),
-            attn_implementation=NAME,
+            attn_implementation=for_text(config, NAME),
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

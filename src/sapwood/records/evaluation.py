@@ -27,9 +27,9 @@ class Item:
     def id(self) -> str:
         """Hash of what is asked and expected: arms are paired on it, never on position."""
         asked = [message.for_template() for message in self.conversation.messages]
-        asked += [medium.identity for message in self.conversation.messages for medium in message.media]
+        media = [medium.identity for message in self.conversation.messages for medium in message.media]
         arguments = [dict(self.conversation.template_arguments)] if self.conversation.template_arguments else []
-        key = orjson.dumps([asked, list(self.conversation.tools), self.reference, *arguments], option=orjson.OPT_SORT_KEYS, default=str)
+        key = orjson.dumps([asked, list(self.conversation.tools), self.reference, *arguments, *media], option=orjson.OPT_SORT_KEYS, default=str)
         return hashlib.sha256(key).hexdigest()[:16]
 
 
