@@ -1,23 +1,24 @@
-"""Files → conversations. Every row comes out: as a conversation, or as a refusal with file, line, reason and fix.
+"""Files → conversations. Every row comes out: as a record, or as a refusal with file, line, reason and fix.
 
-In: paths of JSON Lines (or `.json` arrays). Out: a `Reading`. Nothing is repaired by guessing and nothing is left out
-in silence. Left out on purpose: streaming (the conversations are held in memory) and downloads.
+In: paths of files. Out: a `Reading` that holds the records (`read`), or a `Scan` that knows all about them and reads them
+again when they are wanted (`scan`), so that memory does not grow with the file. Nothing is repaired by guessing and nothing
+is left out in silence. Left out on purpose: downloads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sapwood.config import did_you_mean
 from sapwood.data.columns import Only, names_in
-from sapwood.data.formats import FORMATS, Columns, Format, Tally, asked_format, check_columns, to_record
-from sapwood.data.lines import MAX_LINE_BYTES, Parsed, parsed_rows
+from sapwood.data.formats import FORMATS, Columns, Format, Tally, asked_format, check_columns, fitting, to_record
+from sapwood.data.lines import MAX_LINE_BYTES, parsed_rows
 from sapwood.data.messages import Notes
-from sapwood.data.refusal import Refusal, Refused
+from sapwood.data.refusal import Refusal, Refusals, Refused
 from sapwood.errors import DataError
 from sapwood.records import Conversation, Document, Preference, Record, Source
 
@@ -50,10 +51,51 @@ class Reading:
 
     def lines_for_people(self) -> list[str]:
         """The guess and the notes, one line each."""
-        return [
-            *self.guess.split("\n"),
-            *(f"{count} × {note} (first: {self.note_places[note]})" for note, count in sorted(self.notes.items())),
-        ]
+        return _lines(self.guess, self.notes, self.note_places)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the rows of files become records: all that another process needs to know of it."""
+
+    formats: Mapping[str, Format]
+    """The format of each file, in the order of the files."""
+    columns: Columns = field(default_factory=dict)
+    only: Only | None = None
+    max_line_bytes: int = MAX_LINE_BYTES
+
+    def rows(self) -> Iterator[tuple[Format, Source, Any]]:
+        """Every row that `only` takes: its format, its place and the parsed value; a `Refusal` where it cannot be parsed."""
+        for file, form in self.formats.items():
+            for source, value in parsed_rows(Path(file), self.max_line_bytes):
+                if self.only is None or isinstance(value, Refusal) or self.only.takes(value):
+                    yield form, source, value
+
+    def record(self, form: Format, source: Source, value: Any, notes: Notes) -> Record | Refusal:
+        """One parsed row as a record, or why it is none."""
+        if isinstance(value, Refusal):
+            return value
+        try:
+            return to_record(value, form, self.columns, source, notes)
+        except Refused as why:
+            return Refusal(source, why.reason, why.fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a pass over all rows found; the rows themselves are read again by `recipe`."""
+
+    recipe: Recipe
+    total: int
+    refused: Refusals
+    guess: str
+    notes: Mapping[str, int]
+    note_places: Mapping[str, Source]
+    left_out: int
+
+    def lines_for_people(self) -> list[str]:
+        """The guess and the notes, one line each."""
+        return _lines(self.guess, self.notes, self.note_places)
 
 
 def read(
@@ -64,61 +106,143 @@ def read(
     only: Only | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Reading:
-    """Read conversations from JSON Lines files.
+    """Read records into memory.
 
     `format` is found from all rows of each file unless given; with it given, rows of another format are refused.
     `columns` maps fields of the format to the file's own column names (`{"prompt": "question"}`); see `columns_from`.
     `only` leaves rows out by the values of their columns.
-    Raises `DataError` or `StorageError` where a file as a whole cannot be read: missing, empty, a folder, compressed,
+    Raises `DataError` or `StorageError` where a file as a whole cannot be read: missing, empty, a folder,
     not text, of two formats, or without any row that could be read.
     """
-    if format is not None and format not in FORMATS:
-        raise DataError(f"format: {format!r} is not known.{did_you_mean(format, list(FORMATS))} Known: {', '.join(FORMATS)}.")
-    renamed = dict(columns or {})
-    format = asked_format(format, renamed)  # noqa: A001 - the word that users know
-    check_columns(renamed, format)
-    paths = _distinct([Path(file) for file in ([files] if isinstance(files, str | Path) else files)])
     records: list[Record] = []
-    left_out = 0
-    refused: list[Refusal] = []
-    formats: dict[str, Format] = {}
-    sentences: list[str] = []
-    notes, places = Notes(), dict[str, Source]()
-    for path in paths:
-        rows = list(parsed_rows(path, max_line_bytes))
-        tally = _tally(path, rows, renamed)
-        formats[str(path)] = format or tally.decide()
-        sentences.append(tally.sentence(formats[str(path)], given=format is not None))
-        for source, value in rows:
-            if only is not None and not isinstance(value, Refusal) and not only.takes(value):
-                left_out += 1
-                continue
-            taken = value if isinstance(value, Refusal) else _convert(value, formats[str(path)], renamed, source, notes)
-            if isinstance(taken, Refusal):
-                refused.append(taken)
-            else:
-                records.append(taken)
-            if len(notes) > len(places):
-                places.update(dict.fromkeys(notes.keys() - places.keys(), source))
+    found = _scan(files, format, columns, only, max_line_bytes, records, Refusals())
     return Reading(
         [record for record in records if isinstance(record, Conversation)],
-        refused,
-        len(records) + len(refused) + left_out,
-        formats,
-        "\n".join(sentences),
-        dict(notes),
-        places,
+        found.refused.kept,
+        found.total,
+        found.recipe.formats,
+        found.guess,
+        found.notes,
+        found.note_places,
         [record for record in records if isinstance(record, Document)],
         [record for record in records if isinstance(record, Preference)],
-        left_out,
+        found.left_out,
     )
 
 
-def _convert(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes) -> Record | Refusal:
-    try:
-        return to_record(row, form, columns, source, notes)
-    except Refused as why:
-        return Refusal(source, why.reason, why.fix)
+def scan(
+    files: Sequence[Path | str],
+    *,
+    format: Format | None = None,  # noqa: A002 - the word that users know
+    columns: Columns | None = None,
+    only: Only | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+) -> Scan:
+    """Check every row as `read` does, and keep none: memory does not grow with the files. Arguments and errors are those of `read`."""
+    return _scan(files, format, columns, only, max_line_bytes, None, Refusals(limit=KEPT))
+
+
+KEPT = 100
+"""Refused rows of one reason that a scan keeps whole; the others are counted, and stand in the ledger's file."""
+
+
+def _scan(
+    files: Sequence[Path | str],
+    format: Format | None,  # noqa: A002 - the word that users know
+    columns: Columns | None,
+    only: Only | None,
+    max_line_bytes: int,
+    records: list[Record] | None,
+    refused: Refusals,
+) -> Scan:
+    if format is not None and format not in FORMATS:
+        raise DataError(f"format: {format!r} is not known.{did_you_mean(format, list(FORMATS))} Known: {', '.join(FORMATS)}.")
+    renamed = dict(columns or {})
+    given = asked_format(format, renamed)
+    check_columns(renamed, given)
+    formats: dict[str, Format] = {}
+    sentences: list[str] = []
+    total = left_out = 0
+    notes, places = Notes(), dict[str, Source]()
+    for path in _distinct([Path(file) for file in ([files] if isinstance(files, str | Path) else files)]):
+        one = _one_file(path, given, Recipe({}, renamed, only, max_line_bytes), records is not None, refused.limit)
+        formats[str(path)] = one.form
+        sentences.append(one.sentence)
+        total, left_out = total + one.rows, left_out + one.left_out
+        refused.extend(one.refused)
+        notes.update(one.notes)
+        places = {**one.places, **places}
+        if records is not None:
+            records += one.records
+    return Scan(Recipe(formats, renamed, only, max_line_bytes), total, refused, "\n".join(sentences), dict(notes), places, left_out)
+
+
+@dataclass(slots=True)
+class _File:
+    """One file as it is read."""
+
+    form: Format
+    refused: Refusals
+    firm: bool
+    """Whether every row was read as `form`."""
+    sentence: str = ""
+    rows: int = 0
+    left_out: int = 0
+    records: list[Record] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+    places: dict[str, Source] = field(default_factory=dict)
+
+
+def _one_file(path: Path, given: Format | None, recipe: Recipe, hold: bool, limit: int | None) -> _File:
+    """Tally and convert in one pass, with the format of the first row that has one; again where the tally decides otherwise."""
+    tally = Tally(str(path), recipe.columns)
+    found = _pass(path, given, recipe, hold, limit, tally)
+    if not found.rows:
+        raise DataError(f"{path}: no rows, only blank lines. Write one JSON object a line into it, or choose another file.")
+    if not tally.rows:
+        array = "" if path.suffix.lower() == ".json" else " If it is one JSON array, let its name end in .json."
+        first = found.refused.kept[0]
+        raise DataError(f"{path}: none of its {found.rows} rows could be read; the first: {first}. Expected one JSON object a line.{array}")
+    for column in (name for value in recipe.columns.values() for name in names_in(value)):
+        if column not in tally.names:
+            known = sorted(tally.names)
+            raise DataError(
+                f"{path}: no row has the column {column!r}.{did_you_mean(column, known)} Columns there: {', '.join(known[:20])}."
+            )
+    form = given or tally.decide()
+    if form != found.form or not found.firm:
+        found = _pass(path, form, recipe, hold, limit, None)
+    found.sentence = tally.sentence(form, given=given is not None)
+    return found
+
+
+def _pass(path: Path, form: Format | None, recipe: Recipe, hold: bool, limit: int | None, tally: Tally | None) -> _File:
+    """Read a file as rows of `form`, or of the first format that is met; not `firm` if rows before that were of another."""
+    found = _File(form or FORMATS[0], Refusals(limit=limit), firm=True)
+    sure, early = form is not None, False
+    for source, value in parsed_rows(path, recipe.max_line_bytes):
+        found.rows += 1
+        if not isinstance(value, Refusal):
+            if tally is not None:
+                tally.add(source, value)
+            if not sure and (formats := fitting(value, recipe.columns)):
+                sure, found.firm, found.form = True, not early or formats[0] == found.form, formats[0]
+            early = early or not sure
+            if recipe.only is not None and not recipe.only.takes(value):
+                found.left_out += 1
+                continue
+        taken = recipe.record(found.form, source, value, found.notes)
+        if isinstance(taken, Refusal):
+            found.refused.add(taken)
+        elif hold:
+            found.records.append(taken)
+        if len(found.notes) > len(found.places):
+            found.places.update(dict.fromkeys(found.notes.keys() - found.places.keys(), source))
+    return found
+
+
+def _lines(guess: str, notes: Mapping[str, int], places: Mapping[str, Source]) -> list[str]:
+    return [*guess.split("\n"), *(f"{count} × {note} (first: {places[note]})" for note, count in sorted(notes.items()))]
 
 
 def _distinct(paths: list[Path]) -> list[Path]:
@@ -131,29 +255,3 @@ def _distinct(paths: list[Path]) -> list[Path]:
             raise DataError(f"{path}: given twice (it is the same file as {seen[real]}), so its rows would count twice. Name it once.")
         seen[real] = path
     return paths
-
-
-def _tally(path: Path, rows: list[Parsed], columns: Columns) -> Tally:
-    """What the rows look like. Raises `DataError` if there is no row, or none that could be read as an object."""
-    tally = Tally(str(path), columns)
-    names: set[str] = set()
-    first: Any = None
-    for source, value in rows:
-        if isinstance(value, Refusal):
-            first = first or value
-        else:
-            tally.add(source, value)
-            if columns:
-                names.update(value)
-    if not rows:
-        raise DataError(f"{path}: no rows, only blank lines. Write one JSON object a line into it, or choose another file.")
-    if not tally.rows:
-        array = "" if path.suffix.lower() == ".json" else " If it is one JSON array, let its name end in .json."
-        raise DataError(f"{path}: none of its {len(rows)} rows could be read; the first: {first}. Expected one JSON object a line.{array}")
-    for column in (name for value in columns.values() for name in names_in(value)):
-        if column not in names:
-            known = sorted(names)
-            raise DataError(
-                f"{path}: no row has the column {column!r}.{did_you_mean(column, known)} Columns there: {', '.join(known[:20])}."
-            )
-    return tally

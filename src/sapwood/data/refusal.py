@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from sapwood.records import Source
@@ -27,6 +28,32 @@ class Refusal:
     def __str__(self) -> str:
         place = f"{self.source}: " if self.source else ""
         return f"{place}{self.reason}" + (f" ({self.fix})" if self.fix else "")
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Refused rows: all are counted by kind, and of each kind the first `limit` are kept whole."""
+
+    limit: int | None = None
+    kept: list[Refusal] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, refusal: Refusal) -> None:
+        """One more."""
+        kind = refusal.kind
+        self.kinds[kind] += 1
+        if self.limit is None or self.kinds[kind] <= self.limit:
+            self.kept.append(refusal)
+
+    def extend(self, others: Refusals) -> None:
+        """Those of another part of the rows."""
+        held = Counter(refusal.kind for refusal in others.kept)
+        for refusal in others.kept:
+            self.add(refusal)
+        self.kinds.update(others.kinds - held)
+
+    def __len__(self) -> int:
+        return self.kinds.total()
 
 
 class Refused(Exception):  # noqa: N818 - a signal inside this room, not an error that leaves it

@@ -7,13 +7,22 @@ seen one of them has seen the question of the others. Left out on purpose: near 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from sapwood.config import did_you_mean
 from sapwood.errors import DataError
-from sapwood.records import Conversation, Message
+from sapwood.records import Conversation, Document, Message
+
+Keys = NDArray[np.void]
+"""16 bytes a row."""
+Places = NDArray[np.int64]
+_WORDS = np.dtype([("high", ">u8"), ("low", ">u8")])
+"""16 bytes as two numbers that sort as the bytes do."""
 
 
 def split(
@@ -28,26 +37,43 @@ def split(
     in the column `cluster`.
     """
     wanted = _wanted(len(conversations), held_out)
-    keys = [prompt_key(conversation) for conversation in conversations]
-    labels = _clusters(conversations, cluster) if cluster is not None else None
-    groups = sorted(_groups(keys, labels), key=lambda members: _rank(seed, min(keys[i] for i in members)))
-    if len(groups) < 2:
+    key_B = np.array([prompt_key(conversation) for conversation in conversations], dtype="V16")
+    label_B = np.array(_clusters(conversations, cluster), dtype="V16") if cluster is not None else None
+    kept, held = split_keys(key_B, label_B, wanted=wanted, seed=seed, cluster=cluster)
+    return kept.tolist(), held.tolist()
+
+
+def split_keys(key_B: Keys, label_B: Keys | None, *, wanted: int, seed: int, cluster: str | None = None) -> tuple[Places, Places]:
+    """`split` by digests alone: `prompt_key` of each row, and of its cluster where there are clusters. Memory: some 100 bytes a row.
+
+    `wanted` is the number to hold out. Raises `DataError` where everything belongs together.
+    """
+    prompt_B, rank_P = _ranked(key_B, seed)
+    group_B = prompt_B if label_B is None else _joined(prompt_B, _numbered(label_B)[0])
+    groups = int(group_B.max()) + 1 if len(group_B) else 0
+    if groups < 2:
         together = f"the same prompt or the same `{cluster}`" if cluster else "the same prompt"
         raise DataError(
-            f"Cannot hold anything out: all {len(conversations)} conversations belong together (they share {together}), and what "
+            f"Cannot hold anything out: all {len(key_B)} conversations belong together (they share {together}), and what "
             "belongs together must stay on one side. Add other conversations, or choose another cluster column."
         )
-    chosen = _choose([len(members) for members in groups], wanted)
-    held = sorted(i for g in chosen for i in groups[g])
-    kept = set(held)
-    return [i for i in range(len(conversations)) if i not in kept], held
+    first_G = np.full(groups, len(rank_P), dtype=np.int64)  # a group's prompt of the least key decides its rank
+    np.minimum.at(first_G, group_B, prompt_B)
+    order_G = np.lexsort((rank_P["low"][first_G], rank_P["high"][first_G]))
+    size_G = np.bincount(group_B, minlength=groups)
+    chosen_G = np.zeros(groups, dtype=bool)
+    chosen_G[order_G[_choose(size_G[order_G], wanted)]] = True
+    held_B = chosen_G[group_B]
+    return np.flatnonzero(~held_B), np.flatnonzero(held_B)
 
 
-def prompt_key(conversation: Conversation) -> bytes:
+def prompt_key(conversation: Conversation | Document) -> bytes:
     """Digest of what stands before the last assistant turn; upper and lower case and white space do not count.
 
-    A conversation that begins with its only answer has no prompt, so the answer itself is its key.
+    A conversation that begins with its only answer has no prompt, so the answer itself is its key; so is a document's text.
     """
+    if isinstance(conversation, Document):
+        return hashlib.blake2b(" ".join(conversation.text.casefold().split()).encode(), digest_size=16).digest()
     messages = conversation.messages
     last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
     asked = messages[:last] or messages
@@ -86,47 +112,60 @@ def _clusters(conversations: Sequence[Conversation], column: str) -> list[bytes]
             f"{len(without)} of {len(conversations)} conversations have no value in the cluster column {column!r}; the first is "
             f"{without[0].where}. Give each row a value (a unique one for a row that belongs with no other)."
         )
-    return [orjson.dumps(c.meta[column], option=orjson.OPT_SORT_KEYS) for c in conversations]
+    return [label_key(c.meta[column]) for c in conversations]
 
 
-def _groups(keys: Sequence[Hashable], labels: Sequence[Hashable] | None) -> list[list[int]]:
-    """Union-find over equal keys and equal labels: the indices of each connected group."""
-    parent = list(range(len(keys)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for column in (keys, labels) if labels is not None else (keys,):
-        _join_equal(column, parent, root)
-    members: dict[int, list[int]] = {}
-    for i in range(len(keys)):
-        members.setdefault(root(i), []).append(i)
-    return list(members.values())
+def label_key(value: Any) -> bytes:
+    """Digest of a value of the cluster column."""
+    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
-def _join_equal(column: Sequence[Hashable], parent: list[int], root: Callable[[int], int]) -> None:
-    first: dict[Hashable, int] = {}
-    for i, value in enumerate(column):
-        parent[root(i)] = root(first.setdefault(value, i))
+def _numbered(key_B: Keys) -> tuple[Places, NDArray[Any]]:
+    """The place of each key among the distinct ones, in their order as bytes, and those distinct ones."""
+    words_B = np.frombuffer(key_B.tobytes(), dtype=_WORDS)
+    order_B = np.lexsort((words_B["low"], words_B["high"]))
+    sorted_B = words_B[order_B]
+    new_B = np.ones(len(sorted_B), dtype=bool)
+    new_B[1:] = sorted_B[1:] != sorted_B[:-1]
+    number_B = np.empty(len(sorted_B), dtype=np.int64)
+    number_B[order_B] = np.cumsum(new_B) - 1
+    return number_B, sorted_B[new_B]
 
 
-def _rank(seed: int, key: bytes) -> bytes:
-    """Place of a group in the order of this seed: a hash, so that neither size nor file order has a say."""
-    return hashlib.blake2b(f"{seed}:".encode() + key, digest_size=16).digest()
+def _ranked(key_B: Keys, seed: int) -> tuple[Places, NDArray[Any]]:
+    """Distinct prompts by number, and their rank in the order of this seed: a hash, so that neither size nor file order has a say."""
+    prompt_B, distinct_P = _numbered(key_B)
+    lead = f"{seed}:".encode()
+    raw = distinct_P.tobytes()
+    ranks = (hashlib.blake2b(lead + raw[place : place + 16], digest_size=16).digest() for place in range(0, len(raw), 16))
+    return prompt_B, np.fromiter(ranks, dtype="V16", count=len(distinct_P)).view(_WORDS)
 
 
-def _choose(sizes: list[int], wanted: int) -> list[int]:
-    """Indices of groups whose sizes sum to about `wanted`: each that still fits, in order; then one more if that is nearer."""
+def _joined(prompt_B: Places, label_B: Places) -> Places:
+    """Number of each row's group where rows of one prompt and rows of one label belong together, however long the chain."""
+    from scipy.sparse import coo_array  # only those who name a cluster wait for this import
+    from scipy.sparse.csgraph import connected_components
+
+    prompts, labels = int(prompt_B.max(initial=-1)) + 1, int(label_B.max(initial=-1)) + 1
+    edges = coo_array((np.ones(len(prompt_B), dtype=bool), (prompt_B, prompts + label_B)), shape=(prompts + labels,) * 2)
+    _, part = connected_components(edges, directed=False)
+    return np.unique(part[prompt_B], return_inverse=True)[1].astype(np.int64)
+
+
+def _choose(size_G: NDArray[np.int64], wanted: int) -> list[int]:
+    """Places of groups whose sizes sum to about `wanted`: each that still fits, in order; then one more if that is nearer."""
     chosen, missing = [], wanted
-    for group, size in enumerate(sizes):
+    for group, size in enumerate(size_G.tolist()):
+        if not missing:
+            break
         if size <= missing:
             chosen.append(group)
             missing -= size
-    left = sorted(set(range(len(sizes))) - set(chosen), key=lambda group: (sizes[group], group))
-    nearer = sizes[left[0]] - missing < missing
-    if not chosen or (nearer and len(left) > 1):
-        chosen.append(left[0])
+    left_G = np.ones(len(size_G), dtype=bool)
+    left_G[chosen] = False
+    places = np.flatnonzero(left_G)
+    smallest = int(places[np.argmin(size_G[places])])
+    nearer = size_G[smallest] - missing < missing
+    if not chosen or (nearer and len(places) > 1):
+        chosen.append(smallest)
     return chosen
