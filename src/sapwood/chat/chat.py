@@ -3,16 +3,18 @@
 In: a model folder, and messages. Out: `Prompt`s (exactly what inference sends) and `Example`s of rows whose prompts are
 made by the same function. A row's completion is what the model must write, its stop token included as the last token;
 what a template puts behind that token belongs to the next prompt. Nothing is ever cut or dropped: a row that cannot be
-made raises. Left out on purpose: images and documents.
+made raises. Images and sounds go through a model's processor (see `chat.media`). Left out on purpose: documents.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ import orjson
 
 from sapwood.chat.checks import check_prompt, check_turn
 from sapwood.chat.files import Folder, read_folder
+from sapwood.chat.media import MediaProcessor, expand, refuse_placeholders, spans
+from sapwood.chat.parsing import Answer, AnswerStream, Form, learn_form, parse
 from sapwood.chat.properties import rendering_faults
 from sapwood.chat.saving import saved_files
 from sapwood.chat.stops import Stops, learn_stops
@@ -29,7 +33,7 @@ from sapwood.chat.tokens import StreamDecoder, Tokens
 from sapwood.chat.turns import THOUGHT_TAGS, Refusal, completion_text, taken_apart
 from sapwood.chat.vocabulary import Extended, extended
 from sapwood.errors import DataError, TemplateError
-from sapwood.records import Conversation, Example, Message, Prompt, Row
+from sapwood.records import Content, Conversation, Example, Message, Prompt, Row
 
 _QUESTION = Message("user", "Where does sapwood grow?")
 
@@ -54,11 +58,14 @@ class Turn:
     def row(self) -> Row:
         """The training row."""
         weights_T = np.full(len(self.ids), self.weight, dtype=np.float32)
-        return Row(np.array(self.prompt.ids, dtype=np.int64), np.array(self.ids, dtype=np.int64), weights_T)
+        return Row(np.array(self.prompt.ids, dtype=np.int64), np.array(self.ids, dtype=np.int64), weights_T, self.prompt.media)
 
 
 class Chat:
     """A model's tokenizer and chat template. Made by `Chat.load`; immutable afterwards."""
+
+    tools_in_system = False
+    """Whether tools are offered in the system message, for a template that has no place for them (`with_tools_in_system`)."""
 
     def __init__(self, folder: Folder, today: datetime, given: Extended | None = None) -> None:
         self.folder = folder.path
@@ -86,6 +93,7 @@ class Chat:
         self.faults = tuple(rendering_faults(self._drawn, self.special_tokens.get("bos_token")))
         """What the template does to texts; `properties.faults` adds what its turns end in."""
         self._content, self._given = folder, given is not None
+        self._media: MediaProcessor | None = None
         key = [sorted(folder.templates.items()), sorted(folder.special.items()), sorted(self.stop_ids)]
         content = orjson.dumps([key, folder.tokenizer], option=orjson.OPT_SORT_KEYS)
         self.fingerprint = hashlib.sha256(content).hexdigest()
@@ -111,6 +119,13 @@ class Chat:
                 "`--template FILE`), or choose an instruction-tuned model."
             )
         return cls(found, today or datetime.now())
+
+    def with_media(self, processor: MediaProcessor) -> Chat:
+        """The same chat, for a model that takes images or sounds by this processor. Prompts are then those of the processor."""
+        chat = copy.copy(self)
+        chat._media = processor
+        chat.fingerprint = hashlib.sha256(f"{self.fingerprint} {processor.fingerprint}".encode()).hexdigest()
+        return chat
 
     @property
     def template(self) -> str:
@@ -185,6 +200,23 @@ class Chat:
     def answer(self, ids: Sequence[int]) -> str:
         """The text of sampled ids without the stop token, if they end in one."""
         return self.decode(ids[:-1] if len(ids) and ids[-1] in self.stop_ids else ids)
+
+    def parse(self, answer: str | Sequence[int], prompt: Prompt) -> Answer:
+        """What a model answered to `prompt`, as a message: content, reasoning, calls, and how it ended (see `parsing`).
+
+        Give ids where there are any (the stop token included): of a text, letters that spell a control token count as one.
+        Never raises on what a model wrote.
+        """
+        return parse(self, answer, prompt)
+
+    def parse_stream(self, prompt: Prompt) -> AnswerStream:
+        """The same, token by token."""
+        return AnswerStream(self, prompt)
+
+    @cached_property
+    def form(self) -> Form:
+        """How the template writes calls and what it puts around an answer, learned from its own renderings."""
+        return learn_form(self)
 
     def stream(self) -> StreamDecoder:
         """A decoder for ids that arrive one at a time; stop tokens give no text."""
@@ -278,8 +310,10 @@ class Chat:
         return text if isinstance(text, str) and answered == asked + text and full.endswith(opening + text) else None
 
     def _completion_ids(self, prompt: Prompt, covered: str, text: str, where: str) -> tuple[int, ...]:
+        grown, lead, _ = self._grown(covered, prompt.messages, where)
         with _named(where):
-            ids = self.tokens.continuation(covered, prompt.ids, text)
+            ids = self.tokens.continuation(grown, prompt.ids[len(lead) :], text)
+        refuse_placeholders(ids, self._media, where)
         stops = [place for place, token_id in enumerate(ids) if token_id in self.stop_ids]
         if stops != [len(ids) - 1]:
             raise TemplateError(
@@ -303,9 +337,23 @@ class Chat:
         refusal = check_prompt(covered_messages, covered_tools, covered, render, self._checked)
         if refusal is not None:
             raise TemplateError(f"{where}: {refusal}")
+        grown, lead, contents = self._grown(covered, messages, where)
         with _named(where):
-            ids = tuple(self.tokens.encode(covered))
-        return Prompt(tuple(messages), ids, self.tokens.shield.reveal(covered), tuple(tools), dict(arguments)), covered
+            ids = (*lead, *self.tokens.encode(grown))
+        media = () if self._media is None else spans(ids, contents, self._media, where)
+        return Prompt(tuple(messages), ids, self.tokens.shield.reveal(covered), tuple(tools), dict(arguments), media), covered
+
+    def _grown(self, covered: str, messages: Sequence[Message], where: str) -> tuple[str, tuple[int, ...], list[Content]]:
+        """A covered prompt with the placeholders of its media grown, the ids that go in front, and the media's contents."""
+        if self._media is not None:
+            grown, contents = expand(covered, messages, self._media, where)
+            return grown, self._media.lead(grown), contents
+        if any(message.media for message in messages):
+            raise DataError(
+                f"{where}: holds media, but no processor for images and sounds is loaded for {self.folder}. Choose a model that takes "
+                "them, or remove the row."
+            )
+        return covered, (), []
 
     def _covered(
         self,

@@ -106,6 +106,13 @@ def spans(ids: Sequence[int], contents: Sequence[Content], processor: MediaProce
     return tuple(found)
 
 
+def refuse_placeholders(ids: Sequence[int], processor: MediaProcessor | None, where: str) -> None:
+    """Raise `TemplateError` if a trained turn holds the token at whose place features stand: the model must never write it."""
+    for token, token_id in processor.placeholders.values() if processor else ():
+        if token_id in ids:
+            raise TemplateError(f"{where}: this turn's text becomes {token!r}, which stands for media. Change that text.")
+
+
 def medium_bytes(medium: Media, where: str) -> bytes:
     """The bytes of a medium. Raises `DataError` where they cannot be had, naming `where`; nothing is fetched over a network."""
     uri = medium.uri
