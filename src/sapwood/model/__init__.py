@@ -7,12 +7,14 @@ training changes and saves.
 from sapwood.model.adapters import LoraConfig, add_lora, load_adapter, save_adapter, trainable_parameters
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.load import Dtype, load_model
+from sapwood.model.new_tokens import learn_tokens
 
 __all__ = [
     "Dtype",
     "LanguageModel",
     "LoraConfig",
     "add_lora",
+    "learn_tokens",
     "load_adapter",
     "load_model",
     "save_adapter",

@@ -5,8 +5,9 @@ Forward keeps the hidden states and one log-sum-exp a place; backward recomputes
     log p(token | place)     = logit[token] - lse
     d log p / d logit[v]     = 1[v = token] - exp(logit[v] - lse)
 
-so memory is chunk × V whatever the number of targets. A head with a bias is served; one that scales or caps its logits
-is not, and is called through the model instead (`LanguageModel` finds out at load).
+so memory is chunk × V whatever the number of targets. A few rows of the head may be trained while the rest is frozen (see
+`new_tokens`): they come as a small matrix of their own, and no copy of the head is made. A head with a bias is served; one
+that scales or caps its logits is not, and is called through the model instead (`LanguageModel` finds out at load).
 """
 
 from __future__ import annotations
@@ -20,46 +21,75 @@ CHUNK_ELEMENTS = 1 << 23
 """Logits a chunk holds: 32 MiB in fp32."""
 
 
-def head_logprobs(hidden_UD: Tensor, head: nn.Linear, place_N: Tensor, token_N: Tensor) -> Tensor:
-    """Log-probabilities (N,), in fp32 or wider, of `token_N` at rows `place_N` (ascending) of the distinct places `hidden_UD`."""
-    out: Tensor = _HeadLogProbs.apply(hidden_UD, head.weight, head.bias, place_N, token_N)  # type: ignore[no-untyped-call]
+def head_logprobs(
+    hidden_UD: Tensor, head: nn.Linear, place_N: Tensor, token_N: Tensor, index_K: Tensor | None = None, rows_KD: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities (N,), in fp32 or wider, of `token_N` at rows `place_N` (ascending) of the distinct places `hidden_UD`.
+
+    The rows `index_K` of the head's weight are `rows_KD`, rounded to its type, where they are given. Differentiable once.
+    """
+    out: Tensor = _HeadLogProbs.apply(hidden_UD, head.weight, head.bias, place_N, token_N, index_K, rows_KD)  # type: ignore[no-untyped-call]
     return out
 
 
 class _HeadLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_UD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, place_N: Tensor, token_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_UD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        place_N: Tensor,
+        token_N: Tensor,
+        index_K: Tensor | None,
+        rows_KD: Tensor | None,
+    ) -> Tensor:
         wide = torch.promote_types(hidden_UD.dtype, torch.float32)
         lse_U = hidden_UD.new_empty(len(hidden_UD), dtype=wide)
         logprob_N = hidden_UD.new_empty(len(place_N), dtype=wide)
         for first, last, begin, end in _chunks(len(hidden_UD), len(weight_VD), place_N):
-            logits = nn.functional.linear(hidden_UD[first:last], weight_VD, bias_V).to(wide)
+            logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD).to(wide)
             lse_U[first:last] = logits.logsumexp(-1)
             places = place_N[begin:end]
             logprob_N[begin:end] = logits[places - first, token_N[begin:end]] - lse_U[places]
-        ctx.save_for_backward(hidden_UD, weight_VD, bias_V, place_N, token_N, lse_U)
+        ctx.save_for_backward(hidden_UD, weight_VD, bias_V, place_N, token_N, index_K, rows_KD, lse_U)
         return logprob_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        hidden_UD, weight_VD, bias_V, place_N, token_N, lse_U = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, Tensor | None]:
+        hidden_UD, weight_VD, bias_V, place_N, token_N, index_K, rows_KD, lse_U = ctx.saved_tensors
         grad_N = grads[0]
         d_hidden = torch.empty_like(hidden_UD)
         d_weight = torch.zeros_like(weight_VD, dtype=lse_U.dtype) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias_V, dtype=lse_U.dtype) if bias_V is not None and ctx.needs_input_grad[2] else None
+        d_rows = torch.zeros_like(rows_KD, dtype=lse_U.dtype) if rows_KD is not None else None
         for first, last, begin, end in _chunks(len(hidden_UD), len(weight_VD), place_N):
             places, tokens, grad = place_N[begin:end] - first, token_N[begin:end], grad_N[begin:end]
-            logits = nn.functional.linear(hidden_UD[first:last], weight_VD, bias_V).to(lse_U.dtype)
+            logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD).to(lse_U.dtype)
             total = torch.zeros(last - first, dtype=lse_U.dtype, device=logits.device).index_add_(0, places, grad)
             d_logits = logits.sub_(lse_U[first:last, None]).exp_().mul_(-total[:, None])
             d_logits.index_put_((places, tokens), grad, accumulate=True)
-            narrow = d_logits.to(hidden_UD.dtype)
-            d_hidden[first:last] = narrow @ weight_VD
-            if d_weight is not None:
-                d_weight += narrow.T @ hidden_UD[first:last]
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
-        return d_hidden, _like(d_weight, weight_VD), _like(d_bias, bias_V), None, None
+            narrow = d_logits.to(hidden_UD.dtype)
+            if d_rows is not None:
+                d_rows += d_logits[:, index_K].T @ hidden_UD[first:last].to(lse_U.dtype)
+                trained = narrow[:, index_K] @ rows_KD.to(narrow.dtype)
+                narrow = narrow.index_fill(1, index_K, 0)  # the head's own rows have no part in these logits
+                d_hidden[first:last] = trained.addmm_(narrow, weight_VD)
+            else:
+                d_hidden[first:last] = narrow @ weight_VD
+            if d_weight is not None:
+                d_weight += narrow.T @ hidden_UD[first:last]
+        return d_hidden, _like(d_weight, weight_VD), _like(d_bias, bias_V), None, None, None, _like(d_rows, rows_KD)
+
+
+def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, index_K: Tensor | None, rows_KD: Tensor | None) -> Tensor:
+    logits_NV = nn.functional.linear(hidden_ND, weight_VD, bias_V)
+    if index_K is None or rows_KD is None:
+        return logits_NV
+    bias_K = None if bias_V is None else bias_V[index_K]
+    return logits_NV.index_copy_(1, index_K, nn.functional.linear(hidden_ND, rows_KD.to(hidden_ND.dtype), bias_K))
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
