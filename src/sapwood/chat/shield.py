@@ -14,6 +14,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from sapwood.records import Media, Message
@@ -33,6 +34,11 @@ class Shield:
         self._covered = [_MARK, *sorted(set(specials), key=lambda token: (-len(token), token))]
         self._number = {token: number for number, token in enumerate(self._covered)}
         self._pattern = re.compile("|".join(map(re.escape, self._covered)))
+
+    @cached_property
+    def begun(self) -> frozenset[str]:
+        """All texts with which a covered string begins: what may not be decided on before more text is there."""
+        return frozenset(token[:length] for token in self._covered for length in range(1, len(token) + 1))
 
     def count(self, texts: Any) -> int:
         """How many control tokens are written as text in a nest of strings."""
