@@ -1,30 +1,87 @@
-"""How much faster is a training pass with the fused layers than with peft's and transformers' own?
-
-    python bench/fused_lora.py [--model FOLDER] [--dtype bf16] [--rows 8] [--tokens 252] [--rounds 9] [--threads 2]
+"""`sapwood bench fused-lora`: how much faster is a training pass with the fused layers than with peft's and transformers' own?
 
 One process, one micro-batch of rows that share nothing, forward and backward, alternating A B A B … so that whatever else the
-machine does meets both alike. Prints the medians and, which matters more on a shared machine, the median of each round's ratio.
+machine does meets all arms alike. The median of each round's ratio matters more than seconds on a shared machine.
 Without `--model` it takes a random model of SmolLM2-135M's shape: the work does not depend on the weights.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import transformers
 
+from bench.rounds import alternate, ratio, summary
+from bench.setting import commit, machine
 from sapwood.attention import NAME, register
+from sapwood.cli.options import Json, parse, screen_for
 from sapwood.forest import Forest, plant
 from sapwood.model import LanguageModel, LoraConfig, add_lora, load_model
 from sapwood.model.fused import fuse, unfuse
 from sapwood.model.load import torch_dtype
 from sapwood.model.norms import fuse_norms, unfuse_norms
 from sapwood.records import Row
+
+PLAIN, ARMS = "plain", ("plain", "fused", "fused + norms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedBench:
+    """The fused layers' workload."""
+
+    model: Path | None = None
+    """A model folder; a random model without one."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Type of the frozen weights."""
+    rows: int = 8
+    """Rows in the micro-batch."""
+    tokens: int = 252
+    """Tokens of each row, of which a fifth is trained."""
+    rounds: int = 9
+    """Rounds of A B C."""
+    threads: int = 0
+    """Threads of torch; 0 leaves it as it is."""
+
+
+def run(words: list[str], json: Json) -> None:
+    """Measure, show, write."""
+    config = parse(FusedBench(), "bench fused-lora", words, "A training pass with the fused layers, and with peft's and transformers' own.")
+    screen = screen_for(json)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    base = load_model(config.model, config.dtype) if config.model else random_model(torch_dtype(config.dtype))
+    model = add_lora(base, LoraConfig(), 0)
+    forest = micro_batch(config.rows, config.tokens, model.vocabulary)
+    work = {arm: partial(one_arm, model, forest, arm) for arm in ARMS}
+    alternate(work, 1)  # warm up
+    times = alternate(work, config.rounds)
+    screen.say(f"{config.dtype}, {config.rows} × {config.tokens} tokens, {torch.get_num_threads()} threads, {config.rounds} rounds")
+    for arm, taken in times.items():
+        found = summary(taken, forest.row_tokens)
+        screen.say(f"{arm:<14} median {found['median_seconds']:6.2f} s, {ratio(times[PLAIN], taken):.2f} times as fast as plain")
+    json.write(
+        {
+            "workload": "fused-lora",
+            "settings": {**asdict(config), "threads": torch.get_num_threads()},
+            "commit": commit(),
+            "machine": machine(),
+            "ratio": ratio(times[PLAIN], times[ARMS[-1]]),
+            "ratio_of_each": {arm: ratio(times[PLAIN], taken) for arm, taken in times.items()},
+            "times": {arm: summary(taken, forest.row_tokens) for arm, taken in times.items()},
+        }
+    )
+
+
+def one_arm(model: LanguageModel, forest: Forest, arm: str) -> float:
+    """Switch the layers, then the seconds of one pass."""
+    switch(model, arm)
+    return seconds(model, forest)
 
 
 def random_model(dtype: torch.dtype) -> LanguageModel:
@@ -60,37 +117,3 @@ def seconds(model: LanguageModel, forest: Forest) -> float:
 def switch(model: LanguageModel, arm: str) -> None:
     (fuse if arm != "plain" else unfuse)(model.module)
     (fuse_norms if arm == "fused + norms" else unfuse_norms)(model.module)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=252)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    base = load_model(given.model, given.dtype) if given.model else random_model(torch_dtype(given.dtype))
-    model = add_lora(base, LoraConfig(), 0)
-    forest = micro_batch(given.rows, given.tokens, model.vocabulary)
-    arms = ("plain", "fused", "fused + norms")
-    times: dict[str, list[float]] = {arm: [] for arm in arms}
-    for round_number in range(given.rounds + 1):
-        for arm in arms:
-            switch(model, arm)
-            took = seconds(model, forest)
-            if round_number > 0:  # the first warms up
-                times[arm].append(took)
-    print(f"{given.dtype}, {given.rows} × {given.tokens} tokens, {given.threads} threads, {given.rounds} rounds")
-    for arm in arms:
-        ratios = [plain / took for plain, took in zip(times["plain"], times[arm], strict=True)]
-        print(
-            f"{arm:14s} median {statistics.median(times[arm]):6.2f} s   least {min(times[arm]):6.2f} s   plain / this: "
-            f"median {statistics.median(ratios):.2f}, least against least {min(times['plain']) / min(times[arm]):.2f}"
-        )
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@
     chat         talk to a model or a run
     doctor       what a model's template does, and what your rows become
     pull         fetch a model or a data set by name
+    bench        measured side by side with other tools (from a checkout)
 
 Exit codes: 0 done, 1 an error that a person can act on, 2 a wrong command line, 130 stopped by the keyboard.
 """
@@ -30,6 +31,7 @@ VERBS = {
     "chat": "talk to a model or a run",
     "doctor": "what a model's template does, and what your rows become",
     "pull": "fetch a model or a data set by name",
+    "bench": "measured side by side with other tools (from a checkout)",
 }
 
 

@@ -1,0 +1,16 @@
+"""Measured comparisons: workloads, the peers they are measured against, and the harness that runs both side by side.
+
+    sapwood bench data          preparing a file of conversations, against TRL
+    sapwood bench sharing       a training pass as a forest, against the same rows with nothing shared
+    sapwood bench fused-lora    a training pass with the fused layers, against peft's and transformers' own
+
+    workload (data.py, …)       what is done, what counts as the same work, what the result says
+    contestant.py               one contestant's process, from the inside: JSON lines in, JSON lines out (standard library only)
+    process.py                  the same process from the outside: asking, and watching its memory
+    rounds.py                   A B A B …, medians and ratios
+    setting.py                  where a number was measured; .venv-bench, where the peers live
+    picture.py                  the result as an SVG
+    peers/                      one script a contestant; each runs in the environment of the tool that it speaks for
+
+Not part of the installed package: whoever doubts a number reads this folder and runs it from a checkout.
+"""

@@ -1,0 +1,85 @@
+"""A file of made-up conversations, the same from the same seed: what `sapwood bench data` prepares.
+
+1 to 3 turns of the user and of the assistant, half with a system message (one of 20), lengths log-normal in words, words drawn with
+Zipf's frequencies from 20,000 made-up ones beside common English ones, so that a tokenizer meets both known and rare
+pieces and no text comes twice. Left out on purpose: tools, reasoning, media, broken rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from sapwood.errors import storage
+
+_COMMON = (
+    "the of and to in is that for it as was with on be by this are from or an at not have which you they we can will has more one "
+    "if all about when there would their so what out up who how some them other time into people see only then could also than first "
+    "new made between many must through years where much before right good each those both long too same used after should because "
+    "does under while still city water price answer question order account small large world river colour music report week please"
+)
+_SYLLABLES = "ka lo mi ren tas vel dor fin gra hul jem nix pol qua sur tov wen yar zed bri cho ste pla tion ing er ly ment able est"
+_PUNCTUATION = np.array([""] * 40 + [",", ",", ",", ".", ".", ".", "?", ":", " –", ".\n"])
+_EXPONENT = 1.3
+"""Of Zipf's law: with it a word costs about 1.5 tokens of SmolLM2's, as English does."""
+RARE_WORDS = 20_000
+SYSTEMS = 20
+_MEDIAN_WORDS = {"system": 25.0, "user": 18.0, "assistant": 38.0}
+_SPREAD = 0.8
+_CHUNK = 1000
+
+
+def write_conversations(file: Path, rows: int, seed: int = 0) -> str:
+    """Write `rows` conversations as JSON Lines; the sha256 of the file. Raises `StorageError` where the disk refuses."""
+    digest = hashlib.sha256()
+    with storage(file, "write"), file.open("wb") as out:
+        for row in conversations(rows, seed):
+            line = orjson.dumps(row) + b"\n"
+            digest.update(line)
+            out.write(line)
+    return digest.hexdigest()
+
+
+def conversations(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Rows with `messages` and an `id`. A longer file begins as a shorter one does."""
+    words, shares = _vocabulary(np.random.default_rng(seed))
+    systems = [_text(np.random.default_rng([seed, 1, n]), words, shares, 1, "system")[0] for n in range(SYSTEMS)]
+    for first in range(0, rows, _CHUNK):
+        rng = np.random.default_rng([seed, 2, first])
+        turns_B = rng.integers(1, 4, _CHUNK)
+        system_B = rng.integers(0, 2 * SYSTEMS, _CHUNK)
+        asked = iter(_text(rng, words, shares, int(turns_B.sum()), "user"))
+        answered = iter(_text(rng, words, shares, int(turns_B.sum()), "assistant"))
+        for place in range(min(_CHUNK, rows - first)):
+            messages = [{"role": "system", "content": systems[system_B[place]]}] if system_B[place] < SYSTEMS else []
+            for _ in range(turns_B[place]):
+                messages += [{"role": "user", "content": next(asked)}, {"role": "assistant", "content": next(answered)}]
+            yield {"messages": messages, "id": first + place}
+
+
+def _vocabulary(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The words, and the cumulated share of each: Zipf's law, common words first."""
+    syllables = _SYLLABLES.split()
+    parts = rng.integers(0, len(syllables), (RARE_WORDS, 4))
+    lengths = rng.integers(1, 5, RARE_WORDS)
+    rare = ["".join(syllables[part] for part in row[:length]) for row, length in zip(parts, lengths, strict=True)]
+    rare[::97] = [f"{number * 37 % 10_000}" for number in range(len(rare[::97]))]
+    rare[5::97] = [f"{word}é" for word in rare[5::97]]
+    words = np.array([*_COMMON.split(), *rare], dtype=object)
+    shares = np.arange(2.0, len(words) + 2) ** -_EXPONENT
+    return words, np.cumsum(shares / shares.sum())
+
+
+def _text(rng: np.random.Generator, words: np.ndarray, shares: np.ndarray, count: int, role: str) -> list[str]:
+    """`count` texts of words and punctuation."""
+    lengths = np.maximum(2, rng.lognormal(np.log(_MEDIAN_WORDS[role]), _SPREAD, count)).astype(int)
+    chosen = words[np.minimum(np.searchsorted(shares, rng.random(int(lengths.sum()))), len(words) - 1)]
+    marks = _PUNCTUATION[rng.integers(0, len(_PUNCTUATION), len(chosen))]
+    pieces = [word + mark for word, mark in zip(chosen, marks.tolist(), strict=True)]
+    ends = np.cumsum(lengths)
+    return [" ".join(pieces[end - length : end]).rstrip(",: –\n").capitalize() for length, end in zip(lengths, ends, strict=True)]

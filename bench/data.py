@@ -1,0 +1,283 @@
+"""`sapwood bench data`: how fast is a file of conversations made ready to train on, and is it the same work?
+
+Two contestants, each in its own process and environment, prepare the same generated file with the same model folder, A B A B …,
+each time from nothing. The ids that come out are compared conversation by conversation: a result that did other work is an error, not a
+speed. Then ours alone: reading and the ledger, a second start from the cache, and peak memory at `rows` and ten times as many.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bench.conversations import write_conversations
+from bench.picture import Bar, draw
+from bench.process import Answer, Contestant
+from bench.rounds import Times, alternate, least, ratio, summary
+from bench.same_tokens import compare
+from bench.setting import ROOT, commit, machine, peer_python
+from sapwood.assets import DEFAULT_MODEL
+from sapwood.cli.options import Json, parse, screen_for
+from sapwood.config import did_you_mean
+from sapwood.errors import ConfigError, StorageError, storage
+from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import fetch_model
+from sapwood.run import write_atomic
+
+DESCRIPTION = "Prepare a generated file of conversations, side by side with a peer. Writes data.json and data.svg into --out."
+AGAINST = ["trl", "none"]
+OURS = "Sapwood"
+TRL_PROCESSES: dict[str, int | None] = {"TRL, its default": None, "TRL, 2 processes": 2}
+"""`dataset_num_proc` of each TRL contestant."""
+BYTES_A_ROW = 12_000
+"""Of disk for one row: the file, its cache and the ids to compare, of all contestants at once; generous."""
+TEN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBench:
+    """The data workload."""
+
+    against: str = "trl"
+    """The peer: trl, or none to measure Sapwood alone."""
+    rows: int = 100_000
+    """Conversations in the generated file."""
+    rounds: int = 3
+    """Rounds of A B A B …; each begins with empty caches."""
+    model: str = DEFAULT_MODEL
+    """Whose tokenizer and template: a name, a local folder, or a hub id."""
+    seed: int = 0
+    """Seed of the conversations."""
+    memory: bool = True
+    """Whether to measure peak memory, too, with `rows` and with ten times as many."""
+    out: Path = Path("runs/bench")
+    """Folder for data.json and data.svg; needed on its disk meanwhile: room for the files and caches."""
+
+    def __post_init__(self) -> None:
+        if self.against not in AGAINST:
+            raise ConfigError(
+                f"against: there is no peer {self.against!r}.{did_you_mean(self.against, AGAINST)} Peers: {', '.join(AGAINST)}."
+            )
+        for name, value in (("rows", self.rows), ("rounds", self.rounds)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; give a whole number from 1 on.")
+
+
+def run(words: list[str], json: Json) -> None:
+    """Measure, show, write. Raises `SapwoodError` where a contestant fails or has done other work."""
+    config = parse(DataBench(), "bench data", words, DESCRIPTION)
+    screen = screen_for(json)
+    result = measure(config, screen)
+    with storage(config.out, "write the result"):
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(config.out / "data.json", orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+        picture(config.out / "data.svg", result)
+    show(result, screen)
+    screen.say(f"Result {config.out / 'data.json'}, picture {config.out / 'data.svg'}")
+    json.write(result)
+
+
+def measure(config: DataBench, screen: Screen) -> dict[str, Any]:
+    """All numbers of one result."""
+    model = fetch_model(config.model, screen)
+    python = peer_python(screen) if config.against == "trl" else None
+    with storage(config.out, "make the folder"):
+        config.out.mkdir(parents=True, exist_ok=True)
+    _require_room(config)
+    with tempfile.TemporaryDirectory(dir=config.out, prefix="work-") as folder:
+        bench = _Bench(config, screen, Path(folder).resolve(), model.resolve(), python)
+        result: dict[str, Any] = {
+            "workload": "data",
+            "settings": {**asdict(config), "out": str(config.out), "processes_of_trl": TRL_PROCESSES if python else {}},
+            "commit": commit(),
+            "machine": machine(),
+        }
+        result |= bench.speed()
+        result |= bench.second_start()
+        if config.memory:
+            result |= bench.memory()
+    return result
+
+
+class _Bench:
+    """One measurement: its folder, its file, its contestants."""
+
+    def __init__(self, config: DataBench, screen: Screen, folder: Path, model: Path, python: Path | None) -> None:
+        self.config, self.screen, self.folder, self.model, self.python = config, screen, folder, model, python
+        self.file = folder / "conversations.jsonl"
+        self.small = folder / "small.jsonl"
+        screen.title(f"{config.rows:,} conversations, {model.name}")
+        self.sha256 = write_conversations(self.file, config.rows, config.seed)
+        write_conversations(self.small, 64, config.seed + 1)
+
+    def speed(self) -> dict[str, Any]:
+        """A B A B …, and whether it was the same work."""
+        with ExitStack() as stack:
+            ours = stack.enter_context(self._ours())
+            work: dict[str, Callable[[], float]] = {OURS: partial(self._prepare, ours)}
+            versions = {OURS: dict(ours.versions)}
+            if self.python is not None:
+                trl = stack.enter_context(self._trl())
+                versions["TRL"] = dict(trl.versions)
+                for name, processes in TRL_PROCESSES.items():
+                    work[name] = partial(self._prepare, trl, processes=processes)
+            with self._instead(self.small):  # what a process does once (imports on first use, first fork) is in no round
+                alternate(work, 1)
+            times = alternate(work, self.config.rounds, self._say)
+            alike = self._compare(ours, trl) if self.python is not None else None
+            validation = [ours.ask("validate", file=str(self.file)).reply["seconds"] for _ in range(self.config.rounds)]
+        return self._speed_result(times, validation, versions, alike)
+
+    def _speed_result(
+        self, times: Times, validation: list[float], versions: dict[str, Any], alike: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        rows = self.config.rows
+        peers = [name for name in times if name != OURS]
+        return {
+            "ratio": ratio(least(times, peers), times[OURS]) if peers else None,
+            "ratio_of_each": {name: ratio(times[name], times[OURS]) for name in peers},
+            "preparation": {name: summary(seconds, rows) for name, seconds in times.items()},
+            "validation_rows_per_second": rows / statistics.median(validation),
+            "validation": summary(validation, rows),
+            "same_work": alike,
+            "file": {"rows": rows, "bytes": self.file.stat().st_size, "sha256": self.sha256},
+            "versions": versions,
+        }
+
+    def second_start(self) -> dict[str, Any]:
+        """A fresh process on the data and cache that `speed` left: until rows are ready, and with Python and imports before it."""
+        found: dict[str, Any] = {}
+        last = {"processes": list(TRL_PROCESSES.values())[-1]}  # whose cache the last round left
+        for make, more in [(self._ours, {}), *([(self._trl, last)] if self.python is not None else [])]:
+            with make() as second:
+                seconds = float(self._ask(second, **more).reply["seconds"])
+            found[second.name] = {"seconds": seconds, "with_python_and_imports": seconds + second.start_seconds}
+            self.screen.say(
+                f"second start, {second.name}: {seconds:.2f} s ({seconds + second.start_seconds:.2f} s with Python and imports)"
+            )
+        return {"second_start_seconds": found[OURS]["seconds"], "second_start": found}
+
+    def memory(self) -> dict[str, Any]:
+        """Peak memory of our process and its children, in a fresh process each: with `rows`, and with ten times as many."""
+        peaks: dict[str, Any] = {}
+        for rows in (self.config.rows, TEN * self.config.rows):
+            if rows != self.config.rows:
+                write_conversations(self.file, rows, self.config.seed)
+            with self._ours() as ours:
+                idle = ours.resident_bytes()
+                self._clear(ours)
+                answer = self._ask(ours)
+            peaks[str(rows)] = {"peak_bytes": answer.peak_bytes, "idle_bytes": idle, "seconds": answer.reply["seconds"]}
+            self.screen.say(f"memory at {rows:,} rows: {answer.peak_bytes / 1e6:,.0f} MB at most, {idle / 1e6:,.0f} MB before the file")
+        one, ten = peaks.values()
+        above = [peak["peak_bytes"] - peak["idle_bytes"] for peak in (one, ten)]
+        return {
+            "memory_ratio_ten_fold": ten["peak_bytes"] / one["peak_bytes"],
+            "memory_ratio_above_idle": above[1] / above[0] if above[0] > 0 else None,
+            "memory": peaks,
+        }
+
+    def _ours(self) -> Contestant:
+        return Contestant(OURS, [sys.executable, "-m", "bench.peers.sapwood_data"], folder=ROOT)
+
+    def _trl(self) -> Contestant:
+        assert self.python is not None
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(self.folder / "hf")}
+        return Contestant("TRL", [self.python, "-m", "bench.peers.trl_data"], folder=ROOT, environment=offline)
+
+    @contextmanager
+    def _instead(self, file: Path) -> Iterator[None]:
+        before, self.file = self.file, file
+        try:
+            yield
+        finally:
+            self.file = before
+
+    def _prepare(self, contestant: Contestant, **more: Any) -> float:
+        """From nothing: the caches are emptied first, off the clock."""
+        self._clear(contestant)
+        return float(self._ask(contestant, **more).reply["seconds"])
+
+    def _cache(self, contestant: Contestant) -> Path:
+        return self.folder / f"cache-{contestant.name}"
+
+    def _clear(self, contestant: Contestant) -> None:
+        shutil.rmtree(self._cache(contestant), ignore_errors=True)
+        self._cache(contestant).mkdir()
+
+    def _ask(self, contestant: Contestant, **more: Any) -> Answer:
+        return contestant.ask("prepare", file=str(self.file), model=str(self.model), cache=str(self._cache(contestant)), **more)
+
+    def _compare(self, ours: Contestant, trl: Contestant) -> dict[str, Any]:
+        """The ids that the last round left in both."""
+        files = []
+        for contestant in (ours, trl):
+            ids, lengths = (self.folder / f"{contestant.name}.{what}.npy" for what in ("ids", "lengths"))
+            contestant.ask("dump", ids=str(ids), lengths=str(lengths))
+            files.append((ids, lengths))
+        return compare(*files)
+
+    def _say(self, number: int, name: str, seconds: float) -> None:
+        self.screen.say(f"round {number + 1} of {self.config.rounds}, {name}: {seconds:.2f} s, {self.config.rows / seconds:,.0f} rows/s")
+
+
+def _require_room(config: DataBench) -> None:
+    need = BYTES_A_ROW * config.rows * (TEN if config.memory else 1)
+    have = shutil.disk_usage(config.out).free
+    if have < need:
+        raise StorageError(
+            f"{config.out}: this benchmark needs up to {need / 1e9:.1f} GB of disk meanwhile, and {have / 1e9:.1f} GB are free. Choose "
+            "a folder on a larger disk with --out, fewer --rows, or --memory False."
+        )
+
+
+def show(result: dict[str, Any], screen: Screen) -> None:
+    """The numbers, for people."""
+    screen.title("Result")
+    for name, taken in result["preparation"].items():
+        screen.say(
+            f"{name:<18}{taken['per_second']:>9,.0f} rows/s  (median of {len(taken['seconds'])} rounds, {taken['median_seconds']:.2f} s)"
+        )
+    if result["ratio"] is not None:
+        alike = result["same_work"]
+        screen.say(f"{result['ratio']:.2f} times as fast as TRL at its best of each round", "bold")
+        screen.say(
+            f"same work: {alike['rows']:,} conversations each, {alike['alike']:,} of them token for token alike "
+            f"({alike['tokens_ours']:,} and {alike['tokens_peer']:,} tokens)"
+        )
+    screen.say(f"reading, checks and ledger {result['validation_rows_per_second']:,.0f} rows/s")
+    screen.say(f"second start {result['second_start_seconds']:.2f} s")
+    if "memory_ratio_ten_fold" in result:
+        screen.say(f"peak memory with ten times the rows: {result['memory_ratio_ten_fold']:.2f} times as much")
+
+
+def picture(path: Path, result: dict[str, Any]) -> Path:
+    """The preparation's speed, as bars."""
+    rows = result["file"]["rows"]
+    bars = [
+        Bar(name, taken["per_second"], rows / taken["most_seconds"], rows / taken["least_seconds"], ours=name == OURS)
+        for name, taken in result["preparation"].items()
+    ]
+    where, rounds, versions = result["machine"], result["settings"]["rounds"], result["versions"]
+    trl = versions.get("TRL")
+    tools = f"; TRL {trl['trl']}, transformers {trl['transformers']}" if trl else ""
+    ten_fold = result.get("memory_ratio_ten_fold")
+    memory = f"; ten times the rows take {ten_fold:.2f} times the memory" if ten_fold else ""
+    notes = [
+        f"{result['settings']['model']}; bars are medians of {rounds} alternating round{'s' * (rounds != 1)}, whiskers their spread",
+        f"{where['processor']}, {where['usable_cores']} cores; Sapwood at {result['commit'] or 'no commit'}{tools}",
+        f"reading, checks and ledger {result['validation_rows_per_second']:,.0f} rows/s; "
+        f"second start {result['second_start_seconds']:.2f} s{memory}",
+    ]
+    times = f": {result['ratio']:.1f} times as fast as TRL" if result["ratio"] is not None else ""
+    return draw(path, f"From a file to training rows{times}", f"{rows:,} conversations read, rendered, tokenised", bars, "rows/s", notes)

@@ -1,0 +1,105 @@
+"""Where a number was measured, and the environment in which the peers live.
+
+`peer_python` makes `.venv-bench` beside the source on first use: torch first and alone, by its exact version (any other
+request may pull gigabytes of CUDA), then `requirements.txt`. It is made again when those pins change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sapwood.errors import AssetError, storage
+from sapwood.recipes.screen import Screen
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout."""
+PEERS = ROOT / ".venv-bench"
+TORCH = "torch==2.13.0"
+
+
+def peer_python(screen: Screen, folder: Path = PEERS, requirements: Path = ROOT / "bench" / "requirements.txt") -> Path:
+    """The Python of the peers' environment, which is made first where it is missing or its pins have changed.
+
+    Raises `AssetError` where pip cannot install the pins, `StorageError` where the folder cannot be written.
+    """
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = folder / ".installed"
+    wanted = hashlib.sha256(f"{TORCH}\n{requirements.read_text()}".encode()).hexdigest()
+    if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    screen.say(
+        f"The peers live in an environment of their own, {folder}. Installing {TORCH} and {_listed(requirements)} into it with pip; "
+        "on Linux that is about 1.5 GB of disk, once. Delete the folder to be rid of it."
+    )
+    with storage(folder, "make the environment"):
+        venv.create(folder, with_pip=True, clear=folder.exists())
+    for what in ([TORCH], [TORCH, "--requirement", str(requirements)]):
+        _pip(python, what, folder)
+    stamp.write_text(wanted)
+    return python
+
+
+def _listed(requirements: Path) -> str:
+    lines = [line.strip() for line in requirements.read_text().splitlines()]
+    return ", ".join(line for line in lines if line and not line.startswith("#"))
+
+
+def _pip(python: Path, what: Sequence[str], folder: Path) -> None:
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        said = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("WARNING"))[-1500:]
+        raise AssetError(
+            f"{folder}: pip could not install {' '.join(what)} (exit code {done.returncode}). Check the network or pip's own settings, "
+            f"then run the same command again; it goes on from there. pip said:\n{said}"
+        )
+
+
+def machine() -> dict[str, Any]:
+    """The machine, and how busy it was when asked: a shared one makes seconds worthless, ratios less so."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    with contextlib.suppress(OSError):
+        found["load_average"] = [round(value, 2) for value in os.getloadavg()]
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit that is checked out, with `+` if files have changed since; None without git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    head = subprocess.run([git, "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return None
+    changed = subprocess.run([git, "-C", str(ROOT), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip())
