@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -393,10 +392,3 @@ def test_wrong_arguments_are_told_apart(tmp_path: Path) -> None:
         read([path, path])
     with pytest.raises(DataError, match="No files"):
         read([])
-
-
-def test_a_packed_copy_is_refused_as_such(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress(b"{}"))
-    with pytest.raises(DataError, match=r"gzip-compressed\. Unpack it first"):
-        read([path])

@@ -1,8 +1,8 @@
-"""Files in, parsed JSON values out, each with its place; a line that is not JSON comes out as a refusal.
+"""Files in, parsed JSON values out, each with its place; a row that is not JSON comes out as a refusal.
 
-Lines are read as bytes with an upper bound, so that a file without line ends cannot fill the memory. What cannot be
-a file of rows at all (a folder, a gzip archive, Parquet, UTF-16, …) raises at once and says what to do.
-Left out on purpose: decompression and the conversion of other formats, which tools that everybody has do well.
+JSON Lines, JSON arrays, CSV, TSV, Parquet and Arrow, each of the texts also packed by gzip, bzip2, xz or Zstandard. Rows
+come one by one, and lines are read with an upper bound, so that neither a large file nor one without line ends fills the
+memory. What cannot be a file of rows at all (a zip archive, UTF-16, a database, …) raises at once and says what to do.
 """
 
 from __future__ import annotations
@@ -11,64 +11,67 @@ import difflib
 import io
 import itertools
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
+from sapwood.data.archives import PACKED_SUFFIXES, UNPACK, Damaged, name_inside, unpacked
+from sapwood.data.arrays import array_rows
 from sapwood.data.refusal import Refusal, kind_of, shown
+from sapwood.data.tables import Parsed as Parsed
+from sapwood.data.tables import arrow_rows, parquet_rows, separated_rows
 from sapwood.errors import DataError, StorageError
 from sapwood.records import Source
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is refused: no conversation is 64 MiB long, but a file that has lost its line ends is."""
-MAX_ARRAY_BYTES = 2**30
-"""A JSON array is parsed whole, so a larger one must come as JSON Lines."""
 
-_ROWS = (".jsonl", ".ndjson", ".json")
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab")
+ROWS = (*TEXTS, ".parquet", ".arrow")
+"""Endings of files that hold rows; texts may be packed, too."""
+
 _CHUNK = 2**20
 _HEAD = 8192
 """Bytes at the beginning of a file that must look like text."""
 _MAGIC = {
-    b"\x1f\x8b": ("gzip-compressed", "Unpack it first (`gunzip -k {file}`)."),
-    b"BZh": ("bzip2-compressed", "Unpack it first (`bunzip2 -k {file}`)."),
-    b"\xfd7zXZ\x00": ("xz-compressed", "Unpack it first (`unxz -k {file}`)."),
-    b"\x28\xb5\x2f\xfd": ("Zstandard-compressed", "Unpack it first (`unzstd {file}`)."),
-    b"PK\x03\x04": ("a zip archive (or an Excel file)", "Unpack it, or save it as JSON Lines."),
+    b"PK\x03\x04": ("a zip archive (or an Excel file)", "Unpack it, or save it as CSV or JSON Lines."),
     b"7z\xbc\xaf": ("a 7z archive", "Unpack it first."),
-    b"ARROW1": ("an Arrow file", "Write it as JSON Lines, one object a line."),
-    b"SQLite format 3\x00": ("an SQLite database", "Write the table as JSON Lines, one object a line."),
-    b"\xff\xfe": ("text in UTF-16", "Convert it: `iconv -f UTF-16 -t UTF-8 {file} > {stem}.utf8.jsonl`."),
-    b"\xfe\xff": ("text in UTF-16", "Convert it: `iconv -f UTF-16 -t UTF-8 {file} > {stem}.utf8.jsonl`."),
+    b"FEA1": ("a Feather file of the first version", "Write it as Parquet or JSON Lines."),
+    b"SQLite format 3\x00": ("an SQLite database", "Write the table as CSV or JSON Lines."),
+    b"\xff\xfe": ("text in UTF-16", "Convert it: `iconv -f UTF-16 -t UTF-8 {file} > {stem}.utf8{suffix}`."),
+    b"\xfe\xff": ("text in UTF-16", "Convert it: `iconv -f UTF-16 -t UTF-8 {file} > {stem}.utf8{suffix}`."),
     b"version https://git-lfs": ("a Git LFS pointer, not the data itself", "Fetch the data: `git lfs pull`."),
 }
-_CSV = (
-    'python -c "import csv,json,sys; [print(json.dumps(r)) for r in '
-    "csv.DictReader(open(sys.argv[1], newline='', encoding='utf-8-sig'){tab})]\" {file} > {stem}.jsonl"
-)
-_PARQUET = (
-    'python -c "import json,sys,pyarrow.parquet as p; [print(json.dumps(r, default=str)) for r in '
-    'p.read_table(sys.argv[1]).to_pylist()]" {file} > {stem}.jsonl'
-)
-
-Parsed = tuple[Source, Any]
-"""A place and the JSON value there, or the `Refusal` of that place."""
 
 
-def parsed_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Parsed]:
-    """Every row of a JSON Lines file, or of a `.json` file that holds one array; blank lines are no rows.
+def holds_rows(path: Path) -> bool:
+    """Whether a file's name says that it holds rows."""
+    return name_inside(path).suffix.lower() in (TEXTS if path.suffix.lower() in PACKED_SUFFIXES else ROWS)
 
-    Raises `DataError` or `StorageError` if the file as a whole cannot be read as rows.
+
+def parsed_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES, notes: Counter[str] | None = None) -> Iterator[Parsed]:
+    """Every row of a file, lazily; blank lines are no rows. `notes` counts what the reading of a table had to decide.
+
+    Raises `DataError` or `StorageError` if the file as a whole cannot be read as rows, or from where it is damaged on.
     """
+    last: Source | None = None
+    notes = Counter() if notes is None else notes
     try:
-        with io.BufferedReader(io.FileIO(path), _CHUNK) as file:
-            head = file.peek(_HEAD)[:_HEAD]
-            _refuse_foreign(path, head)
-            if path.suffix.lower() == ".json" and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                yield from _array(path, file)
-            else:
-                yield from _lines(path, file, max_line_bytes)
+        with unpacked(path) as (file, packing):
+            try:
+                for last, value in _rows(path, file, packing, max_line_bytes, notes):
+                    yield last, value
+            except Damaged as error:
+                place = f"{last}: behind this row" if last else str(path)
+                inside = name_inside(path)
+                part = f"{shlex.quote(inside.stem)}-part{inside.suffix}"
+                raise DataError(
+                    f"{place}: {error}, and the rows behind that are lost. Fetch or write the file again; to go on with what is whole, "
+                    f"unpack that: `{UNPACK[packing]} {shlex.quote(str(path))} > {part}`."
+                ) from None
     except FileNotFoundError:
         raise DataError(_missing(path)) from None
     except IsADirectoryError:
@@ -78,8 +81,50 @@ def parsed_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Pa
             f"{path}: this user may not read it. Change its permissions (`chmod u+r {shlex.quote(str(path))}`), "
             "or read it as a user who may."
         ) from None
+    except DataError:
+        raise
     except OSError as error:
         raise StorageError(f"{path}: could not be read: {error.strerror or error}. Check the path and the disk, and try again.") from None
+
+
+def _rows(path: Path, file: io.BufferedReader[Any], packing: str, max_line_bytes: int, notes: Counter[str]) -> Iterator[Parsed]:
+    head = file.peek(_HEAD)[:_HEAD]
+    inside = name_inside(path) if packing else path
+    suffix = inside.suffix.lower()
+    if _is_binary_table(path, head, suffix, packing):
+        yield from parquet_rows(path, notes) if head.startswith(b"PAR1") else arrow_rows(path, notes, stream=not head.startswith(b"ARROW1"))
+        return
+    _refuse_foreign(path, inside, head)
+    if suffix in (".csv", ".tsv", ".tab"):
+        yield from separated_rows(path, file, tabs=suffix != ".csv", max_bytes=max_line_bytes, notes=notes)
+    elif suffix == ".json":
+        yield from _json(path, file, head, max_line_bytes)
+    else:
+        yield from _lines(path, file, max_line_bytes)
+
+
+def _is_binary_table(path: Path, head: bytes, suffix: str, packing: str) -> bool:
+    stream = suffix == ".arrow" and head.startswith(b"\xff\xff\xff\xff")
+    if not (head.startswith((b"PAR1", b"ARROW1")) or stream):
+        if suffix in (".parquet", ".arrow") and head:
+            raise DataError(
+                f"{path}: named {suffix}, but its first bytes are {head[:8]!r}, which no such file begins with. Check the file."
+            )
+        return False
+    if packing:
+        raise DataError(
+            f"{path}: a packed table of Parquet or Arrow, which must be read out of order. Unpack it first, with `{UNPACK[packing]}`."
+        )
+    return True
+
+
+def _json(path: Path, file: io.BufferedReader[Any], head: bytes, max_line_bytes: int) -> Iterator[Parsed]:
+    """A `.json` file: an array, one object over several lines, or JSON Lines under another name."""
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if begin == b"[":
+        yield from array_rows(path, file, lambda content: _lines(path, content, max_line_bytes), _checked)
+    else:
+        yield from _lines(path, file, max_line_bytes)
 
 
 def _lines(path: Path, file: BinaryIO, max_line_bytes: int) -> Iterator[Parsed]:
@@ -145,48 +190,17 @@ def _broken(source: Source, line: bytes, error: orjson.JSONDecodeError) -> Refus
     return Refusal(source, f"broken JSON: {source}:{error.colno}: {error.msg}", "mend the line; each line holds one whole JSON object")
 
 
-def _array(path: Path, file: BinaryIO) -> Iterator[Parsed]:
-    """The records of a JSON array; their numbers stand where line numbers would."""
-    content = file.read(MAX_ARRAY_BYTES + 1)
-    if len(content) > MAX_ARRAY_BYTES:
-        raise DataError(
-            f"{path}: a JSON array of more than {MAX_ARRAY_BYTES:,} bytes, which would have to be read whole. "
-            f"Write it as JSON Lines: `jq -c '.[]' {shlex.quote(str(path))} > {shlex.quote(path.stem)}.jsonl`."
-        )
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    try:
-        values = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        records = list(_lines(path, io.BytesIO(content), MAX_LINE_BYTES))
-        if any(isinstance(value, dict) for _, value in records):  # lines after all, of which the first is an array
-            yield from records
-            return
-        place = f"{path}:{error.lineno}:{error.colno}"
-        raise DataError(
-            f"{place}: the file begins as a JSON array but is broken here: {error.msg}. Mend it, or write JSON Lines."
-        ) from None
-    for number, value in enumerate(values, 1):
-        source = Source(str(path), number)
-        yield source, _checked(source, value)
-
-
-def _refuse_foreign(path: Path, head: bytes) -> None:
-    """Raise `DataError` for a file that is not text in UTF-8, or whose name says that it is no JSON."""
-    name = {"file": shlex.quote(str(path)), "stem": shlex.quote(str(path.with_suffix("")))}
-    suffix = path.suffix.lower()
-    if head.startswith(b"PAR1") or suffix == ".parquet":
-        raise DataError(f"{path}: Parquet is not read yet. Convert it to JSON Lines: `{_PARQUET.format(**name)}`.")
-    if suffix in (".csv", ".tsv"):
-        command = _CSV.format(tab=", delimiter='\\t'" if suffix == ".tsv" else "", **name)
-        raise DataError(
-            f"{path}: {suffix[1:].upper()} is not read yet. Convert it to JSON Lines: `{command}`, and name the columns if they "
-            "are not called `prompt` and `completion`."
-        )
+def _refuse_foreign(path: Path, inside: Path, head: bytes) -> None:
+    """Raise `DataError` for a file that is not text in UTF-8."""
+    name = {"file": shlex.quote(str(path)), "stem": shlex.quote(str(inside.with_suffix(""))), "suffix": inside.suffix}
     for magic, (what, fix) in _MAGIC.items():
         if head.startswith(magic):
-            raise DataError(f"{path}: expected JSON Lines, found {what}. {fix.format(**name)}")
+            raise DataError(f"{path}: expected rows as text or a table, found {what}. {fix.format(**name)}")
+    if head[257:262] == b"ustar":
+        raise DataError(f"{path}: expected rows as text or a table, found a tar archive. Unpack it: `tar -xf {name['file']}`.")
     if b"\x00" in head:
-        raise DataError(f"{path}: expected JSON Lines in UTF-8, found a binary file (a zero byte at {head.index(0)}). Check the path.")
+        zero = head.index(0)
+        raise DataError(f"{path}: expected rows as text or a table, found a binary file (a zero byte at {zero}). Check the path.")
     if not head:
         raise DataError(f"{path}: the file is empty. Write one JSON object a line into it, or choose another file.")
 
@@ -196,16 +210,12 @@ def _missing(path: Path) -> str:
     if not folder.is_dir():
         return f"{path}: no such file, and no folder {folder}. Check the path."
     names = sorted(entry.name for entry in itertools.islice(folder.iterdir(), 5000))
-    rows = [name for name in names if name.endswith(_ROWS)]
-    there = f" JSON files there: {', '.join(rows[:5])}{', …' if len(rows) > 5 else ''}." if rows else ""
+    rows = [name for name in names if holds_rows(Path(name))]
+    there = f" Files of rows there: {', '.join(rows[:5])}{', …' if len(rows) > 5 else ''}." if rows else ""
     near = difflib.get_close_matches(path.name, names, n=2)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else there
     return f"{path}: no such file.{hint} Check the path."
 
 
 def _folder(path: Path) -> str:
-    rows = [entry for entry in sorted(path.iterdir()) if entry.name.endswith(_ROWS)]
-    if not rows:
-        return f"{path}: a folder, without a .jsonl or .json file in it. Name a file."
-    more = f" (and {len(rows) - 5} more)" if len(rows) > 5 else ""
-    return f"{path}: a folder, not a file. Name the files in it: {' '.join(shlex.quote(str(entry)) for entry in rows[:5])}{more}."
+    return f"{path}: a folder, not a file. `read` takes the files in it if you name the folder there."

@@ -1,13 +1,12 @@
 """Files → conversations. Every row comes out: as a record, or as a refusal with file, line, reason and fix.
 
-In: paths of files. Out: a `Reading` that holds the records (`read`), or a `Scan` that knows all about them and reads them
+In: files, folders, patterns, names of data sets. Out: a `Reading` that holds the records (`read`), or a `Scan` that knows all about them and reads them
 again when they are wanted (`scan`), so that memory does not grow with the file. Nothing is repaired by guessing and nothing
-is left out in silence. Left out on purpose: downloads.
+is left out in silence.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from sapwood.config import did_you_mean
 from sapwood.data.columns import Only, names_in
 from sapwood.data.formats import FORMATS, Columns, Format, Tally, asked_format, check_columns, fitting, to_record
 from sapwood.data.lines import MAX_LINE_BYTES, parsed_rows
+from sapwood.data.locations import locate
 from sapwood.data.messages import Notes
 from sapwood.data.refusal import Refusal, Refusals, Refused
 from sapwood.errors import DataError
@@ -164,7 +164,8 @@ def _scan(
     sentences: list[str] = []
     total = left_out = 0
     notes, places = Notes(), dict[str, Source]()
-    for path in _distinct([Path(file) for file in ([files] if isinstance(files, str | Path) else files)]):
+    located = locate(files)
+    for path in located.files:
         one = _one_file(path, given, Recipe({}, renamed, only, max_line_bytes), records is not None, refused.limit)
         formats[str(path)] = one.form
         sentences.append(one.sentence)
@@ -174,7 +175,8 @@ def _scan(
         places = {**one.places, **places}
         if records is not None:
             records += one.records
-    return Scan(Recipe(formats, renamed, only, max_line_bytes), total, refused, "\n".join(sentences), dict(notes), places, left_out)
+    guess = "\n".join([*located.said, *sentences])
+    return Scan(Recipe(formats, renamed, only, max_line_bytes), total, refused, guess, dict(notes), places, left_out)
 
 
 @dataclass(slots=True)
@@ -220,7 +222,7 @@ def _pass(path: Path, form: Format | None, recipe: Recipe, hold: bool, limit: in
     """Read a file as rows of `form`, or of the first format that is met; not `firm` if rows before that were of another."""
     found = _File(form or FORMATS[0], Refusals(limit=limit), firm=True)
     sure, early = form is not None, False
-    for source, value in parsed_rows(path, recipe.max_line_bytes):
+    for source, value in parsed_rows(path, recipe.max_line_bytes, found.notes):
         found.rows += 1
         if not isinstance(value, Refusal):
             if tally is not None:
@@ -243,15 +245,3 @@ def _pass(path: Path, form: Format | None, recipe: Recipe, hold: bool, limit: in
 
 def _lines(guess: str, notes: Mapping[str, int], places: Mapping[str, Source]) -> list[str]:
     return [*guess.split("\n"), *(f"{count} × {note} (first: {places[note]})" for note, count in sorted(notes.items()))]
-
-
-def _distinct(paths: list[Path]) -> list[Path]:
-    if not paths:
-        raise DataError("No files to read. Name at least one JSON Lines file.")
-    seen: dict[str, Path] = {}
-    for path in paths:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise DataError(f"{path}: given twice (it is the same file as {seen[real]}), so its rows would count twice. Name it once.")
-        seen[real] = path
-    return paths
