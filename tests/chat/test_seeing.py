@@ -12,13 +12,20 @@ from rich.console import Console
 
 from sapwood.chat import Chat, coloured, examine
 from sapwood.chat.colour import TRAINED
+from sapwood.chat.doctor import survey_findings
+from sapwood.chat.doctor_rows import Surveyor
 from sapwood.records import Conversation, Example, Message, Row
 
 ROW = Conversation((Message("user", "a\x1b[31m tree"), Message("assistant", "  世🌱\nsap <|im_end|>")))
 
 
 def sentences(chat: Chat, severity: str, conversations: tuple[Conversation, ...] = (), context: int | None = None) -> str:
-    found = examine(chat, conversations, context=context)
+    found = examine(chat)
+    if conversations:
+        surveyor = Surveyor(chat, context=context)
+        for conversation in conversations:
+            surveyor.add(conversation)
+        found += survey_findings(surveyor.survey())
     return "\n".join(finding.sentence for finding in found if finding.severity == severity)
 
 
@@ -28,11 +35,11 @@ def sentences(chat: Chat, severity: str, conversations: tuple[Conversation, ...]
         (CHATML, "<|im_end|>", "note", "no place for tools"),
         (TOOLFUL, "<|im_end|>", "ok", "Tools reach the prompt"),
         (CHATML, "<|im_end|>", "ok", "History is kept"),
-        (NO_SYSTEM, "<|im_end|>", "note", "System messages are not supported"),
+        (NO_SYSTEM, "<|im_end|>", "problem", "leaves the system message out"),
         (PREFILLED, "<|eos|>", "note", "opens a thought"),
         (EMPTY_THOUGHT, "<|im_end|>", "note", "{'enable_thinking': False}"),
         (EMPTY_THOUGHT, "<|im_end|>", "note", "rewrites history"),
-        (ENDLESS, "<|im_end|>", "problem", "No stop token"),
+        (ENDLESS, "<|im_end|>", "problem", "ends in no stop token"),
         (CHATML, "<|eos|>", "note", "add 326 to"),
         ("{{ bos_token }}{{ bos_token }}" + CHATML, "<|im_end|>", "problem", "'<|bos|>' twice"),
         (
@@ -42,7 +49,7 @@ def sentences(chat: Chat, severity: str, conversations: tuple[Conversation, ...]
             "no generation prompt",
         ),
         ("You are a very old tree. " + CHATML, "<|im_end|>", "note", "text of its own"),
-        ("{{ strftime_now('%Y') }}" + CHATML, "<|im_end|>", "note", "today's date"),
+        ("{{ strftime_now('%d %B %Y') }}" + CHATML, "<|im_end|>", "note", "writes a date into every prompt"),
         ("{{ raise_exception('never') }}", "<|im_end|>", "problem", "never"),
     ],
 )
@@ -57,11 +64,10 @@ def test_a_healthy_template_has_no_problem(tmp_path: Path) -> None:
 def test_the_doctor_counts_rows_refusals_and_protected_texts(tmp_path: Path) -> None:
     chat = load(tmp_path, "chatml")
     silent = Conversation((Message("user", "a"),))
-    assert "1 of 2 conversations give 1 rows" in sentences(chat, "ok", (ROW, silent))
+    assert "1 of 2 conversations can be trained: 1 row of" in sentences(chat, "ok", (ROW, silent))
     assert "no assistant turn to train" in sentences(chat, "problem", (ROW, silent))
-    assert "1 conversations write control tokens as text" in sentences(chat, "note", (ROW, silent))
+    assert "1 row holds control tokens as text" in sentences(chat, "note", (ROW, silent))
     assert "at most 5" in sentences(chat, "problem", (ROW,), context=5)
-    assert "4 more conversations" in sentences(chat, "problem", (silent,) * 9)
 
 
 def test_the_doctor_names_texts_that_a_tokenizer_changes(tmp_path: Path) -> None:
@@ -71,7 +77,9 @@ def test_the_doctor_names_texts_that_a_tokenizer_changes(tmp_path: Path) -> None
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Replace(" ", "▁")])
     chat = load(tmp_path, "chatml", tokenizer=tokenizer)
     assert "accents" in sentences(chat, "note")
-    assert "1 answers do not come back" in sentences(chat, "note", (Conversation((Message("user", "a"), Message("assistant", "é"))),))
+    assert "1 row holds an answer that the tokenizer" in sentences(
+        chat, "note", (Conversation((Message("user", "a"), Message("assistant", "é"))),)
+    )
 
 
 def printed(text: object, **more: object) -> str:

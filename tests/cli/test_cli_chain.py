@@ -116,7 +116,7 @@ def test_doctor_passes_healthy_rows_and_fails_on_broken_ones(place: Path, tmp_pa
     assert main(["doctor", str(broken), "--model", str(place / "model")]) == 1
     shown = capsys.readouterr().err
     assert "broken.jsonl:31" in shown
-    assert "1 refused row" in shown
+    assert "1 of 31 rows cannot be trained" in shown
 
 
 def test_full_training_and_free_text(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

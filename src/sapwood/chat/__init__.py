@@ -3,7 +3,8 @@
 from sapwood.chat.builtin import named_template
 from sapwood.chat.chat import Chat, Turn
 from sapwood.chat.colour import coloured
-from sapwood.chat.doctor import Finding, examine
+from sapwood.chat.doctor import examine
+from sapwood.chat.doctor_tokenizer import Finding
 from sapwood.chat.properties import Fault, faults
 from sapwood.chat.tokens import StreamDecoder
 from sapwood.chat.tools import call_text, parse_call, tool_prompt

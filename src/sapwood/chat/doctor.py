@@ -1,188 +1,222 @@
 """What a person should know about a template, a tokenizer and their data before anything is trained.
 
-In: a `Chat` and conversations. Out: `Finding`s: a sentence each, how grave it is, and the next step. Nothing is changed
-and nothing printed; the probes are small conversations of our own, rendered and compared.
+In: a `Chat`, and what the pass over the rows has found (`doctor_rows`). Out: `Finding`s: a sentence each, how grave it is,
+and the next step. Nothing is changed and nothing printed; the probes are small conversations of our own, rendered and
+compared, so that a template is judged by what it does and not by what it says.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sapwood.chat.chat import Chat, Turn
+from sapwood.chat.chat import Chat
+from sapwood.chat.doctor_checks import ROW_KINDS, agreeing
+from sapwood.chat.doctor_rows import Survey
+from sapwood.chat.doctor_tokenizer import Finding, date_findings, stop_findings, tokenizer_findings
+from sapwood.chat.properties import faults
 from sapwood.chat.turns import TAGS
 from sapwood.errors import SapwoodError, TemplateError
-from sapwood.records import Conversation, Message
+from sapwood.records import Conversation, Message, ToolCall
 
-SAMPLES = {
-    "digits": "1234567890 3.14159 12:05",
-    "emoji": "🌱🌲👩‍🌾 ok",
-    "Chinese, Japanese, Korean": "树木 木材 나무",
-    "leading spaces": "    indented\n\tcode",
-    "accents": "Ça va, naïve Übergröße?",
-}
 _ASK = Message("user", "Where does sapwood grow?")
 _TELL = Message("assistant", "Right below the bark.")
+_MORE = Message("user", "And heartwood?")
 _TOOL = {
     "type": "function",
-    "function": {"name": "find_tree", "description": "Finds a tree.", "parameters": {"type": "object", "properties": {}}},
+    "function": {
+        "name": "find_tree",
+        "description": "Finds a tree.",
+        "parameters": {
+            "type": "object",
+            "properties": {"kind": {"type": "string", "description": "The kind of tree."}},
+            "required": ["kind"],
+        },
+    },
 }
+_CALL = Message("assistant", tool_calls=(ToolCall("find_tree", {"kind": "oak"}, "a1b2c3d4e"),))
+_RESULT = Message("tool", '{"found": 3}', tool_call_id="a1b2c3d4e", name="find_tree")
+PROBE = Conversation((Message("system", "Be brief."), _ASK, _CALL, _RESULT, _TELL), (_TOOL,))
+"""One of everything: system message, tools, a question, a call, its result, an answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing found. `problem` stands in the way of training; a `note` is worth knowing; `ok` was checked."""
-
-    severity: Literal["ok", "note", "problem"]
-    sentence: str
-    next_step: str = ""
-
-
-def examine(chat: Chat, conversations: Sequence[Conversation] = (), *, context: int | None = None) -> list[Finding]:
-    """All findings about the template and tokenizer, then about the data. `context` as in `Chat.example`."""
-    return [
-        Finding("ok", f"The model has a chat template ({len(chat.template)} letters)."),
-        *_system(chat),
-        *_tools(chat),
-        *_turns(chat),
-        *_stops(chat),
-        *_tokenizer(chat),
-        *(_data(chat, conversations, context) if conversations else ()),
-    ]
+def examine(chat: Chat) -> list[Finding]:
+    """All findings about the template and the tokenizer, by what was looked at."""
+    found = [Finding(fault.severity, fault.sentence, fault.next_step, fault.kind) for fault in faults(chat)]
+    kinds = {finding.kind for finding in found}
+    if "unusable" in kinds:
+        return [*found, *stop_findings(chat), *tokenizer_findings(chat)]
+    if not kinds & {"system-refused", "system-dropped"}:
+        found.append(Finding("ok", "System messages reach the prompt.", kind="system"))
+    return [*found, *_texts(kinds), *_tools(chat), *_prompt(chat), *_turns(chat), *stop_findings(chat), *tokenizer_findings(chat)]
 
 
-def _system(chat: Chat) -> Iterator[Finding]:
-    try:
-        chat.prompt([Message("system", "Speak of trees only."), _ASK], where="a probe")
-    except TemplateError as error:
-        yield Finding("note", f"System messages are not supported: {error}", "Write their text into the first user message.")
-    else:
-        yield Finding("ok", "System messages reach the prompt.")
+def _texts(faults_found: set[str]) -> Iterator[Finding]:
+    if not faults_found & {"text-changed", "text-trimmed", "message-dropped"}:
+        yield Finding("ok", "Texts reach the prompt letter for letter, white space included.", kind="text")
 
 
 def _tools(chat: Chat) -> Iterator[Finding]:
+    thought = "It asks for a tree." if _opened(chat) else None
+    call = Message("assistant", tool_calls=_CALL.tool_calls, reasoning=thought)
     try:
         chat.prompt([_ASK], [_TOOL], where="a probe")
     except TemplateError:
-        yield Finding(
-            "note", "The template has no place for tools.", "For data with tools use --tools-in-system, or a template with a tools branch."
-        )
+        step = "For data with tools choose a template with a tools branch, or write them into the system message."
+        yield Finding("note", "The template has no place for tools.", step, kind="tools")
+        return
+    yield Finding("ok", "Tools reach the prompt.", kind="tools")
+    try:
+        turn = chat.turns(Conversation((_ASK, call), (_TOOL,)))[0]
+    except SapwoodError as error:
+        yield Finding("note", f"Tool calls cannot be trained: {_reason(error)}", kind="calls")
+        return
+    yield Finding("ok", f"Tool calls are written as {_short(turn.text)}.", kind="calls")
+    try:
+        chat.prompt([_ASK, call, _RESULT], [_TOOL], where="a probe")
+    except TemplateError as error:
+        yield Finding("note", f"Tool results do not reach the prompt: {_reason(error)}", kind="tool-results")
     else:
-        yield Finding("ok", "Tools reach the prompt.")
+        yield Finding("ok", "Tool results reach the prompt.", kind="tool-results")
 
 
-def _turns(chat: Chat) -> Iterator[Finding]:
-    """Generation prompt, prefill, history."""
+def _prompt(chat: Chat) -> Iterator[Finding]:
+    """The generation prompt, text of the template's own, a date, an opened thought."""
     try:
         prompt = chat.prompt([_ASK], where="a probe").text
         bare = chat.render(Conversation((_ASK,)))
     except TemplateError as error:
-        yield Finding("problem", f"A plain question cannot be rendered: {error}", "Choose another template with --template FILE.")
+        yield Finding(
+            "problem", f"A plain question cannot be rendered: {_reason(error)}", "Choose another template with --template FILE.", "prompt"
+        )
         return
     lead = prompt.partition(_ASK.content)[0]
     for control in chat.tokens.control_ids:
         lead = lead.replace(control, " ")
     if len(lead.split()) > 3:
-        yield Finding("note", f"The template puts text of its own before a question without a system message: {' '.join(lead.split())!r}.")
+        words = " ".join(lead.split())
+        sentence = f"The template puts text of its own before a question without a system message: {words!r}."
+        yield Finding("note", sentence, "Rows with a system message of their own replace it, in most templates.", kind="own-text")
     if prompt == bare:
-        yield Finding("note", "The template adds no generation prompt; the model speaks right behind the question.")
+        yield Finding(
+            "note", "The template adds no generation prompt; the model speaks right behind the question.", kind="generation-prompt"
+        )
     else:
-        yield Finding("ok", f"The generation prompt is {prompt[len(bare) :] if prompt.startswith(bare) else prompt[-40:]!r}.")
-    if chat.knows_argument("strftime_now"):
-        yield Finding("note", "The template writes today's date: prompts differ from day to day unless a date is fixed at loading.")
-    opened = next((tag for tag in TAGS if prompt.rstrip().endswith(tag)), None)
+        added = prompt[len(bare) :] if prompt.startswith(bare) else prompt[-40:]
+        yield Finding("ok", f"The generation prompt is {added!r}.", kind="generation-prompt")
+    yield from date_findings(prompt)
+    opened = _opened(chat)
     if opened:
-        yield Finding("note", f"The prompt opens a thought ({opened}): each trained turn needs reasoning.", "Give turns `reasoning`.")
-    thought = "It is the young wood." if opened else None
+        sentence = f"The prompt opens a thought ({opened}): each trained turn needs reasoning."
+        yield Finding("note", sentence, "Give turns `reasoning`.", kind="prefill")
+
+
+def _opened(chat: Chat) -> str | None:
+    """The tag of a thought that the prompt leaves open."""
+    try:
+        prompt = chat.prompt([_ASK], where="a probe").text
+    except TemplateError:
+        return None
+    return next((tag for tag in TAGS if prompt.rstrip().endswith(tag)), None)
+
+
+def _turns(chat: Chat) -> Iterator[Finding]:
+    """History, reasoning, inserted thoughts."""
+    if chat.turn_end is None:
+        return  # nothing can be trained; the fault is told elsewhere
+    thought = "It is the young wood." if _opened(chat) else None
     first = Message("assistant", _TELL.content, reasoning=thought)
     try:
-        turns = chat.turns(Conversation((_ASK, first, Message("user", "And heartwood?"), first)))
+        turns = chat.turns(Conversation((_ASK, first, _MORE, first)))
     except SapwoodError as error:
-        yield Finding("problem", f"A plain conversation cannot be trained: {error}")
+        yield Finding("problem", f"A plain conversation cannot be trained: {_reason(error)}", kind="history")
         return
     if turns[1].prompt.text.startswith(turns[0].prompt.text + turns[0].text):
-        yield Finding("ok", "History is kept as it was written, so the rows of a conversation share their beginnings.")
+        yield Finding("ok", "History is kept as it was written, so the rows of a conversation share their beginnings.", kind="history")
     else:
-        yield Finding("note", "The template rewrites history (it drops old reasoning, say): rows branch, which is correct but shares less.")
+        sentence = "The template rewrites history (it drops old reasoning, say): rows branch, which is correct but shares less."
+        yield Finding("note", sentence, kind="history")
     if turns[0].added_arguments:
-        yield Finding("note", f"Answers without reasoning need {dict(turns[0].added_arguments)}; rows and evaluation use it where needed.")
-
-
-def _stops(chat: Chat) -> Iterator[Finding]:
-    names = ", ".join(sorted(repr(chat.tokens.token_of(stop)) for stop in chat.stop_ids))
-    if chat.turn_end is None:
-        yield Finding("problem", f"No stop token was found at the end of an assistant turn. Known ones: {names or 'none'}.")
-        return
-    yield Finding("ok", f"Assistant turns end in {chat.tokens.token_of(chat.turn_end)!r}; generation stops at {names}.")
-    for note in chat.notes:
-        yield Finding("note", note)
-    pad, eos = chat.special_tokens.get("pad_token"), chat.special_tokens.get("eos_token")
-    if pad is not None and pad == eos:
-        yield Finding("ok", f"The padding token is the end token ({pad!r}); that is harmless here, since nothing is masked by token.")
-
-
-def _tokenizer(chat: Chat) -> Iterator[Finding]:
-    bos = chat.special_tokens.get("bos_token")
-    if bos is not None and _question(chat).startswith(bos + bos):
-        yield Finding("problem", f"The template itself begins with {bos!r} twice.", "Mend the template; the model has never seen that.")
-    else:
-        yield Finding("ok", "The prompt begins as the template writes it; no token is added in front, so none is doubled.")
-    lost = [name for name, text in SAMPLES.items() if chat.decode(chat.tokens.encode(text)) != text]
-    if lost:
-        yield Finding(
-            "note", f"The tokenizer does not give these texts back unchanged: {', '.join(lost)}.", "Expect the model to blur them."
-        )
-    else:
-        yield Finding("ok", f"The tokenizer gives texts back unchanged ({', '.join(SAMPLES)}).")
-    if chat.context_length is None:
-        yield Finding("note", "The model's files do not say how long a context may be.", "Set the longest row yourself.")
-    else:
-        yield Finding("ok", f"The context holds {chat.context_length} tokens.")
-
-
-def _question(chat: Chat) -> str:
-    """The prompt of a plain question; empty if the template refuses it (which `_turns` reports)."""
+        sentence = f"Answers without reasoning need {dict(turns[0].added_arguments)}; rows and evaluation use it where needed."
+        yield Finding("note", sentence, kind="inserted-thought")
+    thinking = Message("assistant", _TELL.content, reasoning="It is the young wood.")
     try:
-        return chat.prompt([_ASK], where="a probe").text
-    except TemplateError:
-        return ""
+        turns = chat.turns(Conversation((_ASK, thinking, _MORE, thinking)))
+    except SapwoodError as error:
+        yield Finding("note", f"Reasoning cannot be trained: {_reason(error)}", kind="reasoning")
+        return
+    kept = "It is the young wood." in turns[1].prompt.text
+    words = "and kept in the history" if kept else "and left out of the history, as the model will see it"
+    yield Finding("ok", f"Reasoning is trained {words}: {_short(turns[0].text)}.", kind="reasoning")
 
 
-def _data(chat: Chat, conversations: Sequence[Conversation], context: int | None) -> Iterator[Finding]:
-    refused: list[str] = []
-    turns: list[Turn] = []
-    protected = 0
-    for conversation in conversations:
-        protected += bool(chat.protected(conversation))
-        try:
-            turns += chat.turns(conversation, context=context)
-        except SapwoodError as error:
-            refused.append(str(error))
-    total, trained = sum(len(turn.prompt.ids) + len(turn.ids) for turn in turns), sum(len(turn.ids) for turn in turns)
-    if turns:
-        longest = max(len(turn.prompt.ids) + len(turn.ids) for turn in turns)
-        yield Finding(
-            "ok",
-            f"{len(conversations) - len(refused)} of {len(conversations)} conversations give {len(turns)} rows of {total} tokens, the "
-            f"longest {longest}; {trained} tokens ({trained / total:.0%}) are trained.",
+def survey_findings(survey: Survey) -> list[Finding]:
+    """What the pass over all rows has found, the counts first."""
+    found: list[Finding] = []
+    tokens, lengths = survey.tokens, survey.lengths
+    if lengths is not None:
+        share = tokens.trained / tokens.row_tokens
+        sentence = (
+            f"{survey.taken:,} of {survey.rows_in:,} conversations can be trained: {tokens.rows:,} row{'s' * (tokens.rows != 1)} of "
+            f"{tokens.row_tokens:,} tokens, the longest {lengths.longest:,} ({lengths.longest_at}); "
+            f"{tokens.trained:,} ({share:.0%}) are trained."
         )
-    for reason in refused[:5]:
-        yield Finding("problem", reason)
-    if len(refused) > 5:
-        yield Finding("problem", f"{len(refused) - 5} more conversations are refused.", "Mend the ones above first.")
-    if protected:
-        yield Finding("note", f"{protected} conversations write control tokens as text; they stay text and end no turn.")
-    changed = [turn for turn in turns if not _same_text(chat, turn)]
-    if changed:
-        yield Finding("note", f"{len(changed)} answers do not come back from the tokenizer unchanged, such as {changed[0].text[:40]!r}.")
-    needed = Counter(str(dict(turn.added_arguments)) for turn in turns if turn.added_arguments)
-    for arguments, count in needed.items():
-        yield Finding("note", f"{count} rows need the template arguments {arguments}.", "Evaluate and serve with the same.")
+        found.append(Finding("ok", sentence, kind="rows"))
+    for kind, count in survey.kinds.items():
+        what = ROW_KINDS[kind]
+        sentence = f"{count.rows:,} {agreeing(what.title, count.rows)}; the first: {count.first[0].where}, {count.first[0].sentence}"
+        found.append(Finding(what.severity, sentence, what.next_step, kind))
+    if survey.most_common_answer is not None:
+        text, share = survey.most_common_answer
+        sentence = f"{share:.0%} of the conversations end in one answer, {text!r}: a model that always says it is right that often."
+        found.append(Finding("note" if share >= 0.5 else "ok", sentence, kind="common-answer"))
+    return found
 
 
-def _same_text(chat: Chat, turn: Turn) -> bool:
-    """Whether the ids give the text back, but for the space that a tokenizer with a dummy space hides at the front."""
-    found = chat.decode(turn.ids)
-    return found == turn.text or (chat.tokens.dummy_space and found == turn.text.removeprefix(" "))
+Verdict = Literal["healthy", "usable", "not trainable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The doctor's last word. `exit_code` is 1 where training would be refused or wrong."""
+
+    verdict: Verdict
+    sentence: str
+    notes: int
+    problems: int
+
+    @property
+    def exit_code(self) -> int:
+        """0: go on; 1: mend first."""
+        return int(self.verdict == "not trainable")
+
+
+def diagnose(findings: Sequence[Finding], survey: Survey | None, max_refused: float = 0.02) -> Diagnosis:
+    """Healthy, usable with notes, or not trainable: the answer that `sapwood sft` would give before it loads the model.
+
+    Rows that cannot be trained are a note as long as their share is at most `max_refused`, as for a run.
+    """
+    refused = survey.refused if survey is not None else 0
+    grave = [f for f in findings if f.severity == "problem" and f.kind != "refused"]
+    notes = sum(f.severity == "note" for f in findings)
+    reasons = [f"{len(grave)} problem{'s' * (len(grave) != 1)} with the template"] if grave else []
+    if survey is not None and refused and (refused > max_refused * survey.rows_in or refused == survey.rows_in):
+        reasons.append(f"{refused:,} of {survey.rows_in:,} rows cannot be trained (at most {max_refused:.0%} may be left out)")
+    if reasons:
+        return Diagnosis("not trainable", f"Not trainable as it is: {' and '.join(reasons)}.", notes, len(grave) + bool(refused))
+    if refused:
+        notes += 1
+    if notes:
+        left_out = f"; {refused:,} row{'s' * (refused != 1)} would be left out" if refused else ""
+        return Diagnosis("usable", f"Usable, with {notes} note{'s' * (notes != 1)}{left_out}.", notes, int(bool(refused)))
+    return Diagnosis("healthy", "Healthy.", 0, 0)
+
+
+def _reason(error: SapwoodError) -> str:
+    return str(error).removeprefix("a probe: ").removeprefix("a conversation made in code, ")
+
+
+def _short(text: str, limit: int = 90) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= limit else shown[: limit // 2] + " … " + shown[-limit // 3 :]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rich.padding import Padding
+
 from sapwood.assets import DEFAULT_MODEL
-from sapwood.chat import coloured, examine
+from sapwood.chat import Chat, coloured
+from sapwood.chat.doctor_terminal import Line, finding_lines, kind_lines, survey_lines
 from sapwood.cli.options import parse, screen_for, take_json, take_names
-from sapwood.errors import DataError, SapwoodError
-from sapwood.recipes.prepare import DataConfig, prepare, read_files
+from sapwood.errors import ConfigError, DataError
+from sapwood.recipes.examine import Examination, Rows, examined, open_rows, picked
+from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model, load_chat
 
 DESCRIPTION = "Check a model's chat template, and every row of your files against it, without loading the model's weights."
-MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "problem": ("✗", "bold red")}
+STYLES = {"healthy": "bold green", "usable": "bold yellow", "not trainable": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,53 +27,89 @@ class DoctorConfig:
     """The doctor."""
 
     data: tuple[str, ...] = ()
-    """JSON Lines files to check row by row."""
+    """Files to check row by row."""
     model: str = DEFAULT_MODEL
     """A name, a local folder, or a hub id."""
     template: Path | None = None
-    """A file with a Jinja chat template."""
+    """A template's name (`chatml`), or a file with a Jinja chat template."""
     show: int = 1
-    """Rows to show with their trained tokens marked."""
-    rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0, max_refused=1.0))
+    """Rows to show, from the first on, with their trained tokens marked."""
+    row: tuple[str, ...] = ()
+    """Rows to show by place, such as `my.jsonl:17`."""
+    batch: int = 8
+    """Conversations a step, for what sharing would save."""
+    page: Path | None = None
+    """Write the whole examination as an HTML page."""
+    fix: Path | None = None
+    """Write a mended copy of the rows; what was changed goes into a list beside it. The original stays as it is."""
+    rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0))
 
 
 def run(words: list[str]) -> None:
-    """Examine, show, and fail where there is a problem."""
+    """Examine, show, and fail where training would."""
     json, words = take_json(words)
     names, flags = take_names(words)
-    config = parse(DoctorConfig(data=tuple(names)), "doctor", flags, DESCRIPTION)
+    config = parse(DoctorConfig(), "doctor", flags, DESCRIPTION)
+    if names and config.data:
+        raise ConfigError(f"Files are named twice: {', '.join(names)} in front, and {', '.join(config.data)} after --data. Keep one.")
+    config = replace(config, data=tuple(names) or config.data)
+    if not config.data and (config.fix or config.row):
+        raise ConfigError("--fix and --row need rows. Name files first: sapwood doctor my.jsonl --fix mended.jsonl")
     screen = screen_for(json)
-    reading = None
-    if config.data:
+    rows = None
+    if config.data:  # first: a broken file should cost a second, not a download
         with screen.progress("reading") as advance:
-            reading = read_files(config.data, config.rows, advance)
+            rows = open_rows(config.data, config.rows, advance)
     chat = load_chat(fetch_model(config.model, screen), config.template)
-    screen.title(f"Template of {config.model}")
-    findings = examine(chat, reading.conversations if reading else ())
-    for finding in findings:
-        mark, style = MARKS[finding.severity]
-        screen.say(f"{mark} {finding.sentence}", style)
-        if finding.next_step:
-            screen.say(f"    {finding.next_step}", "dim")
-    problems = sum(finding.severity == "problem" for finding in findings)
-    counts: dict[str, int] = {}
-    if reading is not None:
+    with screen.progress("rows") as advance:
+        found = examined(
+            config.model, chat, rows, max_refused=config.rows.max_refused, batch=config.batch, advance=advance if rows else None
+        )
+    _tell(found, screen)
+    if rows is not None:
+        _show(chat, rows, config, screen)
+    json.write(found.record())
+    _conclude(found, config, screen)
+
+
+def _tell(found: Examination, screen: Screen) -> None:
+    screen.title(f"Template of {found.model}")
+    _lines(screen, finding_lines([finding for finding in found.findings if finding.kind not in _kinds(found)]))
+    if found.survey is not None:
         screen.title("Rows")
-        prepared = prepare(reading, chat, config.rows)
-        screen.lines([*prepared.notes, *prepared.ledger.lines_for_people()])
-        counts = prepared.ledger.counts()
-        for example in prepared.examples[: config.show]:
-            screen.show(coloured(example, chat, colour=screen.console.color_system is not None))
-    json.write({"findings": [asdict(finding) for finding in findings], "ledger": counts, "problems": problems})
-    _conclude(problems, counts.get("refused", 0), config, screen)
+        screen.lines(found.notes)
+        _lines(screen, survey_lines(found.survey))
+        if found.survey.kinds:
+            screen.title("Rows to look at")
+            _lines(screen, kind_lines(found.survey))
 
 
-def _conclude(problems: int, refused: int, config: DoctorConfig, screen: Screen) -> None:
-    if problems or refused:
-        parts = [f"{problems} problem{'s' * (problems != 1)} with the template"] if problems else []
-        parts += [f"{refused} refused row{'s' * (refused != 1)}"] if refused else []
-        raise DataError(f"{' and '.join(parts)}: see above. Mend them, then ask the doctor again.")
-    screen.say(f"Healthy. Next: sapwood sft {' '.join(config.data) or 'my.jsonl'}", "bold green")
+def _kinds(found: Examination) -> set[str]:
+    """Kinds that the survey shows in its own way."""
+    return {"rows", *(found.survey.kinds if found.survey is not None else ())}
 
 
-__all__ = ["DoctorConfig", "SapwoodError", "run"]
+def _lines(screen: Screen, lines: Iterable[Line]) -> None:
+    for indent, text in lines:
+        screen.show(Padding(text, (0, 0, 0, indent), expand=False))
+
+
+def _show(chat: Chat, rows: Rows, config: DoctorConfig, screen: Screen) -> None:
+    shown = picked(rows, first=config.show if not config.row else 0, places=config.row)
+    if shown:
+        screen.title("As the model sees them")
+    for conversation in shown:
+        try:
+            screen.show(coloured(chat.example(conversation), chat, colour=screen.console.color_system is not None))
+        except DataError as error:
+            screen.say(str(error), "bold red")
+
+
+def _conclude(found: Examination, config: DoctorConfig, screen: Screen) -> None:
+    """The verdict last, with the next command."""
+    diagnosis = found.diagnosis
+    data = " ".join(config.data)
+    if diagnosis.exit_code:
+        mend = f" sapwood doctor {data} --fix mended.jsonl writes a mended copy." if found.survey and found.survey.refused else ""
+        raise DataError(f"{diagnosis.sentence} The findings above say what to do.{mend}")
+    screen.say(f"{diagnosis.sentence} Next: sapwood sft {data or 'my.jsonl'}", STYLES[diagnosis.verdict])

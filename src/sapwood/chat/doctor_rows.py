@@ -1,0 +1,201 @@
+"""The doctor's pass over data: every row is rendered, tokenised, counted and checked; none is sampled.
+
+In: conversations, one after the other, and rows that could not even be read. Out: a `Survey`: tokens by who wrote them,
+lengths, shares trained, what sharing saves, and the rows with something to know, by place. Memory holds some twenty
+bytes a row (digests and lengths), and of each kind of trouble the first places in words.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sapwood.chat.chat import Chat, Turn
+from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, Severity, row_notes
+from sapwood.chat.doctor_repeats import Repeats
+from sapwood.chat.doctor_sharing import Ids, Sharing, SharingCount, common_beginning
+from sapwood.chat.doctor_spans import KINDS, spans_of, token_kinds
+from sapwood.errors import SapwoodError
+from sapwood.records import Conversation
+
+KEPT = 200
+"""Rows of each kind that are named one by one; the rest is counted."""
+BINS = 24
+
+
+@dataclass(slots=True)
+class KindCount:
+    """One kind of trouble: how many rows have it, and the first of them. Kinds are described in `ROW_KINDS`."""
+
+    rows: int = 0
+    first: list[RowNote] = field(default_factory=list)
+    last_where: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token counts. `own` counts the tokens of a conversation once, however many of its rows begin with them."""
+
+    rows: int
+    """Training rows: one a trained turn."""
+    row_tokens: int
+    trained: int
+    own: int
+    by_kind: dict[str, int]
+    """Of `own`: by who wrote them, as in `KINDS`."""
+    trained_by_kind: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths in tokens of each conversation's longest row, as counts in equal bins from 0 to `top`."""
+
+    counts: list[int]
+    top: int
+    shortest: int
+    median: int
+    ninety: int
+    longest: int
+    longest_at: str
+    limit: int | None
+    """Tokens that the model can attend to, or that were allowed."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Everything found out about the rows. `rows_in` = `taken` + the rows refused."""
+
+    rows_in: int
+    taken: int
+    tokens: Tokens
+    lengths: Lengths | None
+    sharing: Sharing
+    kinds: dict[str, KindCount]
+    """By kind, in the order of `ROW_KINDS`; only kinds that were met."""
+    most_common_answer: tuple[str, float] | None
+    """The last answer that most rows share and their share of all rows, where it is at least a tenth."""
+
+    @property
+    def refused(self) -> int:
+        """Rows that cannot be trained."""
+        return self.kinds["refused"].rows if "refused" in self.kinds else 0
+
+    def severity_of(self, kind: str) -> Severity:
+        """How grave a kind of trouble is."""
+        return ROW_KINDS[kind].severity
+
+
+class Surveyor:
+    """Takes rows one by one; `survey` sums up. `context` is the longest row allowed, by default the model's own."""
+
+    def __init__(self, chat: Chat, *, context: int | None = None, batch: int = 8, kept: int = KEPT) -> None:
+        self._chat, self._context, self._kept = chat, context, kept
+        self._limit = context if context is not None else chat.context_length
+        self._kinds: dict[str, KindCount] = {}
+        self._rows_in = self._rows = self._row_tokens = self._trained = 0
+        self._by_kind = np.zeros(len(KINDS), dtype=np.int64)
+        self._trained_by_kind = np.zeros(len(KINDS), dtype=np.int64)
+        self._lengths = array("I")
+        self._longest = 0
+        self._longest_at = ""
+        self._repeats = Repeats()
+        self._sharing = SharingCount(batch=batch)
+
+    def refuse(self, where: str, sentence: str, next_step: str = "") -> None:
+        """Enter a row that no conversation could be made of."""
+        self._rows_in += 1
+        self.note(RowNote("refused", where, sentence, next_step))
+
+    def note(self, note: RowNote) -> None:
+        """Enter something about a row that was found elsewhere. Notes of one kind on one row, one behind the other, count once."""
+        count = self._kinds.setdefault(note.kind, KindCount())
+        if count.last_where == note.where:
+            return
+        count.rows, count.last_where = count.rows + 1, note.where
+        if len(count.first) < self._kept:
+            count.first.append(note)
+
+    def add(self, conversation: Conversation) -> list[Turn] | None:
+        """Render, count and check one conversation. Its turns, or None where it cannot be trained (which is noted)."""
+        try:
+            turns = self._chat.turns(conversation, context=self._context)
+        except SapwoodError as error:
+            self.refuse(conversation.where, *split_refusal(conversation.where, str(error)))
+            return None
+        self._rows_in += 1
+        self._count(conversation, turns)
+        self._repeats.add(conversation, turns[-1])
+        for note in row_notes(self._chat, conversation, turns, self._limit):
+            self.note(note)
+        return turns
+
+    def survey(self) -> Survey:
+        """All that was found; call it once, at the end."""
+        for note in self._repeats.notes():
+            self.note(note)
+        tokens = Tokens(
+            self._rows, self._row_tokens, self._trained, int(self._by_kind.sum()), _named(self._by_kind), _named(self._trained_by_kind)
+        )
+        return Survey(
+            self._rows_in,
+            len(self._lengths),
+            tokens,
+            self._length_counts(),
+            self._sharing.result(),
+            {kind: self._kinds[kind] for kind in ROW_KINDS if kind in self._kinds},
+            self._repeats.most_common_answer(),
+        )
+
+    def _count(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
+        """Tokens by kind: of each turn those that do not stand in the turn before."""
+        before: Ids = np.empty(0, dtype=np.int64)
+        rows: list[Ids] = []
+        for turn in turns:
+            row = np.array([*turn.prompt.ids, *turn.ids], dtype=np.int64)
+            new = common_beginning(before, row)
+            kinds_T = token_kinds(self._chat, turn, spans_of(self._chat, conversation, turn))
+            self._by_kind += np.bincount(kinds_T[new:], minlength=len(KINDS))
+            self._trained_by_kind += np.bincount(kinds_T[len(turn.prompt.ids) :], minlength=len(KINDS))
+            self._rows += 1
+            self._row_tokens += len(row)
+            self._trained += len(turn.ids)
+            rows.append(row)
+            before = row
+        longest = max(map(len, rows))
+        self._lengths.append(longest)
+        if longest > self._longest:
+            self._longest, self._longest_at = longest, conversation.where
+        self._sharing.add([row[:-1] for row in rows])
+
+    def _length_counts(self) -> Lengths | None:
+        if not self._lengths:
+            return None
+        lengths = np.frombuffer(self._lengths, dtype=np.uint32)
+        top = _round_up(self._longest)
+        counts, _ = np.histogram(lengths, bins=BINS, range=(0, top))
+        shortest, median, ninety = (int(value) for value in np.percentile(lengths, [0, 50, 90]))
+        return Lengths(counts.tolist(), top, shortest, median, ninety, self._longest, self._longest_at, self._limit)
+
+
+def split_refusal(where: str, text: str) -> tuple[str, str]:
+    """A refusal's paragraph, "place: what, what to do", as a sentence without its place, and the next step."""
+    reason = text.removeprefix(where).lstrip(", :")
+    head, dot, rest = reason.partition(". ")
+    return head + dot.rstrip(), rest
+
+
+def _named(counts: Ids) -> dict[str, int]:
+    return {kind: int(count) for kind, count in zip(KINDS, counts, strict=True) if count}
+
+
+def _round_up(length: int) -> int:
+    """A round number not below `length` that `BINS` divides, so that bins have round borders."""
+    step = 1
+    while True:
+        for factor in (1, 2, 3, 4, 5, 8):
+            if BINS * step * factor >= length:
+                return BINS * step * factor
+        step *= 10

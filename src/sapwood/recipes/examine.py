@@ -1,0 +1,168 @@
+"""`sapwood doctor`: a model folder and files in; findings, a survey of every row, and a verdict out. No weights are loaded.
+
+The files are read twice: once to find formats and broken rows, once to render, tokenise and check each conversation. Both
+are streams; memory does not grow with the conversations (see `doctor_rows`). Left out on purpose: a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sapwood.assets import Report, resolve_data
+from sapwood.chat import Chat
+from sapwood.chat.doctor import Diagnosis, diagnose, examine, survey_findings
+from sapwood.chat.doctor_checks import ROW_KINDS
+from sapwood.chat.doctor_rows import Survey, Surveyor
+from sapwood.chat.doctor_tokenizer import Finding
+from sapwood.data import Only, Refusal, columns_from
+from sapwood.data.messages import Notes
+from sapwood.data.reading import Scan, scan
+from sapwood.errors import DataError
+from sapwood.recipes import bfcl
+from sapwood.recipes.prepare import DataConfig
+from sapwood.recipes.screen import Advance
+from sapwood.records import Conversation, Record
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that can be gone through as often as needed, and how they were read."""
+
+    total: int
+    """Rows to expect; 0 where nobody knows."""
+    notes: list[str]
+    left_out: int
+    scan: Scan | None = None
+    held: Sequence[Record | Refusal] = ()
+
+    def __iter__(self) -> Iterator[Record | Refusal]:
+        if self.scan is None:
+            yield from self.held
+            return
+        notes = Notes()
+        for form, source, value in self.scan.recipe.rows():
+            yield self.scan.recipe.record(form, source, value, notes)
+
+
+def open_rows(files: Sequence[str], config: DataConfig, report: Report) -> Rows:
+    """Scan files, or a data set or task by name. Raises `DataError` and its kin with file:line."""
+    if tuple(files) == (bfcl.TASK,):
+        reading = bfcl.read_calls(report)
+        return Rows(reading.total, reading.lines_for_people(), 0, held=[*reading.refused, *reading.conversations])
+    paths = [Path(name) if Path(name).exists() or Path(name).suffix else resolve_data(name, report=report) for name in files]
+    found = scan(
+        paths,
+        format=config.format,
+        columns=columns_from(config.columns, prompt=config.prompt, completion=config.completion, system=config.system),
+        only=Only.parse(config.only) if config.only else None,
+    )
+    return Rows(found.total - found.left_out, found.lines_for_people(), found.left_out, scan=found)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the doctor says. `survey` is None where there were no rows to look at."""
+
+    model: str
+    findings: list[Finding]
+    survey: Survey | None
+    diagnosis: Diagnosis
+    notes: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """For machines; the keys are described in docs/doctor.md and stay."""
+        survey = self.survey
+        return {
+            "schema": SCHEMA,
+            "verdict": self.diagnosis.verdict,
+            "sentence": self.diagnosis.sentence,
+            "exit_code": self.diagnosis.exit_code,
+            "model": self.model,
+            "findings": [asdict(finding) for finding in self.findings],
+            "notes": self.diagnosis.notes,
+            "problems": self.diagnosis.problems,
+            "reading": self.notes,
+            "rows": None if survey is None else _record(survey),
+        }
+
+
+def _record(survey: Survey) -> dict[str, Any]:
+    kinds = {
+        kind: {
+            "rows": count.rows,
+            "severity": ROW_KINDS[kind].severity,
+            "first": [{"where": note.where, "sentence": note.sentence, "next_step": note.next_step} for note in count.first],
+        }
+        for kind, count in survey.kinds.items()
+    }
+    sharing = {**asdict(survey.sharing), "factor": survey.sharing.factor}
+    return {
+        "in": survey.rows_in,
+        "taken": survey.taken,
+        "refused": survey.refused,
+        "tokens": asdict(survey.tokens),
+        "lengths": None if survey.lengths is None else asdict(survey.lengths),
+        "sharing": sharing,
+        "kinds": kinds,
+        "most_common_answer": survey.most_common_answer,
+    }
+
+
+def examine_rows(chat: Chat, rows: Iterable[Record | Refusal], *, total: int = 0, batch: int = 8, advance: Advance | None = None) -> Survey:
+    """Go through every row. Takes any iterable of conversations and refusals; only what `Surveyor` keeps is held."""
+    surveyor = Surveyor(chat, batch=batch)
+    for done, row in enumerate(rows, 1):
+        if isinstance(row, Refusal):
+            surveyor.refuse(str(row.source or "a row made in code"), row.reason, row.fix)
+        elif isinstance(row, Conversation):
+            surveyor.add(row)
+        else:
+            surveyor.refuse(row.where, _NOT_CONVERSATIONS[type(row).__name__])
+        if advance is not None and done % 64 == 0:
+            advance(done, total, "rows")
+    return surveyor.survey()
+
+
+_NOT_CONVERSATIONS = {
+    "Preference": "a preference pair: the doctor looks at conversations",
+    "Document": "a text without turns: the doctor looks at conversations",
+}
+
+
+def examined(
+    model: str, chat: Chat, rows: Rows | None, *, max_refused: float = 0.02, batch: int = 8, advance: Advance | None = None
+) -> Examination:
+    """Template, tokenizer and rows together, with the verdict."""
+    findings = examine(chat)
+    survey = None
+    if rows is not None:
+        survey = examine_rows(chat, rows, total=rows.total, batch=batch, advance=advance)
+        findings += survey_findings(survey)
+    return Examination(model, findings, survey, diagnose(findings, survey, max_refused), rows.notes if rows else [])
+
+
+def picked(rows: Rows, *, first: int = 0, places: Sequence[str] = ()) -> list[Conversation]:
+    """Conversations by their number or their place (file:line), in the order of the files.
+
+    Raises `DataError` for a place where no conversation stands.
+    """
+    wanted = set(places)
+    found: list[Conversation] = []
+    for row in rows:
+        if first <= 0 and not wanted:
+            break
+        if isinstance(row, Refusal) and str(row.source) in wanted:
+            raise DataError(f"{row}. This row is no conversation, so there is nothing to show.")
+        if isinstance(row, Conversation):
+            if first > 0 or row.where in wanted:
+                found.append(row)
+            first -= 1
+            wanted.discard(row.where)
+    if wanted:
+        raise DataError(f"{sorted(wanted)[0]}: there is no such row. Name it as the doctor does, file:line, such as my.jsonl:17.")
+    return found
