@@ -25,7 +25,7 @@ from bench.picture import Bar, draw
 from bench.process import Answer, Contestant
 from bench.rounds import Times, alternate, least, ratio, summary
 from bench.same_tokens import compare
-from bench.setting import ROOT, commit, machine, peer_python
+from bench.setting import ROOT, busy, commit, machine, peer_python
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.config import did_you_mean
@@ -61,7 +61,7 @@ class DataBench:
     memory: bool = True
     """Whether to measure peak memory, too, with `rows` and with ten times as many."""
     out: Path = Path("runs/bench")
-    """Folder for data.json and data.svg; needed on its disk meanwhile: room for the files and caches."""
+    """Folder for data.json and data.svg; the generated file and the caches are there meanwhile."""
 
     def __post_init__(self) -> None:
         if self.against not in AGAINST:
@@ -94,6 +94,7 @@ def measure(config: DataBench, screen: Screen) -> dict[str, Any]:
     with storage(config.out, "make the folder"):
         config.out.mkdir(parents=True, exist_ok=True)
     _require_room(config)
+    busy(screen)
     with tempfile.TemporaryDirectory(dir=config.out, prefix="work-") as folder:
         bench = _Bench(config, screen, Path(folder).resolve(), model.resolve(), python)
         result: dict[str, Any] = {
@@ -176,7 +177,7 @@ class _Bench:
             with self._ours() as ours:
                 idle = ours.resident_bytes()
                 self._clear(ours)
-                answer = self._ask(ours)
+                answer = self._ask(ours, watch=True)
             peaks[str(rows)] = {"peak_bytes": answer.peak_bytes, "idle_bytes": idle, "seconds": answer.reply["seconds"]}
             self.screen.say(f"memory at {rows:,} rows: {answer.peak_bytes / 1e6:,.0f} MB at most, {idle / 1e6:,.0f} MB before the file")
         one, ten = peaks.values()

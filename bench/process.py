@@ -37,7 +37,8 @@ class Answer:
     seconds: float
     """From the request to the reply, seen from outside."""
     peak_bytes: int
-    """Largest sum of the resident memory of the process and its children; pages that several of them share count in each."""
+    """Largest sum of the resident memory of the process and its children, if it was watched, else 0; pages that several of them
+    share count in each."""
 
 
 class Contestant:
@@ -83,11 +84,14 @@ class Contestant:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._end()
 
-    def ask(self, task: str, **request: Any) -> Answer:
-        """Send one request and wait for its reply. Raises `SapwoodError` with what the contestant said where it fails."""
+    def ask(self, task: str, *, watch: bool = False, **request: Any) -> Answer:
+        """Send one request and wait for its reply. Raises `SapwoodError` with what the contestant said where it fails.
+
+        `watch` looks at its memory meanwhile, which takes some percent of a core: not where seconds count.
+        """
         assert self._process is not None, "ask inside `with`"
         assert self._process.stdin is not None
-        with _Watch(self._process.pid) as watch:
+        with _Watch(self._process.pid) if watch else contextlib.nullcontext() as watched:
             begin = time.perf_counter()
             with contextlib.suppress(BrokenPipeError):  # it has ended: reading says so, with its last words
                 self._process.stdin.write(json.dumps({"task": task, **request}) + "\n")
@@ -96,7 +100,7 @@ class Contestant:
             seconds = time.perf_counter() - begin
         if "error" in content:
             raise SapwoodError(f"{self.name} failed at `{task}`. Its own words:\n{content['error'].rstrip()}")
-        return Answer(content["reply"], seconds, watch.peak_bytes)
+        return Answer(content["reply"], seconds, watched.peak_bytes if watched else 0)
 
     def resident_bytes(self) -> int:
         """Resident memory of the process and its children now."""

@@ -85,6 +85,14 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def busy(screen: Screen) -> None:
+    """Say so where other work is already running."""
+    with contextlib.suppress(OSError):
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores / 2:
+            screen.say(f"This machine is busy (load {load:.1f} on {cores} cores): trust the ratios, not the seconds.", "yellow")
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -49,7 +49,7 @@ def test_a_death_is_told_with_its_last_words(contestant: Contestant) -> None:
 @pytest.mark.parametrize("child", [False, True])
 def test_peak_memory_counts_the_process_and_its_children(child: bool, contestant: Contestant) -> None:
     idle = contestant.resident_bytes()
-    answer = contestant.ask("take_memory", bytes=MEGABYTES, child=child)
+    answer = contestant.ask("take_memory", watch=True, bytes=MEGABYTES, child=child)
     assert answer.peak_bytes - idle > 0.9 * MEGABYTES
     assert answer.peak_bytes - idle < 3 * MEGABYTES
 
