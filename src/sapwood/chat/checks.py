@@ -128,12 +128,15 @@ def _lost_call(message: Message, text: str) -> str | None:
 
 
 def _holds(text: str, value: Any) -> bool:
-    """Whether a text among arguments stands there, as it is or as JSON writes it; numbers and the like are not looked for."""
+    """Whether a text among arguments stands there, as it is or escaped as JSON or Python do; numbers are not looked for."""
     if isinstance(value, Mapping):
         return all(_holds(text, entry) for entry in value.values())
     if isinstance(value, list | tuple):
         return all(_holds(text, entry) for entry in value)
-    return not isinstance(value, str) or value in text or any(json.dumps(value, ensure_ascii=kind)[1:-1] in text for kind in (True, False))
+    if not isinstance(value, str) or value in text or any(json.dumps(value, ensure_ascii=kind)[1:-1] in text for kind in (True, False)):
+        return True
+    python = json.dumps(value, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("'", "\\'")
+    return python in text or value.replace("\\", "") in text.replace("\\", "")
 
 
 def _same(text: str, render: Render, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:

@@ -25,7 +25,7 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 
-from sapwood.chat.turns import closing, taken_apart
+from sapwood.chat.turns import taken_apart
 from sapwood.errors import TemplateError
 from sapwood.records import Message, ToolCall
 
@@ -47,7 +47,7 @@ class Form:
     text_arguments: bool = False
     """The arguments of a call as JSON text instead of an object (DeepSeek joins them to a string)."""
     thoughts_apart: bool = False
-    """Inline `<think>…</think>` handed over as the reasoning: the template has its own way to write that, and not these tags (gpt-oss)."""
+    """Inline `<think>…</think>` handed over as the reasoning, which the template writes in its own way (gpt-oss, Mistral, Qwen3)."""
 
 
 _CALL_FORMS = tuple(Form(none_beside_calls=none, text_arguments=text) for none in (False, True) for text in (False, True))
@@ -116,7 +116,7 @@ class Template:
         """The message as this template is given it. Raises nothing; JSON types alone."""
         if self.form.thoughts_apart and message.role == "assistant":
             thought = taken_apart(message)
-            if thought.tag and closing(thought.tag) not in self.source:
+            if thought.tag and thought.reasoning:
                 message = replace(message, content=thought.answer.lstrip("\n"), reasoning=thought.reasoning)
         fields: dict[str, Any] = _plain(message.for_template())
         if message.reasoning is not None:
