@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sapwood.chat.files import read_json
+from sapwood.chat.files import default_template, read_json
 from sapwood.config import did_you_mean
 from sapwood.errors import TemplateError, storage
 
@@ -52,6 +52,15 @@ def named_template(named: str | Path, folder: Path) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise TemplateError(f"{file}: not UTF-8 text ({error}). Save the template as UTF-8.") from None
+
+
+def trained_template(trained: Path, folder: Path) -> str | None:
+    """The template that an adapter or whole model in `trained` was given; None where it had the own one of the model in `folder`.
+
+    Raises `StorageError` for a file that cannot be read.
+    """
+    text = default_template(trained)
+    return None if text == default_template(folder) else text
 
 
 def begins_with_bos(folder: Path) -> bool:

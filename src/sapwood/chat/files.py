@@ -87,6 +87,11 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def default_template(path: Path) -> str | None:
+    """The source of a model folder's own template, if it has one."""
+    return _templates(path, read_json(path / "tokenizer_config.json"))[0].get("default")
+
+
 def _templates(path: Path, settings: Mapping[str, Any]) -> tuple[dict[str, str], str]:
     """Templates by name; a file of its own goes before the tokenizer's settings, as in transformers."""
     found: dict[str, str] = {}

@@ -14,7 +14,7 @@ from sapwood.chat import Chat
 from sapwood.cli.options import parse, take_json, take_names
 from sapwood.errors import ConfigError, storage
 from sapwood.generate import Engine
-from sapwood.model import Dtype, LanguageModel, load_adapter, load_model
+from sapwood.model import Dtype, LanguageModel, learn_tokens, load_adapter, load_model
 from sapwood.recipes import Screen
 from sapwood.recipes.tune import config_of, fetch_model, load_chat
 from sapwood.records import Ended, Message, Prompt, SamplingParams
@@ -28,8 +28,8 @@ class ChatConfig:
 
     system: str | None = None
     """The system message."""
-    template: Path | None = None
-    """A file with a Jinja chat template."""
+    template: str | None = None
+    """A chat template, where the model has none: `chatml`, `plain`, or a Jinja file. A run brings its own."""
     dtype: Dtype = "auto"
     """Type of the base weights; `auto` takes a run's own."""
     max_new_tokens: int = 512
@@ -80,14 +80,18 @@ def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageM
     run = Path(name)
     if not (run / "config.yaml").is_file():
         folder = fetch_model(name, screen)
-        return load_model(folder, config.dtype), load_chat(folder, config.template)
+        model, chat = load_model(folder, config.dtype), load_chat(folder, config.template)
+        for note in learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values()):
+            screen.say(note)
+        return model, chat
     tuned = config_of(run)
     folder = fetch_model(tuned.model, screen)
-    chat = load_chat(folder, config.template or tuned.template)
+    trained = run / ("model" if tuned.train.full else "adapter")
+    chat = load_chat(folder, config.template or tuned.template, trained=None if config.template else trained)
     dtype = tuned.dtype if config.dtype == "auto" else config.dtype
     if tuned.train.full:
-        return load_model(run / "model", dtype), chat
-    return load_adapter(load_model(folder, dtype), run / "adapter"), chat
+        return load_model(trained, dtype), chat
+    return load_adapter(load_model(folder, dtype), trained), chat
 
 
 def trained_arguments(run: Path) -> dict[str, Any]:

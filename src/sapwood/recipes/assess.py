@@ -17,7 +17,7 @@ from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, clusters_of, decide, item_records, items_from
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
-from sapwood.model import Dtype, load_adapter, load_model
+from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, read_files
@@ -37,8 +37,8 @@ class AssessConfig:
     """A name, a local folder, or a hub id."""
     adapter: Path | None = None
     """An adapter to evaluate beside the base model, such as `runs/my-1/adapter`, or the folder of a model that was trained whole."""
-    template: Path | None = None
-    """A file with a Jinja chat template."""
+    template: str | None = None
+    """A chat template: `chatml`, `plain`, or a Jinja file. An adapter that was trained with one brings it."""
     out: Path | None = None
     """The run directory; `runs/eval-NAME-1`, `-2`, … where not given."""
     dtype: Dtype = "auto"
@@ -93,7 +93,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     with screen.progress("reading") as advance:
         reading = read_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
-    chat = load_chat(folder, config.template)
+    chat = load_chat(folder, config.template, trained=config.adapter)
     prepared = prepare(reading, chat, config.rows)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
@@ -161,6 +161,8 @@ def _ask(
 ) -> tuple[list[ArmScore], list[str]]:
     """The scores of every arm, and a sentence on the bits per token of each model."""
     model = load_model(folder, config.dtype)
+    for note in (*model.notes, *chat.notes, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
+        screen.say(note)
     scores: list[ArmScore] = []
     lines = []
     for name in (PLAIN, TUNED) if config.adapter is not None else (PLAIN,):

@@ -38,7 +38,7 @@ from sapwood.evaluate import (
 from sapwood.evaluate.bits import STATEMENT
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
-from sapwood.model import Dtype, LanguageModel, load_model
+from sapwood.model import Dtype, LanguageModel, learn_tokens, load_model
 from sapwood.recipes.arms import TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.general import general_examples
 from sapwood.recipes.prepare import DataConfig, Prepared
@@ -154,7 +154,7 @@ def prove(
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     size = f"{parameters / 1e6:,.0f} M" if parameters >= 1e6 else f"{parameters:,}"
     screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
-    for note in (*model.notes, *chat.notes):
+    for note in (*model.notes, *chat.notes, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
     _environment(run, folder, model, chat, prepared)
 
@@ -240,6 +240,7 @@ def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
             report=report,
             observe=observe,
             say=screen.say,
+            beside=chain.chat.saved_files(),
         )
     if totals["seconds"]:
         saved = 1 - totals["unique"] / totals["row"]

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 
 from sapwood.assets import DEFAULT_MODEL, resolve_model
-from sapwood.chat import Chat
+from sapwood.chat import Chat, named_template, trained_template
 from sapwood.config import load_yaml, save_yaml, to_dict
-from sapwood.errors import CheckpointError, ConfigError, TemplateError, storage
+from sapwood.errors import CheckpointError, ConfigError, storage
 from sapwood.model import Dtype
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
@@ -35,8 +35,8 @@ class TuneConfig:
     """JSON Lines files of conversations, or the name of a data set."""
     model: str = DEFAULT_MODEL
     """A name (`sapwood pull` lists them), a local folder, or a hub id."""
-    template: Path | None = None
-    """A file with a Jinja chat template, for a model that has none or should use another."""
+    template: str | None = None
+    """A chat template for a model that has none or should use another: `chatml`, `plain`, or a Jinja file."""
     out: Path | None = None
     """The run directory; `runs/NAME-1`, `-2`, … where not given. A run that was stopped goes on if named again."""
     dtype: Dtype = "auto"
@@ -128,13 +128,13 @@ def _day_of(run: Path | None) -> datetime | None:
     return datetime.fromisoformat(day) if day else None
 
 
-def load_chat(folder: Path, template: Path | None, today: datetime | None = None) -> Chat:
-    """The model's chat, with its own template or one from a file."""
-    if template is None:
-        return Chat.load(folder, today=today)
-    try:
-        with storage(template, "read the template"):
-            text = template.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TemplateError(f"{template}: no such file. Name a file with a Jinja chat template after --template.") from None
+def load_chat(folder: Path, template: str | Path | None, today: datetime | None = None, *, trained: Path | None = None) -> Chat:
+    """The model's chat, with its own template, or one by name or from a file.
+
+    `trained` is the folder of an adapter or a whole model that was trained with a template that was given: the template that
+    lies there goes before `template`, whose file may have changed since.
+    """
+    text = trained_template(trained, folder) if trained is not None else None
+    if text is None and template is not None:
+        text = named_template(template, folder)
     return Chat.load(folder, template=text, today=today)

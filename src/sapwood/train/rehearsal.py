@@ -157,7 +157,7 @@ def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: 
                 parameter.zero_()
             saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
             for name, parameter in parameters.items():
-                key = name.replace(".default.", ".")
+                key = name.replace(".default.", ".").removesuffix(".default")
                 if key not in saved:
                     raise TrainingError(
                         f"The adapter was saved, but without {key}, which is trained. Nothing was trained yet. "

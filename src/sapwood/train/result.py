@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
@@ -12,8 +13,11 @@ from sapwood.errors import storage
 from sapwood.model import LanguageModel, save_adapter
 
 
-def save_result(model: LanguageModel, run: Path) -> Path:
-    """Write the adapter, or all weights of a model without one, in place of what a former sitting left. Raises `StorageError`."""
+def save_result(model: LanguageModel, run: Path, beside: Mapping[str, bytes]) -> Path:
+    """Write the adapter, or all weights of a model without one, in place of what a former sitting left.
+
+    `beside` are files to lie in the same folder, by name: tokenizer, template, stop tokens. Raises `StorageError`.
+    """
     adapter = hasattr(model.module, "peft_config")
     path = run / ("adapter" if adapter else "model")
     temporary = run / f".{path.name}.tmp"
@@ -23,6 +27,8 @@ def save_result(model: LanguageModel, run: Path) -> Path:
             save_adapter(model, temporary)
         else:
             save_whole(model, temporary)
+        for name, content in beside.items():
+            (temporary / name).write_bytes(content)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
     return path

@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import orjson
@@ -120,8 +121,11 @@ def sft(
     report: Callable[[StepReport], None] = lambda _: None,
     observe: Callable[[int, LanguageModel], None] = lambda step, model: None,
     say: Callable[[str], None] = lambda _: None,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> SftResult:
     """Train. `report` hears of each step, `observe` is called at each evaluation, `say` receives sentences for people.
+
+    `beside` are files to lie in the folder of the result, by name: what others need to chat as this run did.
 
     Raises `DataError` for examples that cannot be trained, or none, `TrainingError` for what the rehearsal finds or a loss
     that is not finite, `CheckpointError` for a run made of something else. Whatever ends the loop, ctrl-C included, a
@@ -205,7 +209,7 @@ def sft(
             )
         raise
 
-    save_result(model, run.path)
+    save_result(model, run.path, beside)
     first_eval, last_eval = (eval_losses[0], eval_losses[-1]) if eval_losses else (None, None)
     return SftResult(model, steps, row_tokens, unique_tokens, seconds, first_eval, last_eval, rehearsal)
 
@@ -268,7 +272,7 @@ def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftC
     shape = model.base.config.to_dict()
     for changing in ("_name_or_path", "transformers_version"):  # where it lies and who reads it do not change what is computed
         shape.pop(changing, None)
-    facts = [settings, str(model.dtype), type(model.base).__name__, shape]
+    facts = [settings, str(model.dtype), type(model.base).__name__, shape, *([model.new_tokens] if model.new_tokens else [])]
     digest = hashlib.sha256(orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS))
     for name, parameter in model.base.named_parameters():
         flat = parameter.detach().flatten()
