@@ -1,6 +1,6 @@
 """Messages ⇄ text ⇄ tokens: one `Chat` a model makes the prompts of training, evaluation, chat and serving."""
 
-from sapwood.chat.builtin import named_template
+from sapwood.chat.builtin import named_template, trained_template
 from sapwood.chat.chat import Chat, Turn
 from sapwood.chat.colour import coloured
 from sapwood.chat.doctor import examine
@@ -22,4 +22,5 @@ __all__ = [
     "named_template",
     "parse_call",
     "tool_prompt",
+    "trained_template",
 ]
