@@ -268,10 +268,10 @@ DEEP = '{"x":' + "[" * 300 + "]" * 300 + "}"
         (chat(("user", "q"), {"role": "assistant", "content": "a", "train": "no"}), "broken weight: turn 2 has 'no' as `train`"),
         (chat(("user", "q"), {"role": "assistant", "content": "a", "train": False, "weight": 1}), "broken weight: turn 2 says both"),
         (chat(("user", 5), ("assistant", "a")), "content is not text: turn 1 (user) has a number"),
-        (chat(("user", [{"type": "image_url", "image_url": "x"}]), ("assistant", "a")), "unsupported part: turn 1 holds `image_url`"),
-        (chat(("user", [{"type": "input_audio"}]), ("assistant", "a")), "`input_audio` parts are not supported yet for this model"),
+        (chat(("user", [{"type": "image_url", "image_url": "x.png"}]), ("assistant", "a")), "broken media: turn 1: the image"),
+        (chat(("user", [{"type": "input_audio"}]), ("assistant", "a")), "media do not match: the messages have 1 place for audio"),
         (chat(("user", [{"type": "tool_result"}]), ("assistant", "a")), "unsupported part: turn 1 holds a part of type 'tool_result'"),
-        (chat(("user", "q"), ("assistant", "a"), images=["x.png"]), "unsupported part: the row has `images`"),
+        (chat(("user", "q"), ("assistant", "a"), images=["x.png"]), "broken media: turn 1: the image"),
         (
             chat(("user", "q"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}),
             "broken tool call: turn 2, call 1 (f)",

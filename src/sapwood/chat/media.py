@@ -129,8 +129,8 @@ def medium_bytes(medium: Media, where: str) -> bytes:
 
 def picture(content: bytes, where: str) -> Any:
     """A Pillow image in RGB, as transformers opens it. Raises `DataError` if it is none, or larger than `MAX_PIXELS`."""
-    image_of = _library("PIL.Image", "pillow", "images", where)
-    turned = _library("PIL.ImageOps", "pillow", "images", where).exif_transpose
+    image_of = _library("PIL.Image")
+    turned = _library("PIL.ImageOps").exif_transpose
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warnings of large images; ours is an error
@@ -149,7 +149,7 @@ def picture(content: bytes, where: str) -> Any:
 
 def waveform(content: bytes, rate: int, where: str) -> NDArray[np.float32]:
     """Mono samples at `rate` a second. Raises `DataError` if it is no sound that libsndfile reads, or too long."""
-    soundfile = _library("soundfile", "soundfile", "sounds", where)
+    soundfile = _library("soundfile")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             if file.frames > MAX_SECONDS * file.samplerate:
@@ -204,12 +204,18 @@ def _read(path: Path, kind: str, where: str) -> bytes:
         raise DataError(f"{where}: the {kind} {path} cannot be read ({_cause(error)}). Give the path of a file.") from None
 
 
-def _library(name: str, package: str, what: str, where: str) -> Any:
+def require_library(kind: MediaKind) -> None:
+    """Raise `DataError` where what reads this kind is not installed."""
+    _library("soundfile" if kind == "audio" else "PIL.Image")
+
+
+def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
+        what, package = ("sounds", "soundfile") if name == "soundfile" else ("images", "pillow")
         raise DataError(
-            f'{where}: holds {what}, and reading them needs {package}, which is not installed. Run: pip install "sapwood[media]"'
+            f'The data hold {what}, and reading them needs {package}, which is not installed. Run: pip install "sapwood[media]"'
         ) from None
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 from sapwood.config import did_you_mean
 from sapwood.data.columns import Columns, Text, columns_from, names_in, quoted
 from sapwood.data.converting import Names, alpaca, answered_twice, list_of_messages, prompt_and_completion, prompt_turns, value_of
+from sapwood.data.media import ANY_COLUMN as MEDIA_COLUMNS
+from sapwood.data.media import with_media
 from sapwood.data.messages import Notes, check_turns, note_unoffered, read_template_arguments, read_tools
 from sapwood.data.refusal import Refused, kind_of
 from sapwood.errors import DataError
@@ -66,8 +68,7 @@ OPTIONAL: dict[Format, tuple[str, ...]] = {
     "alpaca": ("input", "system", "history"),
 }
 WEAK: tuple[Format, ...] = ("prompts", "text")
-ANYWHERE = ("tools", "chat_template_kwargs", "template_arguments")
-MEDIA_COLUMNS = ("images", "audios", "videos")
+ANYWHERE = ("tools", "chat_template_kwargs", "template_arguments", *MEDIA_COLUMNS)
 LABELS = ("label", "labels", "category", "class", "target", "sentiment", "intent", "topic", "summary", "translation", "answer", "output")
 """Columns beside `text` that look like what a model should answer."""
 CLEAR_MAJORITY = 0.95
@@ -208,21 +209,26 @@ def asked_format(format: Format | None, columns: Columns) -> Format | None:  # n
     return format or ("prompt-completion" if {"prompt", "completion"} <= columns.keys() else None)
 
 
-def to_record(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes) -> Record:
-    """One row as a conversation, document or preference. Raises `Refused`."""
+def to_record(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes, *, allow_urls: bool = False) -> Record:
+    """One row as a conversation, document or preference. Raises `Refused`. `allow_urls` lets media be fetched."""
     if form == "text":
         return _document(row, columns, source)
-    return _preference(row, columns, source, notes) if form == "preference" else to_conversation(row, form, columns, source, notes)
+    if form == "preference":
+        return _preference(row, columns, source, notes)
+    return to_conversation(row, form, columns, source, notes, allow_urls=allow_urls)
 
 
-def to_conversation(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes) -> Conversation:
+def to_conversation(
+    row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes, *, allow_urls: bool = False
+) -> Conversation:
     """One row as a conversation; columns that the format does not read become `meta`. Raises `Refused`.
 
     `prompts` gives conversations that nothing answers; `text` and `preference` are no conversations: see `to_record`.
     """
     names = _names(form, columns)
-    _refuse_media(row)
     messages = _with_system(_turns(row, form, names, notes), row, names)
+    media = {name: row.get(str(names[name])) for name in MEDIA_COLUMNS}
+    messages = with_media(messages, media, source, notes, allow_urls=allow_urls)
     if form == "prompts":
         if any(message.role == "assistant" and not message.content.strip() and not message.tool_calls for message in messages):
             raise Refused("empty completion: an assistant turn of the prompt has no content", "write it, or delete the row")
@@ -246,8 +252,9 @@ def _document(row: Mapping[str, Any], columns: Columns, source: Source) -> Docum
 
 def _preference(row: Mapping[str, Any], columns: Columns, source: Source, notes: Notes) -> Preference:
     names = _names("preference", columns)
-    _refuse_media(row)
     prompt, chosen, rejected = answered_twice(row, names, notes)
+    if any(row.get(str(names[name])) for name in MEDIA_COLUMNS) or any(message.media for message in (*prompt, *chosen, *rejected)):
+        raise Refused("unsupported part: a preference with media", "preferences of images and sounds are not supported yet; remove the row")
     tools, arguments = _tools_and_arguments(row, names)
     before = tuple(_with_system(prompt, row, names))
     return Preference(before, tuple(chosen), tuple(rejected), tools, arguments, _rest(row, names), source)
@@ -273,12 +280,6 @@ def _turns(row: Mapping[str, Any], form: Format, names: Names, notes: Notes) -> 
             value_of(row, names[name])
         return alpaca(row, names)
     return list_of_messages(row, names["messages" if form == "messages" else "conversations"], notes)
-
-
-def _refuse_media(row: Mapping[str, Any]) -> None:
-    for name in MEDIA_COLUMNS:
-        if row.get(name):
-            raise Refused(f"unsupported part: the row has `{name}`", f"`{name}` are not supported yet for this model; remove the row")
 
 
 def _tools_and_arguments(row: Mapping[str, Any], names: Names) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:

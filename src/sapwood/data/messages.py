@@ -14,8 +14,9 @@ import orjson
 
 from sapwood.config import did_you_mean
 from sapwood.data.lines import too_deep
+from sapwood.data.media import KIND_OF_PART, part_media
 from sapwood.data.refusal import Refused, kind_of, shown
-from sapwood.records import Message, ToolCall
+from sapwood.records import Media, Message, ToolCall
 from sapwood.records.conversation import ROLES
 
 Notes = Counter[str]
@@ -36,7 +37,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN_KEYS = frozenset(
     ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "tool_name", "train", "weight", *_REASONING)
 )
-_MEDIA = ("image", "image_url", "input_image", "audio", "audio_url", "input_audio", "video", "video_url", "file", "input_file", "document")
+_FILES = ("file", "input_file", "document")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _NAME_KEYS = ("name", "tool", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
@@ -70,7 +71,7 @@ def check_turns(messages: Sequence[Message], notes: Notes) -> None:
                     f"empty completion: turn {turn} (assistant) has no content, no tool call and no reasoning",
                     "write the answer, or delete the row",
                 )
-        elif message.role == "user" and not message.content.strip():
+        elif message.role == "user" and not message.content.strip() and not message.media:
             notes["a user turn is empty"] += 1
     if not answers:
         roles = ", ".join(message.role for message in messages[:6]) or "no turns at all"
@@ -97,7 +98,7 @@ def _message(raw: Any, turn: int, default_weight: float, notes: Notes) -> Messag
             notes[f"message key `{key}` is not used.{did_you_mean(key, sorted(_KNOWN_KEYS))}"] += 1
     if content is None and (role in ("system", "developer", "user") or (role == "tool" and not raw.keys() & {"content", "value"})):
         raise Refused(f"no content: turn {turn} ({role}) has neither `content` nor `value`", _misspelt(raw) or "give the text as `content`")
-    text, thoughts = _content(content, role, turn)
+    text, thoughts, media = _content(content, role, turn)
     calls = _calls(raw, turn)
     if is_call:
         calls += _call_list(_from_text(text, f"broken tool call: turn {turn} ({spelt})"), turn)
@@ -114,6 +115,7 @@ def _message(raw: Any, turn: int, default_weight: float, notes: Notes) -> Messag
         tool_call_id=_text_or_none(raw, "tool_call_id", turn),
         name=_text_or_none(raw, "name", turn) or _text_or_none(raw, "tool_name", turn),
         weight=_weight(raw, role, turn, default_weight, notes),
+        media=media,
     )
 
 
@@ -137,31 +139,33 @@ def _misspelt(raw: Mapping[str, Any]) -> str:
     return next((hint for hint in sorted(near) if hint), "")
 
 
-def _content(content: Any, role: str, turn: int) -> tuple[str, str]:
-    """Text and thoughts of a message's content."""
+def _content(content: Any, role: str, turn: int) -> tuple[str, str, tuple[Media, ...]]:
+    """Text, thoughts and media of a message's content."""
     if isinstance(content, str):
-        return content, ""
+        return content, "", ()
     if content is None:
-        return "", ""
+        return "", "", ()
     if isinstance(content, list):
-        text, thoughts = "", ""
+        text, thoughts, media = "", "", []
         for part in content:
+            if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in KIND_OF_PART:
+                media.append(part_media(part, len(text), turn))
+                continue
             more_text, more_thoughts = _part(part, turn)
             text, thoughts = text + more_text, thoughts + more_thoughts
-        return text, thoughts
+        return text, thoughts, tuple(media)
     if isinstance(content, dict) and role == "tool":  # a tool's result, sent as JSON text at inference
-        return orjson.dumps(content).decode(), ""
-    raise Refused(f"content is not text: turn {turn} ({role}) has {kind_of(content)}", "give text, or a list of text parts")
+        return orjson.dumps(content).decode(), "", ()
+    raise Refused(f"content is not text: turn {turn} ({role}) has {kind_of(content)}", "give text, or a list of parts")
 
 
 def _part(part: Any, turn: int) -> tuple[str, str]:
+    """Text and thoughts of a part that is no medium."""
     if isinstance(part, str):
         return part, ""
     kind = part.get("type", "text") if isinstance(part, dict) else None
-    if kind in _MEDIA:
-        raise Refused(
-            f"unsupported part: turn {turn} holds `{kind}`", f"`{kind}` parts are not supported yet for this model; remove the row"
-        )
+    if kind in _FILES:
+        raise Refused(f"unsupported part: turn {turn} holds `{kind}`", "files and documents are not supported; remove the row")
     if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
         return part["text"], ""
     if kind in ("thinking", "reasoning"):

@@ -1,8 +1,8 @@
 """Files → conversations. Every row comes out: as a record, or as a refusal with file, line, reason and fix.
 
-In: files, folders, patterns, names of data sets. Out: a `Reading` that holds the records (`read`), or a `Scan` that knows all about them and reads them
-again when they are wanted (`scan`), so that memory does not grow with the file. Nothing is repaired by guessing and nothing
-is left out in silence.
+In: files, folders, patterns, names of data sets. Out: a `Reading` that holds the records (`read`), or a `Scan` that knows all
+about them and reads them again when they are wanted (`scan`), so that memory does not grow with the file. Nothing is
+repaired by guessing and nothing is left out in silence.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Recipe:
     columns: Columns = field(default_factory=dict)
     only: Only | None = None
     max_line_bytes: int = MAX_LINE_BYTES
+    allow_urls: bool = False
+    """Whether images and sounds in the web are fetched."""
 
     def rows(self) -> Iterator[tuple[Format, Source, Any]]:
         """Every row that `only` takes: its format, its place and the parsed value; a `Refusal` where it cannot be parsed."""
@@ -76,7 +78,7 @@ class Recipe:
         if isinstance(value, Refusal):
             return value
         try:
-            return to_record(value, form, self.columns, source, notes)
+            return to_record(value, form, self.columns, source, notes, allow_urls=self.allow_urls)
         except Refused as why:
             return Refusal(source, why.reason, why.fix)
 
@@ -105,17 +107,18 @@ def read(
     columns: Columns | None = None,
     only: Only | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
+    allow_urls: bool = False,
 ) -> Reading:
     """Read records into memory.
 
     `format` is found from all rows of each file unless given; with it given, rows of another format are refused.
     `columns` maps fields of the format to the file's own column names (`{"prompt": "question"}`); see `columns_from`.
-    `only` leaves rows out by the values of their columns.
+    `only` leaves rows out by the values of their columns. `allow_urls` has images and sounds in the web fetched.
     Raises `DataError` or `StorageError` where a file as a whole cannot be read: missing, empty, a folder,
     not text, of two formats, or without any row that could be read.
     """
     records: list[Record] = []
-    found = _scan(files, format, columns, only, max_line_bytes, records, Refusals())
+    found = _scan(files, format, columns, only, max_line_bytes, records, Refusals(), allow_urls)
     return Reading(
         [record for record in records if isinstance(record, Conversation)],
         found.refused.kept,
@@ -137,9 +140,10 @@ def scan(
     columns: Columns | None = None,
     only: Only | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
+    allow_urls: bool = False,
 ) -> Scan:
     """Check every row as `read` does, and keep none: memory does not grow with the files. Arguments and errors are those of `read`."""
-    return _scan(files, format, columns, only, max_line_bytes, None, Refusals(limit=KEPT))
+    return _scan(files, format, columns, only, max_line_bytes, None, Refusals(limit=KEPT), allow_urls)
 
 
 KEPT = 100
@@ -154,6 +158,7 @@ def _scan(
     max_line_bytes: int,
     records: list[Record] | None,
     refused: Refusals,
+    allow_urls: bool,
 ) -> Scan:
     if format is not None and format not in FORMATS:
         raise DataError(f"format: {format!r} is not known.{did_you_mean(format, list(FORMATS))} Known: {', '.join(FORMATS)}.")
@@ -166,7 +171,7 @@ def _scan(
     notes, places = Notes(), dict[str, Source]()
     located = locate(files)
     for path in located.files:
-        one = _one_file(path, given, Recipe({}, renamed, only, max_line_bytes), records is not None, refused.limit)
+        one = _one_file(path, given, Recipe({}, renamed, only, max_line_bytes, allow_urls), records is not None, refused.limit)
         formats[str(path)] = one.form
         sentences.append(one.sentence)
         total, left_out = total + one.rows, left_out + one.left_out
@@ -176,7 +181,7 @@ def _scan(
         if records is not None:
             records += one.records
     guess = "\n".join([*located.said, *sentences])
-    return Scan(Recipe(formats, renamed, only, max_line_bytes), total, refused, guess, dict(notes), places, left_out)
+    return Scan(Recipe(formats, renamed, only, max_line_bytes, allow_urls), total, refused, guess, dict(notes), places, left_out)
 
 
 @dataclass(slots=True)
