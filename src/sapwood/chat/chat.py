@@ -11,14 +11,12 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from sapwood.chat.checks import check_prompt, check_turn
@@ -29,11 +27,13 @@ from sapwood.chat.properties import rendering_faults
 from sapwood.chat.saving import saved_files
 from sapwood.chat.stops import Stops, learn_stops
 from sapwood.chat.templating import Template
-from sapwood.chat.tokens import StreamDecoder, Tokens
+from sapwood.chat.tokens import StreamDecoder, Tokens, named
+from sapwood.chat.tools import Folding, fold, learn_folding
+from sapwood.chat.trained import Turn
 from sapwood.chat.turns import THOUGHT_TAGS, Refusal, completion_text, taken_apart
 from sapwood.chat.vocabulary import Extended, extended
 from sapwood.errors import DataError, TemplateError
-from sapwood.records import Content, Conversation, Example, Message, Prompt, Row
+from sapwood.records import Content, Conversation, Example, Message, Prompt
 
 _QUESTION = Message("user", "Where does sapwood grow?")
 
@@ -41,31 +41,10 @@ THINKING = ("enable_thinking", "thinking")
 """Template arguments that switch thinking on or off, in the order in which they are tried."""
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One trained turn: the prompt, and what the model must write, as text and as ids with the stop token last."""
-
-    index: int
-    """Place of the message in the conversation, from 0."""
-    prompt: Prompt
-    text: str
-    ids: tuple[int, ...]
-    weight: float
-    added_arguments: Mapping[str, Any]
-    """Template arguments that the turn needed and the conversation did not give."""
-
-    @property
-    def row(self) -> Row:
-        """The training row."""
-        weights_T = np.full(len(self.ids), self.weight, dtype=np.float32)
-        return Row(np.array(self.prompt.ids, dtype=np.int64), np.array(self.ids, dtype=np.int64), weights_T, self.prompt.media)
-
-
 class Chat:
     """A model's tokenizer and chat template. Made by `Chat.load`; immutable afterwards."""
 
-    tools_in_system = False
-    """Whether tools are offered in the system message, for a template that has no place for them (`with_tools_in_system`)."""
+    _folding: Folding | None = None
 
     def __init__(self, folder: Folder, today: datetime, given: Extended | None = None) -> None:
         self.folder = folder.path
@@ -127,6 +106,20 @@ class Chat:
         chat.fingerprint = hashlib.sha256(f"{self.fingerprint} {processor.fingerprint}".encode()).hexdigest()
         return chat
 
+    def with_tools_in_system(self) -> Chat:
+        """The same chat, with tools offered in the system message, calls and results as text: for templates without a place for them."""
+        chat = copy.copy(self)
+        chat.__dict__.pop("form", None)
+        chat._folding = learn_folding(lambda messages: self._drawn(messages, True))
+        chat._checked = set()
+        chat.fingerprint = hashlib.sha256(f"{self.fingerprint} {chat._folding}".encode()).hexdigest()
+        return chat
+
+    @property
+    def tools_in_system(self) -> bool:
+        """Whether tools are offered in the system message (`with_tools_in_system`)."""
+        return self._folding is not None
+
     @property
     def template(self) -> str:
         """The source of the default template."""
@@ -135,6 +128,26 @@ class Chat:
     def saved_files(self) -> dict[str, bytes]:
         """Files that lie beside trained weights, so that others chat alike: tokenizer, template, stop tokens; by name."""
         return saved_files(self._content, self.template if self._given else None, self.turn_end, self.stop_ids)
+
+    @property
+    def template_sources(self) -> list[str]:
+        """The sources of all templates of the model, the one for tools included."""
+        return [template.source for template in self._templates.values()]
+
+    def plan(self) -> bytes | None:
+        """All that another process needs to make rows as this chat does (`planned`), as JSON; None where that is not enough (media)."""
+        if self._media is not None:
+            return None
+        content = {**vars(self._content), "path": str(self.folder)}
+        return orjson.dumps([content, self.today.isoformat(), self.tools_in_system], option=orjson.OPT_NON_STR_KEYS)
+
+    @classmethod
+    def planned(cls, plan: bytes) -> Chat:
+        """The chat of a `plan`: its rows and fingerprint are those of the chat that gave it."""
+        content, today, folded = orjson.loads(plan)
+        stops = {int(number): names for number, names in content["stops"].items()}
+        chat = cls(Folder(**{**content, "path": Path(content["path"]), "stops": stops}), datetime.fromisoformat(today))
+        return chat.with_tools_in_system() if folded else chat
 
     def prompt(
         self,
@@ -311,7 +324,7 @@ class Chat:
 
     def _completion_ids(self, prompt: Prompt, covered: str, text: str, where: str) -> tuple[int, ...]:
         grown, lead, _ = self._grown(covered, prompt.messages, where)
-        with _named(where):
+        with named(where):
             ids = self.tokens.continuation(grown, prompt.ids[len(lead) :], text)
         refuse_placeholders(ids, self._media, where)
         stops = [place for place, token_id in enumerate(ids) if token_id in self.stop_ids]
@@ -338,9 +351,11 @@ class Chat:
         if refusal is not None:
             raise TemplateError(f"{where}: {refusal}")
         grown, lead, contents = self._grown(covered, messages, where)
-        with _named(where):
+        with named(where):
             ids = (*lead, *self.tokens.encode(grown))
         media = () if self._media is None else spans(ids, contents, self._media, where)
+        if self._folding is not None:
+            messages, tools = fold(messages, tools, self._folding, where), ()
         return Prompt(tuple(messages), ids, self.tokens.shield.reveal(covered), tuple(tools), dict(arguments), media), covered
 
     def _grown(self, covered: str, messages: Sequence[Message], where: str) -> tuple[str, tuple[int, ...], list[Content]]:
@@ -363,6 +378,8 @@ class Chat:
         generation_prompt: bool,
         where: str,
     ) -> str:
+        if self._folding is not None:
+            messages, tools = fold(messages, tools, self._folding, where), ()
         text = self._template(tools).render(
             messages, tools=tools, generation_prompt=generation_prompt, special=self.special_tokens, arguments=arguments, where=where
         )
@@ -380,12 +397,3 @@ class Chat:
     def _template(self, tools: Sequence[Mapping[str, Any]]) -> Template:
         """The template for tools, where the folder has one of its own and there are tools."""
         return self._templates["tool_use" if tools and "tool_use" in self._templates else "default"]
-
-
-@contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Put the conversation's place before a tokenizer's refusal."""
-    try:
-        yield
-    except TemplateError as error:
-        raise TemplateError(f"{where}: {error}") from None

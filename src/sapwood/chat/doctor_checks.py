@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sapwood.chat.chat import Chat, Turn
+from sapwood.chat.chat import Chat
+from sapwood.chat.trained import Turn
 from sapwood.chat.turns import taken_apart
 from sapwood.records import Conversation
 

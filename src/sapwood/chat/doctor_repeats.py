@@ -15,8 +15,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from sapwood.chat.chat import Turn
 from sapwood.chat.doctor_checks import RowNote, quoted
+from sapwood.chat.trained import Turn
 from sapwood.records import Conversation, Source
 
 SHORT, USUAL = 3, 30

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sapwood.chat.chat import Chat, Turn
+from sapwood.chat.chat import Chat
 from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, Severity, row_notes
 from sapwood.chat.doctor_repeats import Repeats
 from sapwood.chat.doctor_sharing import Ids, Sharing, SharingCount, common_beginning
 from sapwood.chat.doctor_spans import KINDS, spans_of, token_kinds
+from sapwood.chat.trained import Turn
 from sapwood.errors import SapwoodError
 from sapwood.records import Conversation
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sapwood.chat.chat import Chat, Turn
+from sapwood.chat.chat import Chat
 from sapwood.chat.tokens import StreamDecoder
+from sapwood.chat.trained import Turn
 from sapwood.chat.turns import taken_apart
 from sapwood.errors import SapwoodError
 from sapwood.records import Conversation, Media, Message, ToolCall

@@ -22,7 +22,8 @@ from sapwood.errors import DataError, TemplateError
 from sapwood.records import Conversation, Message, Prompt, ToolCall
 
 if TYPE_CHECKING:
-    from sapwood.chat.chat import Chat, Turn
+    from sapwood.chat.chat import Chat
+    from sapwood.chat.trained import Turn
 
 _ASK, _SAID = Message("user", "Where does sapwood grow?"), "Right below the bark."
 _THOUGHT = "It is young wood."

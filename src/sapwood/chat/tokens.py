@@ -8,7 +8,8 @@ Left out on purpose: slow tokenizers, padding, truncation (switched off if the f
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -137,3 +138,12 @@ class StreamDecoder:
         text = self._tokens.decode(self._window)[len(self._tokens.decode(self._window[: self._shown])) :]
         self._window, self._shown = [], 0
         return text
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Put the conversation's place before a tokenizer's refusal."""
+    try:
+        yield
+    except TemplateError as error:
+        raise TemplateError(f"{where}: {error}") from None
