@@ -52,6 +52,14 @@ class Tokens:
         """Number of tokens, added ones included."""
         return int(self._tokenizer.get_vocab_size())
 
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """Ids that the tokenizer itself puts before a plain text: a BOS token, or nothing. Templates write theirs themselves."""
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        places = (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+        return tuple(whole[: next(places, 0)])
+
     def id_of(self, token: str) -> int | None:
         """The id of a token's string, if there is one."""
         found = self._tokenizer.token_to_id(token)
