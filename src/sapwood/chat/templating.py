@@ -65,6 +65,7 @@ class Template:
         Raises `TemplateError` with the line where the source is not valid Jinja.
         """
         self.source, self.origin = source, origin
+        self._words = frozenset(re.findall(r"\w+", source))
         try:
             self._compiled = _environment(today).from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -77,7 +78,7 @@ class Template:
 
     def knows(self, name: str) -> bool:
         """Whether the source speaks of `name` at all (a template argument, a message field)."""
-        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+        return name in self._words
 
     def render(
         self,
@@ -93,6 +94,12 @@ class Template:
         taken = [name for name in arguments if name in RESERVED]
         if taken:
             raise TemplateError(f"{where}: the template argument `{taken[0]}` is set by Sapwood itself. Rename or remove it.")
+        unknown = [name for name in arguments if name not in self._words]
+        if unknown:
+            raise TemplateError(
+                f"{where}: the chat template does not read the template argument `{unknown[0]}`, so it would change nothing. Remove it, or "
+                "choose a template that reads it, with `--template FILE`."
+            )
         try:
             return self._compiled.render(
                 {
