@@ -20,7 +20,7 @@ from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.prepare import DataConfig, Prepared, prepare, read_files
+from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
 from sapwood.records import Item
@@ -91,10 +91,10 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     if not config.data:
         raise ConfigError("No data is named. Give a JSON Lines file, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter")
     with screen.progress("reading") as advance:
-        reading = read_files(config.data, config.rows, advance)
+        rows = scan_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
     chat = load_chat(folder, config.template, trained=config.adapter)
-    prepared = prepare(reading, chat, config.rows)
+    prepared = prepare(rows, chat, config.rows, screen)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
     items = items_from(asked, cluster=config.rows.cluster, reference=config.rows.reference)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from sapwood.assets import Report, resolve_data
+import numpy as np
+
+from sapwood.assets import Report
 from sapwood.chat import Chat
-from sapwood.data import Format, Ledger, Only, Reading, Refusal, columns_from, read, split
-from sapwood.errors import ConfigError, DataError, TemplateError
+from sapwood.chat.many import examples as examples_of
+from sapwood.data import Format, Ledger, Only, Reading, columns_from, read, split
+from sapwood.data.columns import Columns
+from sapwood.data.ledger import Located
+from sapwood.data.locations import locate
+from sapwood.data.packed import Packed
+from sapwood.data.prepared import kept_scan, prepared_rows
+from sapwood.data.preparing import as_trained, not_trained, refusal_of
+from sapwood.data.reading import Scan
+from sapwood.data.sequences import Order, PackedExamples, PackedRecords
+from sapwood.data.splitting import split_keys
+from sapwood.errors import ConfigError, DataError
 from sapwood.recipes import bfcl
+from sapwood.recipes.screen import Screen
 from sapwood.records import Conversation, Example
 
 
@@ -42,6 +53,8 @@ class DataConfig:
     """Share of rows that may be refused before the run stops."""
     split_seed: int = 0
     """Seed of who is held out."""
+    cache: bool = True
+    """Keep prepared rows in the cache folder, so that unchanged files start at once the next time."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.held_out) or self.held_out < 0 or (self.held_out > 1 and self.held_out != int(self.held_out)):
@@ -50,60 +63,132 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that training and evaluation read."""
+    """Everything that training and evaluation read. The sequences are lists, or lie on the disk and make each entry when asked."""
 
-    train: list[Conversation]
-    held_out: list[Conversation]
-    examples: list[Example]
-    held_out_examples: list[Example]
+    train: Sequence[Conversation]
+    held_out: Sequence[Conversation]
+    examples: Sequence[Example]
+    held_out_examples: Sequence[Example]
     ledger: Ledger
     notes: list[str] = field(default_factory=list)
+    cached: bool = False
+    """Whether the rows were prepared in an earlier run and only read now."""
 
 
 MOST_HELD_OUT = 200
 """More than this many held-out conversations cost evaluation time and narrow the interval little."""
+KEPT_REFUSED = 1000
+"""Refused rows of one reason that the ledger holds whole; all of them stand in its file."""
+
+
+def prepare_files(files: Sequence[str], chat: Chat, config: DataConfig, screen: Screen) -> Prepared:
+    """Files, or a data set by name, made ready to train on: read, checked, rendered, tokenised, split, accounted for.
+
+    Raises `DataError` and its kin with file:line, and `StorageError` where the disk refuses.
+    """
+    with screen.progress("reading") as advance:
+        rows = scan_files(files, config, advance)
+    return prepare(rows, chat, config, screen)
+
+
+def scan_files(files: Sequence[str], config: DataConfig, report: Report) -> Scan | Reading:
+    """Check every row of files, or of a data set or task by name, and hold none of a file's. Raises `DataError` with file:line."""
+    if tuple(files) == (bfcl.TASK,):
+        return bfcl.read_calls(report)
+    return kept_scan(locate(files, report), format=config.format, columns=_columns(config), only=_only(config), keep=config.cache)
 
 
 def read_files(files: Sequence[str], config: DataConfig, report: Report) -> Reading:
-    """Read the rows of files, or of a data set or task by name. Raises `DataError` and its kin with file:line."""
+    """Read the rows of files into memory, or of a data set or task by name. Raises `DataError` and its kin with file:line."""
     if tuple(files) == (bfcl.TASK,):
         return bfcl.read_calls(report)
-    paths: list[Path] = []
-    for name in files:
-        path = Path(name)
-        if not path.exists() and not path.suffix:
-            path = resolve_data(name, report=report)
-        paths.append(path)
-    return read(
-        paths,
-        format=config.format,
-        columns=columns_from(config.columns, prompt=config.prompt, completion=config.completion, system=config.system),
-        only=Only.parse(config.only) if config.only else None,
+    return read(locate(files, report).files, format=config.format, columns=_columns(config), only=_only(config))
+
+
+def _columns(config: DataConfig) -> Columns:
+    return columns_from(config.columns, prompt=config.prompt, completion=config.completion, system=config.system)
+
+
+def _only(config: DataConfig) -> Only | None:
+    return Only.parse(config.only) if config.only else None
+
+
+def prepare(rows: Scan | Reading, chat: Chat, config: DataConfig, screen: Screen | None = None) -> Prepared:
+    """Render every conversation; those that cannot be trained exactly are refused with their place and reason.
+
+    Rows of a `Reading` stay in memory; those of a `Scan` go into the cache, or into a folder that goes with this process.
+    Raises `DataError` where more than `max_refused` of all rows are refused, or nothing is left.
+    """
+    if isinstance(rows, Reading):
+        return _in_memory(rows, chat, config)
+    screen = screen or Screen(quiet=True)
+    with screen.progress("preparing") as advance:
+        packed, cached = prepared_rows(rows, chat, cluster=config.cluster, keep=config.cache, report=advance, say=screen.say)
+    ledger = Ledger(rows.total, rows.left_out)
+    ledger.refuse_all(packed.refusals(), packed.refusals, KEPT_REFUSED)
+    ledger.check(config.max_refused)
+    kept, held = _sides_of(packed, config)
+    file_B, line_B, fact_B = packed.columns("file", "line", "fact")
+    trained = int(fact_B["trained"][kept].sum())
+    ledger.train_all(
+        Located(packed.files, file_B[kept], line_B[kept]),
+        trained_tokens=trained,
+        prompt_tokens=int(fact_B["length"][kept].sum()) - trained,
+    )
+    ledger.hold_out_all(Located(packed.files, file_B[held], line_B[held]))
+    ledger.assert_whole()
+    return Prepared(
+        PackedRecords(packed, kept),
+        PackedRecords(packed, held),
+        PackedExamples(packed, kept),
+        PackedExamples(packed, held),
+        ledger,
+        rows.lines_for_people(),
+        cached,
     )
 
 
-def prepare(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
-    """Render every conversation; those that cannot be trained exactly are refused with their place and reason.
+def _sides_of(packed: Packed, config: DataConfig) -> tuple[Order, Order]:
+    """Which rows are trained on and which held out, by their stored digests."""
+    wanted = _wanted(len(packed), config)
+    if not wanted:
+        return np.arange(len(packed)), np.empty(0, dtype=np.int64)
+    key_B, label_B, labelled_B = packed.columns("key", "label", "labelled")
+    if config.cluster is not None and not labelled_B.all():
+        split(PackedRecords(packed, np.arange(len(packed))), held_out=wanted, seed=config.split_seed, cluster=config.cluster)
+    labels = None if config.cluster is None else label_B
+    return split_keys(key_B, labels, wanted=wanted, seed=config.split_seed, cluster=config.cluster)
 
-    Raises `DataError` where more than `max_refused` of all rows are refused, or nothing is left.
-    """
+
+def _wanted(count: int, config: DataConfig) -> int:
+    """The number of conversations to hold out."""
+    if config.held_out == 0:
+        return 0
+    wanted = max(1, min(MOST_HELD_OUT, round(config.held_out * count))) if config.held_out < 1 else int(config.held_out)
+    if wanted >= count:
+        raise DataError(
+            f"{wanted} conversation{'s' * (wanted != 1)} should be held out, but there {'is' if count == 1 else 'are'} only "
+            f"{count} in all. Add rows, or lower --held-out; 0 holds nothing out."
+        )
+    return wanted
+
+
+def _in_memory(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
     ledger = Ledger(reading.total, reading.left_out)
-    ledger.refuse(*reading.refused)
+    ledger.refuse(*reading.refused, *map(not_trained, reading.documents), *map(not_trained, reading.preferences))
     conversations: list[Conversation] = []
     examples: list[Example] = []
-    for conversation in reading.conversations:
-        try:
-            example = chat.example(conversation)
-        except (DataError, TemplateError) as error:
-            ledger.refuse(_refusal(conversation, str(error)))
-            continue
-        arguments = example.meta.get("template_arguments")
-        if arguments:  # what training needed, evaluation must send too
-            conversation = dataclasses.replace(conversation, template_arguments=arguments)
-        conversations.append(conversation)
-        examples.append(example)
+    for conversation, made in zip(reading.conversations, examples_of(chat, reading.conversations), strict=True):
+        if isinstance(made, Exception):
+            ledger.refuse(refusal_of(conversation, str(made)))
+        else:
+            conversations.append(as_trained(conversation, made))
+            examples.append(made)
     ledger.check(config.max_refused)
-    kept, held = _sides(conversations, config)
+    wanted = _wanted(len(conversations), config)
+    kept, held = list(range(len(conversations))), list[int]()
+    if wanted:
+        kept, held = split(conversations, held_out=wanted, seed=config.split_seed, cluster=config.cluster)
     for index in kept:
         trained = sum(int((row.weights_T > 0).sum()) for row in examples[index].rows)
         ledger.train(conversations[index].source, trained_tokens=trained, prompt_tokens=examples[index].length - trained)
@@ -118,22 +203,3 @@ def prepare(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
         ledger,
         reading.lines_for_people(),
     )
-
-
-def _sides(conversations: list[Conversation], config: DataConfig) -> tuple[list[int], list[int]]:
-    if config.held_out == 0:
-        return list(range(len(conversations))), []
-    wanted = max(1, min(MOST_HELD_OUT, round(config.held_out * len(conversations)))) if config.held_out < 1 else int(config.held_out)
-    if wanted >= len(conversations):
-        raise DataError(
-            f"{wanted} conversation{'s' * (wanted != 1)} should be held out, but there {'is' if len(conversations) == 1 else 'are'} only "
-            f"{len(conversations)} in all. Add rows, or lower --held-out; 0 holds nothing out."
-        )
-    return split(conversations, held_out=wanted, seed=config.split_seed, cluster=config.cluster)
-
-
-def _refusal(conversation: Conversation, text: str) -> Refusal:
-    """The chat's paragraph, "place: what, what to do", as the ledger's reason and fix."""
-    reason = text.removeprefix(conversation.where).lstrip(", :")
-    head, _, fix = reason.partition(". ")
-    return Refusal(conversation.source, head, fix)

@@ -20,7 +20,7 @@ from sapwood.model import Dtype
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.prepare import DataConfig, prepare, read_files
+from sapwood.recipes.prepare import DataConfig, prepare, scan_files
 from sapwood.recipes.screen import Screen
 from sapwood.records import hash_of_rows
 from sapwood.run import Run, new_run_path, open_run
@@ -52,14 +52,14 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     if not config.data:
         raise ConfigError("No data is named. Give a JSON Lines file of conversations: sapwood sft my.jsonl")
     with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
-        reading = read_files(config.data, config.rows, advance)
+        rows = scan_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
     chat = load_chat(folder, config.template, _day_of(config.out))
-    prepared = prepare(reading, chat, config.rows)
+    prepared = prepare(rows, chat, config.rows, screen)
     run, config = start_run(config, screen)
     try:
-        rows = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
-        claim(run, {"rows": rows, "template": chat.fingerprint, "model": hash_of_weights(folder)})
+        hashes = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
+        claim(run, {"rows": hashes, "template": chat.fingerprint, "model": hash_of_weights(folder)})
         return prove(
             folder,
             chat,
