@@ -221,7 +221,10 @@ def _tiled(ids: dict[str, int], vocabulary: int, name: str, kind: Any) -> tuple[
         architectures=[f"{name}ForConditionalGeneration"],
     )
     images = {"image_processor_type": f"{name}ImageProcessor", "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
-    return config, {"preprocessor_config.json": images, "processor_config.json": {"processor_class": f"{name}Processor", "image_seq_len": 4}}
+    return config, {
+        "preprocessor_config.json": images,
+        "processor_config.json": {"processor_class": f"{name}Processor", "image_seq_len": 4},
+    }
 
 
 def _qwen2_vl(ids: dict[str, int], vocabulary: int) -> tuple[Any, dict[str, Any]]:
