@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from sapwood.attention import register
+from sapwood.chat.parsing import Answer
 from sapwood.generate import Engine
 from sapwood.model import LanguageModel
-from sapwood.records import Completion, Prompt
+from sapwood.records import Completion, Message, Prompt
 from tiny.models import tiny_model
 
 register()
@@ -27,6 +28,10 @@ class Letters:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(f"t{token} " for token in ids)
+
+    def parse(self, answer: str | Sequence[int], prompt: Prompt) -> Answer:
+        text = answer if isinstance(answer, str) else self.decode([token for token in answer if token not in self.stop_ids])
+        return Answer(Message("assistant", text), True)
 
 
 @cache

@@ -25,8 +25,10 @@ _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
 def function_call() -> Scorer:
-    """1 where the text is exactly the expected calls, in any order; 0 else.
+    """1 where the answer makes exactly the expected calls, in any order; 0 else.
 
+    Calls are those of `Completion.message`, written in the way of the model's template; where it has none, the text itself is
+    read as `chat.parse_call` reads it, and then must hold nothing else.
     The reference is `{"name", "arguments"}`, a text that holds calls, BFCL's `{"function": {"argument": [allowed, …]}}`
     where "" among the allowed makes the argument optional, or a list of one of these; an empty list expects no
     call. A reference in another form gives a score without a value.
@@ -34,7 +36,8 @@ def function_call() -> Scorer:
 
     def score(item: Item, completion: Completion) -> Score:
         expected = expected_calls(item.reference)
-        calls = calls_in(spoken(completion))
+        made = completion.message.tool_calls if completion.message is not None else ()
+        calls = list(made) or calls_in(spoken(completion))
         if not expected:
             return Score(float(not calls), None, "expected no call" if calls else "")
         if not calls:

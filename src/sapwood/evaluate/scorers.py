@@ -40,8 +40,9 @@ def guarded(scorer: Scorer) -> Scorer:
 
 
 def spoken(completion: Completion) -> str:
-    """The text behind the reasoning, if there is any."""
-    return completion.text.rsplit(_THOUGHT, 1)[-1]
+    """What was said to the user: the message's content, else the text behind the reasoning, if there is any."""
+    said = completion.message.content if completion.message is not None else ""
+    return (said or completion.text).rsplit(_THOUGHT, 1)[-1]
 
 
 def exact(*, casefold: bool = False, strip: bool = True) -> Scorer:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+from sapwood.chat.parsing import Answer as Parsed
 from sapwood.records import Completion, Ended, Prompt, SamplingParams
 
 
@@ -27,6 +28,10 @@ class ChatLike(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
+        ...
+
+    def parse(self, answer: str | Sequence[int], prompt: Prompt) -> Parsed:
+        """The message that an answer to a prompt is."""
         ...
 
 
@@ -80,7 +85,10 @@ class Answer:
         if self.ended is None:
             self.fail(f"Cancelled after {len(self.ids)} tokens.")
         assert self.ended is not None
-        return Completion(self.prompt, tuple(self.ids), self._text(), self.ended, tuple(self.logprobs), self.error)
+        text = self._text()
+        by_text = self._stop and self.ended is Ended.STOP and self.ids[-1] not in self._chat.stop_ids
+        message = self._chat.parse(text if by_text else self.ids, self.prompt).message
+        return Completion(self.prompt, tuple(self.ids), text, self.ended, tuple(self.logprobs), self.error, message)
 
     def _stopped(self) -> bool:
         if not self._stop:

@@ -51,6 +51,8 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     """Of each id, at the sampling temperature, before truncation. The engine's own: for diagnosis only."""
     error: str | None = None
+    message: Message | None = None
+    """The answer understood: content, reasoning, calls. None where nobody parsed it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
