@@ -37,9 +37,9 @@ def _row(row: Row, chat: Chat, colour: bool) -> Text:
     text = Text()
     weights = [0.0] * len(row.prompt_T) + row.weights_T.tolist()
     ids = [*row.prompt_T.tolist(), *row.completion_T.tolist()]
-    for place, (shown, group) in enumerate(_letters(chat, ids, [weight > 0 for weight in weights])):
+    for place, (shown, group) in enumerate(letters(chat, ids, [weight > 0 for weight in weights])):
         trained = weights[group[-1]] > 0
-        piece = _visible(shown)
+        piece = visible(shown)
         if not colour:
             text.append(f"[{piece}]" if trained else piece)
             continue
@@ -48,7 +48,7 @@ def _row(row: Row, chat: Chat, colour: bool) -> Text:
     return text
 
 
-def _letters(chat: Chat, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[tuple[str, list[int]]]:
+def letters(chat: Chat, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[tuple[str, list[int]]]:
     """(text, places) of the smallest groups of tokens that make whole letters; no group is both read and trained."""
     decoder = StreamDecoder(chat.tokens)
     group: list[int] = []
@@ -69,5 +69,6 @@ UNPRINTABLE |= dict.fromkeys([*range(128, 160), *range(0x202A, 0x202F), *range(0
 """For `str.translate`: text out of data must not move a terminal's cursor, colour it, or turn its reading direction."""
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """Control letters as pictures, and an arrow before each line end."""
     return text.translate(UNPRINTABLE | {ord("\t"): "\u2409"}).replace("\n", "⏎\n")

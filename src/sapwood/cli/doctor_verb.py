@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from sapwood.chat import Chat, coloured
 from sapwood.chat.doctor_terminal import Line, finding_lines, kind_lines, survey_lines
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError, DataError
-from sapwood.recipes.examine import Examination, Rows, examined, open_rows, picked
+from sapwood.recipes.examine import Examination, Rows, examined, open_rows, picked, write_page
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model, load_chat
@@ -68,6 +69,9 @@ def run(words: list[str]) -> None:
     _tell(found, screen)
     if rows is not None:
         _show(chat, rows, config, screen)
+    if config.page is not None:
+        write_page(config.page, found, chat, rows, first=max(config.show, 3), places=config.row, command=_next(found, config))
+        screen.say(f"Page         {config.page}")
     json.write(found.record())
     _conclude(found, config, screen)
 
@@ -107,9 +111,21 @@ def _show(chat: Chat, rows: Rows, config: DoctorConfig, screen: Screen) -> None:
 
 def _conclude(found: Examination, config: DoctorConfig, screen: Screen) -> None:
     """The verdict last, with the next command."""
-    diagnosis = found.diagnosis
-    data = " ".join(config.data)
+    diagnosis, command = found.diagnosis, _next(found, config)
     if diagnosis.exit_code:
-        mend = f" sapwood doctor {data} --fix mended.jsonl writes a mended copy." if found.survey and found.survey.refused else ""
-        raise DataError(f"{diagnosis.sentence} The findings above say what to do.{mend}")
-    screen.say(f"{diagnosis.sentence} Next: sapwood sft {data or 'my.jsonl'}", STYLES[diagnosis.verdict])
+        raise DataError(f"{diagnosis.sentence} The findings above say what to do." + (f" Next: {command}" if command else ""))
+    screen.say(f"{diagnosis.sentence} Next: {command}", STYLES[diagnosis.verdict])
+    if config.page is None and config.data:
+        screen.say("All of this as a page, with token ids and the rows' tree: --page doctor.html", "dim")
+
+
+def _next(found: Examination, config: DoctorConfig) -> str:
+    """The command to go on with; empty where a template has to be chosen first."""
+    words = [*config.data] or ["my.jsonl"]
+    words += ["--model", config.model] if config.model != DEFAULT_MODEL else []
+    words += ["--template", str(config.template)] if config.template is not None else []
+    if not found.diagnosis.exit_code:
+        return shlex.join(["sapwood", "sft", *words])
+    if found.survey is not None and found.survey.refused:
+        return shlex.join(["sapwood", "doctor", *words, "--fix", "mended.jsonl"])
+    return ""

@@ -17,14 +17,16 @@ from sapwood.chat.doctor import Diagnosis, diagnose, examine, survey_findings
 from sapwood.chat.doctor_checks import ROW_KINDS
 from sapwood.chat.doctor_rows import Survey, Surveyor
 from sapwood.chat.doctor_tokenizer import Finding
+from sapwood.chat.page import ShownRow, doctor_page, shown_row
 from sapwood.data import Only, Refusal, columns_from
 from sapwood.data.messages import Notes
 from sapwood.data.reading import Scan, scan
-from sapwood.errors import DataError
+from sapwood.errors import DataError, storage
 from sapwood.recipes import bfcl
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Advance
 from sapwood.records import Conversation, Record
+from sapwood.run import write_atomic
 
 SCHEMA = 1
 
@@ -146,23 +148,53 @@ def examined(
     return Examination(model, findings, survey, diagnose(findings, survey, max_refused), rows.notes if rows else [])
 
 
-def picked(rows: Rows, *, first: int = 0, places: Sequence[str] = ()) -> list[Conversation]:
+def picked(rows: Rows, *, first: int = 0, places: Sequence[str] = (), strict: bool = True) -> list[Conversation]:
     """Conversations by their number or their place (file:line), in the order of the files.
 
-    Raises `DataError` for a place where no conversation stands.
+    Raises `DataError` for a place where no conversation stands, if `strict`.
     """
     wanted = set(places)
     found: list[Conversation] = []
     for row in rows:
         if first <= 0 and not wanted:
             break
-        if isinstance(row, Refusal) and str(row.source) in wanted:
+        if strict and isinstance(row, Refusal) and str(row.source) in wanted:
             raise DataError(f"{row}. This row is no conversation, so there is nothing to show.")
         if isinstance(row, Conversation):
             if first > 0 or row.where in wanted:
                 found.append(row)
             first -= 1
             wanted.discard(row.where)
-    if wanted:
+    if strict and wanted:
         raise DataError(f"{sorted(wanted)[0]}: there is no such row. Name it as the doctor does, file:line, such as my.jsonl:17.")
     return found
+
+
+PAGE_ROWS, OF_EACH_KIND = 40, 3
+
+
+def write_page(path: Path, found: Examination, chat: Chat, rows: Rows | None, *, first: int, places: Sequence[str], command: str) -> None:
+    """Write the examination as one HTML file: with the first rows, those named, and the first of each kind of trouble.
+
+    Raises `StorageError` where the file cannot be written.
+    """
+    kinds_of: dict[str, list[str]] = {}
+    refused: dict[str, str] = {}
+    wanted: list[str] = [*places]
+    for kind, count in found.survey.kinds.items() if found.survey is not None else ():
+        wanted += [note.where for note in count.first[:OF_EACH_KIND]]
+        for note in count.first:
+            kinds_of.setdefault(note.where, []).append(kind)
+            if kind == "refused":
+                refused[note.where] = f"{note.sentence} {note.next_step}".strip()
+    shown = []
+    for conversation in picked(rows, first=first, places=wanted, strict=False) if rows is not None else ():
+        where = conversation.where
+        kinds = kinds_of.get(where, [])
+        if where in refused:
+            shown.append(ShownRow(where, tuple(kinds), (), refused[where]))
+        else:
+            shown.append(shown_row(chat, conversation, chat.turns(conversation), kinds))
+    page = doctor_page(found.model, found.findings, found.survey, found.diagnosis, shown[:PAGE_ROWS], found.notes, command)
+    with storage(path, "write the page"):
+        write_atomic(path, page.encode("utf-8", "replace"))

@@ -1,0 +1,161 @@
+"""The doctor's page: findings, a survey and some rows in, one self-contained HTML file out.
+
+The page asks the network for nothing. Data is hostile text: Jinja escapes all of it, and the page's script makes text
+nodes only, from JSON that no markup can leave. Left out on purpose: all rows; those chosen are enough to see by.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files as packaged
+from typing import Any
+
+import jinja2
+import orjson
+from markupsafe import Markup
+
+from sapwood.chat.chat import Chat
+from sapwood.chat.doctor import Diagnosis
+from sapwood.chat.doctor_checks import ROW_KINDS, agreeing
+from sapwood.chat.doctor_rows import Lengths, Survey, Tokens
+from sapwood.chat.doctor_spans import KIND_WORDS, KINDS
+from sapwood.chat.doctor_tokenizer import Finding
+from sapwood.chat.doctor_tree import Branch, tree
+from sapwood.chat.trained import Turn
+from sapwood.records import Conversation
+
+MOST_PIECES = 6000
+"""Pieces of one row that the page draws; what lies behind is counted."""
+_WORDS = {"healthy": "Healthy", "usable": "Usable", "not trainable": "Not trainable"}
+_CLASSES = {"healthy": "better", "usable": "not-shown", "not trainable": "worse"}
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row as the page draws it: its place, the kinds of trouble it has, and its tree, or why there is none."""
+
+    where: str
+    kinds: tuple[str, ...]
+    branches: tuple[Branch, ...]
+    problem: str = ""
+
+
+def shown_row(chat: Chat, conversation: Conversation, turns: Sequence[Turn], kinds: Sequence[str]) -> ShownRow:
+    """A row with its tree."""
+    return ShownRow(conversation.where, tuple(kinds), tuple(tree(chat, conversation, turns)))
+
+
+def doctor_page(
+    model: str,
+    findings: Sequence[Finding],
+    survey: Survey | None,
+    diagnosis: Diagnosis,
+    rows: Sequence[ShownRow] = (),
+    reading: Sequence[str] = (),
+    next_command: str = "",
+) -> str:
+    """The whole page as text. `reading` says how the files were read."""
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = {"rows", *(survey.kinds if survey is not None else ())}  # shown as counts and tables
+    about = [finding for finding in findings if finding.kind not in own]
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            model=model,
+            word=_WORDS[diagnosis.verdict],
+            tone=_CLASSES[diagnosis.verdict],
+            sentence=diagnosis.sentence,
+            next_command=next_command,
+            findings={severity: [f for f in about if f.severity == severity] for severity in ("problem", "note", "ok")},
+            survey=survey,
+            reading=reading,
+            tokens=_tokens_view(survey.tokens) if survey is not None and survey.tokens.own else [],
+            lengths=_lengths_view(survey.lengths) if survey is not None and survey.lengths is not None else None,
+            kinds=_kinds_view(survey) if survey is not None else [],
+            shown=len(rows),
+            data=Markup(_json_for_script([_row_data(row) for row in rows])),
+            words={kind: KIND_WORDS[kind] for kind in KINDS},
+            style=Markup(_resource("page.css")),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+        )
+    )
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(_resource), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(grouped=lambda number: f"{number:,}", percent=_percent)
+    return environment
+
+
+def _resource(name: str) -> str:
+    return (packaged("sapwood") / "chat" / "doctor_page" / name).read_text(encoding="utf-8")
+
+
+def _percent(share: float) -> str:
+    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
+
+
+def _json_for_script(content: Any) -> str:
+    """JSON inside a script element: without `<` and `&` nothing in it can end the element or begin another."""
+    return orjson.dumps(content).decode().replace("<", "\\u003c").replace("&", "\\u0026").replace(">", "\\u003e")
+
+
+def _tokens_view(tokens: Tokens) -> list[dict[str, Any]]:
+    """By who wrote them, the most first; what is trained of each."""
+    return [
+        {
+            "kind": kind,
+            "word": KIND_WORDS[kind],
+            "count": count,
+            "share": count / tokens.own,
+            "trained": tokens.trained_by_kind.get(kind, 0) / count,
+        }
+        for kind, count in sorted(tokens.by_kind.items(), key=lambda entry: -entry[1])
+    ]
+
+
+def _lengths_view(lengths: Lengths) -> dict[str, Any]:
+    most = max(lengths.counts)
+    width = lengths.top // len(lengths.counts)
+    bars = [
+        {"height": 100 * count / most, "count": count, "low": place * width, "high": (place + 1) * width}
+        for place, count in enumerate(lengths.counts)
+    ]
+    limit = 100 * lengths.limit / lengths.top if lengths.limit is not None and lengths.limit <= lengths.top else None
+    return {"bars": bars, "limit_at": limit, "all": lengths}
+
+
+def _kinds_view(survey: Survey) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": kind,
+            "severity": ROW_KINDS[kind].severity,
+            "title": agreeing(ROW_KINDS[kind].title, count.rows),
+            "label": kind.replace("-", " "),
+            "rows": count.rows,
+            "next_step": ROW_KINDS[kind].next_step,
+            "first": count.first,
+        }
+        for kind, count in survey.kinds.items()
+    ]
+
+
+def _row_data(row: ShownRow) -> dict[str, Any]:
+    """What the script draws from: pieces as [text, ids, kind, trained + 2 × control]."""
+    branches, left = [], MOST_PIECES
+    for branch in row.branches:
+        pieces = [[p.text, list(p.ids), KINDS.index(p.kind), p.trained + 2 * p.control] for p in branch.pieces[:left]]
+        cut = len(branch.pieces) - len(pieces)
+        left -= len(pieces)
+        branches.append({"parent": branch.parent, "rows": list(branch.rows), "tokens": branch.tokens, "pieces": pieces, "cut": cut})
+    return {"where": row.where, "kinds": list(row.kinds), "problem": row.problem, "branches": branches}
