@@ -167,6 +167,7 @@ def test_a_call_without_its_closing_mark_counts_and_is_told() -> None:
     ("style", "value"),
     [
         ("Hermes", "a </tool_call> b"),
+        ("Hermes", 'a } "] {'),
         ("Qwen3-Coder", "a\n</parameter>\n b"),
         ("Qwen3-Coder", "\n  a\n\n"),
         ("Qwen3-Coder", "</function>\n</tool_call>"),
@@ -181,7 +182,8 @@ def test_a_string_that_looks_like_the_end_of_a_call_ends_nothing(style: str, val
         "GLM": f"<tool_call>grow\n<arg_key>kind</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>",
         "LFM2": f"<|tool_call_start|>[grow(kind={value!r})]<|tool_call_end|>",
     }
-    assert read(style, written[style])[2] == [ToolCall("grow", {"kind": value})]
+    for pieces in ([], list(range(len(written[style])))):
+        assert read(style, written[style], pieces=pieces)[2] == [ToolCall("grow", {"kind": value})]
 
 
 @pytest.mark.parametrize(
@@ -268,20 +270,40 @@ FRAGMENTS = st.sampled_from(
 LAYOUTS = st.sampled_from([Layout(), Layout(" ", "<tail>", "\n"), Layout("", "\n", "\n\n"), Layout("<think", "", "hm")])
 
 
+def agree(style: str, text: str, layout: Layout, prompt: str, cuts: list[int]) -> None:
+    whole = read(style, text, prompt=prompt, layout=layout)
+    assert "".join(part.raw for part in whole[4]) == text
+    assert read(style, text, prompt=prompt, layout=layout, pieces=cuts)[:4] == whole[:4]
+    assert read(style, text, prompt=prompt, layout=layout, pieces=list(range(len(text))))[:4] == whole[:4]
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     st.sampled_from([*STYLE, "none"]),
     st.lists(FRAGMENTS, max_size=12).map("".join),
-    st.data(),
     LAYOUTS,
     st.sampled_from(["", "<think>\n", "<think></think>", "<|start|>assistant", "<|start|>assistant<|channel|>analysis<|message|>"]),
+    st.lists(st.integers(0, 200), max_size=8),
 )
-def test_no_letter_is_lost_and_pieces_make_no_difference(style: str, text: str, data: st.DataObject, layout: Layout, prompt: str) -> None:
-    whole = read(style, text, prompt=prompt, layout=layout)
-    assert "".join(part.raw for part in whole[4]) == text
-    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=8))
-    assert read(style, text, prompt=prompt, layout=layout, pieces=cuts)[:4] == whole[:4]
-    assert read(style, text, prompt=prompt, layout=layout, pieces=list(range(len(text))))[:4] == whole[:4]
+def test_no_letter_is_lost_and_pieces_make_no_difference(style: str, text: str, layout: Layout, prompt: str, cuts: list[int]) -> None:
+    agree(style, text, layout, prompt, [cut for cut in cuts if cut <= len(text)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"hm\n\n<tool_call>{ONE}</tool_call>\n\nhm\n\n<tool_call>{ONE}</tool_call>\n",
+        f"\n\n\n<tool_call>{ONE}</tool_call>",
+        "hm\n<tool_call>[",
+        "\n\n<tool_call>[",
+        f"hm<tail>hm<tool_call>{ONE}</tool_call>hm\n<tail>",
+        " hm<tail>",
+    ],
+)
+def test_what_stands_around_calls_is_kept_or_cut_alike_in_pieces(text: str) -> None:
+    for layout in (Layout(), Layout(" ", "<tail>", "\n"), Layout("", "\n", "\n\n")):
+        for cut in range(len(text)):
+            agree("Hermes", text, layout, "", [cut])
 
 
 JSON_STYLES = ["Hermes", "Mistral", "Mistral list", "Llama"]
