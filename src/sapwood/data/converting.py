@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import orjson
+
 from sapwood.data.columns import Text, text_of
 from sapwood.data.messages import Notes, read_messages
 from sapwood.data.refusal import Refused, kind_of
@@ -47,7 +49,7 @@ def prompt_and_completion(row: Mapping[str, Any], prompt: str | Text, completion
 
 def prompt_turns(row: Mapping[str, Any], name: str | Text, notes: Notes) -> list[Message]:
     """What stands before the answer. What a prompt says is context: its assistant turns are not trained."""
-    value = value_of(row, name)
+    value = _messages_in(value_of(row, name), name, notes)
     if isinstance(value, list | dict):
         return read_messages(value, notes, field=str(name), default_weight=0.0)
     return [Message("user", _as_text(value, name, notes))]
@@ -55,9 +57,24 @@ def prompt_turns(row: Mapping[str, Any], name: str | Text, notes: Notes) -> list
 
 def answer_turns(value: Any, name: str | Text, notes: Notes, *, first: int) -> list[Message]:
     """A text, or a list of messages, as the turns that answer; `first` is the number of the first one."""
+    value = _messages_in(value, name, notes)
     if isinstance(value, list | dict):
         return read_messages(value, notes, field=str(name), first=first)
     return [Message("assistant", _as_text(value, name, notes))]
+
+
+def _messages_in(value: Any, name: str | Text, notes: Notes) -> Any:
+    """A list of messages written as JSON into a cell, as tables hold it; any other value as it is."""
+    if isinstance(name, Text) or not isinstance(value, str) or value[:1] != "[" or value[-1:] != "]":
+        return value
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+    if not found or not all(isinstance(entry, dict) and (entry.keys() & {"role", "from"}) for entry in found):
+        return value
+    notes[f"`{name}` holds messages as JSON text: they are read as messages"] += 1
+    return found
 
 
 def _as_text(value: Any, name: str | Text, notes: Notes) -> str:

@@ -114,7 +114,9 @@ class _told:  # noqa: N801 - reads as a statement: with _told(...)
 
         name = self._named.owner_and_name
         network: tuple[type[BaseException], ...] = (errors.HfHubHTTPError, ConnectionError, TimeoutError, FileNotFoundError)
-        if isinstance(error, errors.GatedRepoError):
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            why = "the environment variable HF_HUB_OFFLINE forbids to ask the hub. Unset it, or name files that are here"
+        elif isinstance(error, errors.GatedRepoError):
             why = "it is gated: its owner asks you to agree to terms on its page. Do that, then run `hf auth login`"
         elif isinstance(error, errors.RevisionNotFoundError):
             why = f"it has no revision {self._named.revision!r}. Name a branch, a tag or a commit that it has, or leave @… out"
