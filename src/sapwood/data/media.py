@@ -36,9 +36,13 @@ COLUMNS: Mapping[MediaKind, tuple[str, ...]] = {"image": ("image", "images"), "a
 ANY_COLUMN = tuple(name for names in COLUMNS.values() for name in names)
 MARKERS: Mapping[MediaKind, str] = {"image": "<image>", "audio": "<audio>", "video": "<video>"}
 """What LLaVA's kind of data writes into a text where a medium of the row's column belongs."""
+HOLDS_MEDIA = "the row holds images or sounds: their files were found and decoded, or the row is refused"
+"""The note of rows with media."""
 _ENCODED = ("base64", "data", "bytes", "b64_json")
 _ADDRESSED = ("url", "path", "uri", "file_path", "file_name")
 _SECONDS = 30
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}={0,2}")
+"""A text that is no path: bytes out of a table's column, as its reader writes them."""
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -61,7 +65,7 @@ def address(value: Any, kind: MediaKind, where: str, key: str = "") -> str:
     if isinstance(value, bytes | bytearray):
         return f"data:{kind};base64,{base64.b64encode(value).decode()}"
     if isinstance(value, str) and value.strip():
-        encoded = key in _ENCODED or key.endswith("_base64")
+        encoded = key in _ENCODED or key.endswith("_base64") or _BASE64.fullmatch(value.strip()) is not None
         return f"data:{kind};base64,{value.strip()}" if encoded and value[:5].lower() != "data:" else value.strip()
     if isinstance(value, Mapping):
         if value.get("array") is not None:
@@ -84,6 +88,7 @@ def with_media(
     columns = {kind: found for kind, names in COLUMNS.items() if (found := _column(row, names, kind))}
     if not columns and not any(message.media for message in messages):
         return list(messages)
+    notes[HOLDS_MEDIA] += 1
     for name in (name for name in COLUMNS["video"] if row.get(name)):
         raise Refused(f"unsupported part: the row has `{name}`", "video is not supported yet; remove the row")
     placed = list(messages)

@@ -23,6 +23,7 @@ from sapwood.data.cache import contents_of, entry, folder_of_prepared, keep_scan
 from sapwood.data.columns import Columns, Only
 from sapwood.data.formats import Format
 from sapwood.data.locations import Located
+from sapwood.data.media import HOLDS_MEDIA
 from sapwood.data.packed import Packed, PackedWriter
 from sapwood.data.preparing import Preparer, batches
 from sapwood.data.reading import Recipe, Scan, scan
@@ -35,7 +36,15 @@ Report = Callable[[int, int, str], None]
 """Called with (rows done, rows in all, a few words)."""
 
 
-def kept_scan(located: Located, *, format: Format | None, columns: Columns, only: Only | None, keep: bool) -> Scan:  # noqa: A002
+def kept_scan(
+    located: Located,
+    *,
+    format: Format | None,  # noqa: A002 - the word that users know
+    columns: Columns,
+    only: Only | None,
+    keep: bool,
+    allow_urls: bool = False,
+) -> Scan:
     """`scan`, or what it found in these very files before. Raises as `scan` does."""
     paths = located.files
     key = _scan_key(paths, format, columns, only) if keep and all(path.is_file() for path in paths) else None
@@ -44,7 +53,9 @@ def kept_scan(located: Located, *, format: Format | None, columns: Columns, only
         found = _scan_from(kept, columns, only)
     else:
         before = stamps(paths) if key is not None else []
-        found = scan(paths, format=format, columns=columns, only=only)
+        found = scan(paths, format=format, columns=columns, only=only, allow_urls=allow_urls)
+        if HOLDS_MEDIA in found.notes:
+            key = None  # what was found depends on more files than are named here
         if key is not None and stamps(paths) == before and key == _scan_key(paths, format, columns, only):
             with suppress(StorageError):  # it is made again next time; what is wrong with the disk is said when rows are written
                 keep_scan(key, _scan_content(found))
@@ -61,7 +72,7 @@ def prepared_rows(
     """
     recipe = found.recipe
     paths = [Path(file) for file in recipe.formats]
-    preparer = Preparer(chat, recipe.columns, cluster)
+    preparer = Preparer(chat, recipe.columns, cluster, recipe.allow_urls)
     made = False
 
     def fill(folder: Path) -> Mapping[str, Any]:

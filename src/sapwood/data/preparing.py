@@ -38,6 +38,7 @@ class Preparer:
     chat: Chat
     columns: Columns
     cluster: str | None
+    allow_urls: bool = False
 
     def chunk(self, batch: Batch) -> Chunk:
         """The rows of a batch, prepared. Raises `DataError` naming the row where preparing fails in a way that nobody foresaw."""
@@ -54,7 +55,7 @@ class Preparer:
 
     def _chunk(self, batch: Batch) -> Chunk:
         maker = ChunkMaker(self.cluster)
-        recipe = Recipe({}, self.columns)
+        recipe = Recipe({}, self.columns, allow_urls=self.allow_urls)
         notes = Notes()
         conversations: list[Conversation] = []
         for line in batch:

@@ -49,6 +49,8 @@ class DataConfig:
     """Column whose equal values belong together (a document, a customer): they land on one side, and are one cluster in intervals."""
     reference: str | None = None
     """Column that the scorer compares with, where it is not the conversation's last answer."""
+    allow_urls: bool = False
+    """Fetch images and sounds that rows name by an address in the web; rows that do are refused otherwise."""
     max_refused: float = 0.02
     """Share of rows that may be refused before the run stops."""
     split_seed: int = 0
@@ -95,14 +97,22 @@ def scan_files(files: Sequence[str], config: DataConfig, report: Report) -> Scan
     """Check every row of files, or of a data set or task by name, and hold none of a file's. Raises `DataError` with file:line."""
     if tuple(files) == (bfcl.TASK,):
         return bfcl.read_calls(report)
-    return kept_scan(locate(files, report), format=config.format, columns=_columns(config), only=_only(config), keep=config.cache)
+    return kept_scan(
+        locate(files, report),
+        format=config.format,
+        columns=_columns(config),
+        only=_only(config),
+        keep=config.cache,
+        allow_urls=config.allow_urls,
+    )
 
 
 def read_files(files: Sequence[str], config: DataConfig, report: Report) -> Reading:
     """Read the rows of files into memory, or of a data set or task by name. Raises `DataError` and its kin with file:line."""
     if tuple(files) == (bfcl.TASK,):
         return bfcl.read_calls(report)
-    return read(locate(files, report).files, format=config.format, columns=_columns(config), only=_only(config))
+    paths = locate(files, report).files
+    return read(paths, format=config.format, columns=_columns(config), only=_only(config), allow_urls=config.allow_urls)
 
 
 def _columns(config: DataConfig) -> Columns:
