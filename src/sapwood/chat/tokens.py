@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sapwood.chat.shield import Shield
+from sapwood.chat.words import Words
 from sapwood.errors import TemplateError
 
 _ANCHORS = ("\n", "a", ".", "]", "0")
@@ -46,6 +47,10 @@ class Tokens:
         tokenizer = Tokenizer.from_str(json.dumps({**self._content, "added_tokens": marked}))
         tokenizer.encode_special_tokens = True
         return tokenizer
+
+    @cached_property
+    def _words(self) -> Words:
+        return Words(self._tokenizer, self._content)
 
     @property
     def vocabulary(self) -> int:
@@ -113,7 +118,8 @@ class Tokens:
                 whole = tokenizer.encode(anchor + text, add_special_tokens=False).ids
                 if whole[: len(lead)] == lead:
                     return list(whole[len(lead) :])
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        remembered = None if literal else self._words.ids(text)
+        return list(tokenizer.encode(text, add_special_tokens=False).ids) if remembered is None else remembered
 
 
 class StreamDecoder:
