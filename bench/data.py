@@ -29,7 +29,7 @@ from bench.setting import ROOT, busy, commit, machine, peer_python
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.config import did_you_mean
-from sapwood.errors import ConfigError, StorageError, storage
+from sapwood.errors import ConfigError, SapwoodError, StorageError, storage
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model
 from sapwood.run import write_atomic
@@ -59,7 +59,7 @@ class DataBench:
     seed: int = 0
     """Seed of the conversations."""
     memory: bool = True
-    """Whether to measure peak memory, too, with `rows` and with ten times as many."""
+    """Whether to measure peak memory, too: of both with `rows`, of Sapwood with ten times as many."""
     out: Path = Path("runs/bench")
     """Folder for data.json and data.svg; the generated file and the caches are there meanwhile."""
 
@@ -161,35 +161,42 @@ class _Bench:
         last = {"processes": list(TRL_PROCESSES.values())[-1]}  # whose cache the last round left
         for make, more in [(self._ours, {}), *([(self._trl, last)] if self.python is not None else [])]:
             with make() as second:
-                seconds = float(self._ask(second, **more).reply["seconds"])
-            found[second.name] = {"seconds": seconds, "with_python_and_imports": seconds + second.start_seconds}
-            self.screen.say(
-                f"second start, {second.name}: {seconds:.2f} s ({seconds + second.start_seconds:.2f} s with Python and imports)"
-            )
+                reply = self._ask(second, **more).reply
+            whole = reply["seconds"] + second.start_seconds
+            found[second.name] = {"seconds": reply["seconds"], "with_python_and_imports": whole}
+            self.screen.say(f"second start, {second.name}: {reply['seconds']:.2f} s ({whole:.2f} s with Python and imports)")
+            if second.name == OURS and not reply["cached"]:
+                raise SapwoodError("The second start did not find the rows that the first prepared: has the code changed meanwhile?")
         return {"second_start_seconds": found[OURS]["seconds"], "second_start": found}
 
     def memory(self) -> dict[str, Any]:
-        """Peak memory of our process and its children, in a fresh process each: with `rows`, and with ten times as many."""
-        peaks: dict[str, Any] = {}
-        for rows in (self.config.rows, TEN * self.config.rows):
-            if rows != self.config.rows:
-                write_conversations(self.file, rows, self.config.seed)
-            with self._ours() as ours:
-                idle = ours.resident_bytes()
-                self._clear(ours)
-                answer = self._ask(ours, watch=True)
-            peaks[str(rows)] = {"peak_bytes": answer.peak_bytes, "idle_bytes": idle, "seconds": answer.reply["seconds"]}
-            self.screen.say(f"memory at {rows:,} rows: {answer.peak_bytes / 1e6:,.0f} MB at most, {idle / 1e6:,.0f} MB before the file")
+        """Peak memory of a process and its children, a fresh one each: ours with `rows` and ten times as many, the peer's with `rows`."""
+        peer = self._peak(self._trl) if self.python is not None else None
+        peaks = {str(self.config.rows): self._peak(self._ours)}
+        write_conversations(self.file, TEN * self.config.rows, self.config.seed)
+        peaks[str(TEN * self.config.rows)] = self._peak(self._ours)
         one, ten = peaks.values()
         above = [peak["peak_bytes"] - peak["idle_bytes"] for peak in (one, ten)]
         return {
             "memory_ratio_ten_fold": ten["peak_bytes"] / one["peak_bytes"],
             "memory_ratio_above_idle": above[1] / above[0] if above[0] > 0 else None,
             "memory": peaks,
+            "memory_of_trl": peer,
         }
 
+    def _peak(self, make: Callable[[], Contestant]) -> dict[str, Any]:
+        with make() as contestant:
+            idle = contestant.resident_bytes()
+            self._clear(contestant)
+            answer = self._ask(contestant, watch=True)
+        rows, peak = answer.reply["rows"], answer.peak_bytes
+        self.screen.say(f"{contestant.name}, {rows:,} rows: {peak / 1e6:,.0f} MB at most, {idle / 1e6:,.0f} MB before the file")
+        return {"peak_bytes": peak, "idle_bytes": idle, "seconds": answer.reply["seconds"]}
+
     def _ours(self) -> Contestant:
-        return Contestant(OURS, [sys.executable, "-m", "bench.peers.sapwood_data"], folder=ROOT)
+        return Contestant(
+            OURS, [sys.executable, "-m", "bench.peers.sapwood_data"], folder=ROOT, environment={"PYTHONPATH": str(ROOT / "src")}
+        )
 
     def _trl(self) -> Contestant:
         assert self.python is not None

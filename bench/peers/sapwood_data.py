@@ -1,7 +1,7 @@
 """Sapwood's preparation of a file of conversations: what `sapwood sft` does with it before the model loads.
 
 validate    read every row, check it, enter it into the ledger
-prepare     the same, then render and tokenise every trained turn; what `Prepared` holds is ready for the first step
+prepare     the same, then render and tokenise every trained turn; what comes out is ready for the first step
 dump        the ids of each conversation's last row, for the comparison with the peer's
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +18,42 @@ import numpy as np
 from bench.contestant import Request, serve, versions_of
 from sapwood.chat import Chat
 from sapwood.data import Ledger
-from sapwood.recipes.prepare import DataConfig, Prepared, prepare, read_files
+from sapwood.data.ledger import Located
+from sapwood.data.reading import Scan
+from sapwood.recipes.prepare import DataConfig, Prepared, prepare_files, scan_files
+from sapwood.recipes.screen import Screen
 
 CONFIG = DataConfig(held_out=0)
 _last: list[Prepared] = []
 
 
 def validate(request: Request) -> dict[str, Any]:
-    """Rows in, conversations checked, each entered into the ledger."""
+    """Every row read and checked, none kept, each entered into the ledger."""
     begin = time.perf_counter()
-    reading = read_files([request["file"]], CONFIG, _silent)
-    ledger = Ledger(reading.total)
-    ledger.refuse(*reading.refused)
-    for conversation in reading.conversations:
-        ledger.train(conversation.source)
+    found = scan_files([request["file"]], replace(CONFIG, cache=False), _silent)
+    assert isinstance(found, Scan)
+    ledger = Ledger(found.total)
+    ledger.refuse(*found.refused.kept)
+    taken = found.total - len(found.refused.kept)
+    ledger.train_all(
+        Located(list(found.recipe.formats), np.zeros(taken, np.int32), np.arange(1, taken + 1)), trained_tokens=0, prompt_tokens=0
+    )
     ledger.check(CONFIG.max_refused)
     ledger.assert_whole()
-    return {"seconds": time.perf_counter() - begin, "rows": ledger.rows_in, "refused": len(ledger.refused)}
+    return {"seconds": time.perf_counter() - begin, "rows": ledger.rows_in, "refused": ledger.refusals}
 
 
-def prepare_file(request: Request) -> dict[str, Any]:
+def prepare(request: Request) -> dict[str, Any]:
     """The file's rows, ready to train on; the cache in `cache` is used and filled."""
     os.environ["SAPWOOD_CACHE"] = request["cache"]
     _last.clear()
     chat = Chat.load(Path(request["model"]))
     begin = time.perf_counter()
-    prepared = _prepared(request["file"], chat)
+    prepared = prepare_files([request["file"]], chat, CONFIG, Screen(quiet=True))
     seconds = time.perf_counter() - begin
     _last[:] = [prepared]
     counts = prepared.ledger.counts()
-    return {"seconds": seconds, "rows": counts["trained"], "refused": counts["refused"], "trained_tokens": prepared.ledger.trained_tokens}
-
-
-def _prepared(file: str, chat: Chat) -> Prepared:
-    """The one place that calls the preparation."""
-    return prepare(read_files([file], CONFIG, _silent), chat, CONFIG)
+    return {"seconds": seconds, "rows": counts["trained"], "refused": counts["refused"], "cached": prepared.cached}
 
 
 def dump(request: Request) -> dict[str, Any]:
@@ -74,6 +76,6 @@ def _silent(done: int, total: int, what: str) -> None:
 
 if __name__ == "__main__":
     serve(
-        {"validate": validate, "prepare": prepare_file, "dump": dump},
+        {"validate": validate, "prepare": prepare, "dump": dump},
         versions_of(["sapwood", "tokenizers", "jinja2", "orjson", "numpy"]),
     )

@@ -60,3 +60,30 @@ def test_ours_alone_through_the_verb(tmp_path: Path) -> None:
     assert found["versions"]["Sapwood"]["tokenizers"]
     ElementTree.parse(out / "data.svg")
     assert sorted(path.name for path in out.iterdir()) == ["data.json", "data.svg"], "the file and the caches are gone"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (checkout() / ".venv-bench" / ".installed").is_file(), reason="`sapwood bench data` makes the peers' environment")
+def test_against_the_real_trl_it_is_the_same_work(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", context=8192)
+    words = [
+        "data",
+        "--rows",
+        "300",
+        "--rounds",
+        "1",
+        "--memory",
+        "False",
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["bench", *words, "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["same_work"]["alike"] == found["same_work"]["rows"] == 300
+    assert found["versions"]["TRL"]["trl"] == "1.16.0"
+    seconds = {name: taken["median_seconds"] for name, taken in found["preparation"].items()}
+    ours = seconds.pop("Sapwood")
+    assert found["ratio"] == pytest.approx(min(seconds.values()) / ours)
+    assert found["second_start"]["TRL"]["seconds"] < min(seconds.values()), "its cache is in use, too"
