@@ -242,7 +242,8 @@ def _told(content: bytes) -> str:
 
 
 def _cause(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    text = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))
+    return text[:120].rstrip(".") or type(error).__name__
 
 
 def _short(uri: str) -> str:

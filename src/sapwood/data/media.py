@@ -43,6 +43,7 @@ _ADDRESSED = ("url", "path", "uri", "file_path", "file_name")
 _SECONDS = 30
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}={0,2}")
 """A text that is no path: bytes out of a table's column, as its reader writes them."""
+_OTHER_SCHEME = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+://", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -185,7 +186,7 @@ def _found(medium: Media, folder: Path, where: str, allow_urls: bool) -> Media:
                     f"media in the web: {where} names {shown(uri)}", "pass --allow-urls to have such files fetched, or fetch them first"
                 )
             uri = str(_fetched(uri))
-        elif uri[:5].lower() != "data:":
+        elif uri[:5].lower() != "data:" and not _OTHER_SCHEME.match(uri):
             path = Path(uri.removeprefix("file://")).expanduser()
             uri = str(path if path.is_absolute() else folder / path)
         return dataclasses.replace(medium, uri=uri, digest=_digest(medium.kind, uri, where))
