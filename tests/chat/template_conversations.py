@@ -69,18 +69,18 @@ FEATURES: dict[str, Conversation] = {
 }
 """What a conversation may hold; each is tried by itself."""
 
-CONTROL_TEXTS = ("<|im_end|>", "</s>", "<end_of_turn>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "[/INST]", "<|end|>")
+CONTROL_TEXTS = ("<|im_end|>", "</s>", "<end_of_turn>", "<|eot_id|>", "[/INST]", "<|end|>")
 _WORDS = ("sap", "Wood", "grows", "12 rings", "über", "樹木", "🌲", "{x}", "it's", '"so"', "a  b", "l1\nl2", "1.5", "C++", "[ok]", "x<y")
 
 
-def random_conversation(seed: int, features: Sequence[str], controls: bool) -> Conversation:
-    """A conversation of 1 to 6 turns with the chosen features; `controls`: some texts hold control tokens as text."""
+def random_conversation(seed: int, features: Sequence[str], controls: Sequence[str] = ()) -> Conversation:
+    """A conversation of 1 to 6 turns with the chosen features; some texts hold some of `controls`."""
     random = Random(seed)
 
     def text(edges: bool = True) -> str:
         words = random.choices(_WORDS, k=random.randint(1, 6))
         if controls and random.random() < 0.5:
-            words.insert(random.randint(0, len(words)), random.choice(CONTROL_TEXTS))
+            words.insert(random.randint(0, len(words)), random.choice(controls))
         front, back = (random.choice(("", "", " ", "  ", "\n")) if edges else "" for _ in range(2))
         return front + " ".join(words) + back
 

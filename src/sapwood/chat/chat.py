@@ -19,7 +19,8 @@ from typing import Any
 
 import orjson
 
-from sapwood.chat.checks import check_prompt, check_turn
+from sapwood.chat.checks import check_prompt
+from sapwood.chat.completing import completion, opening_of
 from sapwood.chat.files import Folder, read_folder
 from sapwood.chat.media import MediaProcessor, expand, refuse_placeholders, spans
 from sapwood.chat.parsing import Answer, AnswerStream, Form, learn_form, parse
@@ -30,12 +31,10 @@ from sapwood.chat.templating import Template
 from sapwood.chat.tokens import StreamDecoder, Tokens, named
 from sapwood.chat.tools import Folding, fold, learn_folding
 from sapwood.chat.trained import Turn
-from sapwood.chat.turns import THOUGHT_TAGS, Refusal, completion_text, taken_apart
+from sapwood.chat.turns import THOUGHT_TAGS, Refusal, taken_apart
 from sapwood.chat.vocabulary import Extended, extended
 from sapwood.errors import DataError, TemplateError
 from sapwood.records import Content, Conversation, Example, Message, Prompt
-
-_QUESTION = Message("user", "Where does sapwood grow?")
 
 THINKING = ("enable_thinking", "thinking")
 """Template arguments that switch thinking on or off, in the order in which they are tried."""
@@ -69,6 +68,7 @@ class Chat:
         self.notes: tuple[str, ...] = tuple(self._stops.notes) if given is None else given.notes(self.tokens, self.turn_end)
         """Sentences that a person should read once."""
         self._checked: set[Hashable] = set()  # shapes of prompts that need no second rendering any more, see `checks`
+        self._opening = opening_of(self._drawn)
         self.faults = tuple(rendering_faults(self._drawn, self.special_tokens.get("bos_token")))
         """What the template does to texts; `properties.faults` adds what its turns end in."""
         self._content, self._given = folder, given is not None
@@ -287,40 +287,12 @@ class Chat:
         """The covered text behind the covered prompt; the stop token's string is its end."""
         messages = self._cover(conversation.messages[: index + 1])
         full = self._covered(messages, self.tokens.shield.cover(conversation.tools), arguments, False, where)
-        text = completion_text(messages[-1], prompt, full, self._template(conversation.tools).source)
-        if isinstance(text, Refusal):
-            rewritten = self._behind_a_rewritten_history(messages, prompt, full, conversation, arguments, where)
-            if rewritten is None:
-                return text
-            text = rewritten
-        cut = self._stops.cut(text, bool(messages[-1].tool_calls))
-        if cut is None:
-            return Refusal(
-                f"The rendered turn ends in {text[-30:]!r}, which is no stop token: the model would never stop.",
-                "Choose a template that ends every assistant turn in a stop token, with `--template FILE`.",
-            )
-        return check_turn(messages[-1], cut) or cut
 
-    def _behind_a_rewritten_history(
-        self, messages: Sequence[Message], prompt: str, full: str, conversation: Conversation, arguments: Mapping[str, Any], where: str
-    ) -> str | None:
-        """The turn's text where the template rewrites what stands before it once it is there (gpt-oss drops old reasoning).
+        def render(some: Sequence[Message], generation_prompt: bool) -> str:
+            return self._covered(some, (), arguments, generation_prompt, where)
 
-        It is the text that the template writes for this turn behind a plain question, if the rendering ends in it as well.
-        """
-        try:
-            ask = self._cover([_QUESTION])
-            bare, asked, answered = (
-                self._covered(some, (), arguments, generation, where)
-                for some, generation in ((ask, False), (ask, True), ([*ask, messages[-1]], False))
-            )
-        except TemplateError:
-            return None
-        opening = asked.removeprefix(bare)
-        if not opening or opening == asked or not prompt.endswith(opening):
-            return None
-        text = completion_text(messages[-1], asked, answered, self._template(conversation.tools).source)
-        return text if isinstance(text, str) and answered == asked + text and full.endswith(opening + text) else None
+        source = self._template(conversation.tools).source
+        return completion(messages, prompt, full, source, self._stops, self._opening, render)
 
     def _completion_ids(self, prompt: Prompt, covered: str, text: str, where: str) -> tuple[int, ...]:
         grown, lead, _ = self._grown(covered, prompt.messages, where)

@@ -82,7 +82,7 @@ def completion_text(message: Message, prompt: str, full: str, source: str) -> st
         return Refusal(
             f"The template does not render this turn as a continuation of its prompt: the prompt ends in {prompt[-40:]!r}, "
             f"the rendered turn goes on from {full[_common(prompt, full) :][:40]!r}.",
-            "Choose another template with `--template FILE`.",
+            "Make what stands before it simpler (take away words beside calls, say), or choose another template with `--template FILE`.",
         )
     if thought.reasoning is None:
         return _without_reasoning(thought, rest, opened)
