@@ -16,6 +16,7 @@ from sapwood.chat.doctor_checks import ROW_KINDS, agreeing
 from sapwood.chat.doctor_rows import Survey
 from sapwood.chat.doctor_tokenizer import Finding, date_findings, stop_findings, tokenizer_findings
 from sapwood.chat.properties import faults
+from sapwood.chat.roundtrip import compare
 from sapwood.chat.turns import TAGS
 from sapwood.errors import SapwoodError, TemplateError
 from sapwood.records import Conversation, Message, ToolCall
@@ -72,7 +73,15 @@ def _tools(chat: Chat) -> Iterator[Finding]:
     except SapwoodError as error:
         yield Finding("note", f"Tool calls cannot be trained: {_reason(error)}", kind="calls")
         return
-    yield Finding("ok", f"Tool calls are written as {_short(turn.text)}.", kind="calls")
+    style = chat.form.style
+    if style is None:
+        yield Finding("note", chat.form.note or f"Calls written as {_short(turn.text)} cannot be read back.", kind="calls")
+    else:
+        yield Finding("ok", f"Tool calls are written as {_short(turn.text)}, and read back (style: {style.name}).", kind="calls")
+        losses = list(compare(call, chat.parse(turn.ids, turn.prompt).message))
+        if losses:
+            what = "; ".join(sentence for _, sentence in losses)
+            yield Finding("note", f"A call comes back changed: {what}.", "Nothing that is trained changes.", "read-back")
     try:
         chat.prompt([_ASK, call, _RESULT], [_TOOL], where="a probe")
     except TemplateError as error:

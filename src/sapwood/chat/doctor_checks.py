@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sapwood.chat.chat import Chat
+from sapwood.chat.roundtrip import compare
 from sapwood.chat.trained import Turn
 from sapwood.chat.turns import taken_apart
-from sapwood.records import Conversation
+from sapwood.records import Conversation, Message
 
 Severity = Literal["ok", "note", "problem"]
 
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf¡-¿]|â(?:€|\u0080)[\u0080-\u00ff™œžŸ˜]|Â[\u00a0-\u00bf]|ï»¿|\ufffd")
 """UTF-8 that was once read as Latin-1 or Windows-1252, and U+FFFD, which stands for bytes that were lost."""
+_BRACKETS = re.compile(r"[<\[{◁]")
+"""With one of these begins all that a parser takes for more than text: calls, thoughts, control tokens."""
 NEAR_LIMIT = 0.9
 """From this share of the context on, a row leaves little room for an answer that is a bit longer."""
 
@@ -82,9 +85,25 @@ def row_notes(chat: Chat, conversation: Conversation, turns: Sequence[Turn], lim
         if not same_text(chat, turn):
             yield RowNote("tokenizer", where, f"message {turn.index + 1}: {quoted(turn.text)}")
             break
+    for turn in turns:
+        loss = _lost_on_the_way_back(chat, conversation.messages[turn.index], turn)
+        if loss:
+            yield RowNote("read-back", where, f"message {turn.index + 1}: {loss}")
+            break
     added = {str(dict(turn.added_arguments)): turn for turn in turns if turn.added_arguments}
     for arguments, turn in added.items():
         yield RowNote("arguments", where, f"message {turn.index + 1}: {arguments}")
+
+
+def _lost_on_the_way_back(chat: Chat, message: Message, turn: Turn) -> str:
+    """What a reader of the turn, as generated, would get otherwise than the message has it; empty if nothing.
+
+    A plain text without a bracket in it is what it is, and is not parsed: most turns are such.
+    """
+    end = chat.tokens.token_of(turn.ids[-1]) or ""
+    if turn.text == message.content + end and not (message.tool_calls or message.reasoning or _BRACKETS.search(message.content)):
+        return ""
+    return next((f"{kind}: {sentence}" for kind, sentence in compare(message, chat.parse(turn.ids, turn.prompt).message)), "")
 
 
 def _texts(conversation: Conversation) -> Iterator[RowNote]:

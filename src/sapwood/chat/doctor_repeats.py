@@ -40,10 +40,8 @@ class Repeats:
         self._line.append(source.line)
         self._answer_tokens.append(len(last.ids))
         messages = [message.for_template() for message in conversation.messages]
-        rest = [list(conversation.tools), dict(conversation.template_arguments)]
-        media = [part.uri for message in conversation.messages for part in message.media]
-        self._whole.append(_digest([messages, rest, media]))
-        self._prompt.append(_digest([_loose(messages[: last.index]), rest, media]))
+        self._whole.append(digest_of(conversation))
+        self._prompt.append(_digest([_loose(messages[: last.index]), _rest(conversation)]))
         answer = _digest(_loose([messages[last.index]]))
         self._answer.append(answer)
         if len(self._texts) < _TEXTS:
@@ -78,6 +76,16 @@ class Repeats:
 
     def _where(self, place: int) -> str:
         return str(Source(list(self._files)[self._file[place]], self._line[place]))
+
+
+def digest_of(conversation: Conversation) -> int:
+    """64 bits of all that a model is given and must say; metadata, weights and the place do not count."""
+    return _digest([[message.for_template() for message in conversation.messages], _rest(conversation)])
+
+
+def _rest(conversation: Conversation) -> list[Any]:
+    media = [part.uri for message in conversation.messages for part in message.media]
+    return [list(conversation.tools), dict(conversation.template_arguments), media]
 
 
 def _firsts(values: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -119,10 +119,10 @@ class Surveyor:
         if len(count.first) < self._kept:
             count.first.append(note)
 
-    def add(self, conversation: Conversation) -> list[Turn] | None:
-        """Render, count and check one conversation. Its turns, or None where it cannot be trained (which is noted)."""
+    def add(self, conversation: Conversation, turns: Sequence[Turn] | None = None) -> Sequence[Turn] | None:
+        """Render (unless `turns` are given), count and check one conversation. Its turns, or None where it cannot be trained."""
         try:
-            turns = self._chat.turns(conversation, context=self._context)
+            turns = self._chat.turns(conversation, context=self._context) if turns is None else turns
         except SapwoodError as error:
             self.refuse(conversation.where, *split_refusal(conversation.where, str(error)))
             return None

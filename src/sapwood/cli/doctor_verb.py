@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from rich.padding import Padding
@@ -15,11 +15,13 @@ from sapwood.chat.doctor_terminal import Line, finding_lines, kind_lines, survey
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError, DataError
 from sapwood.recipes.examine import Examination, Rows, examined, open_rows, picked, write_page
+from sapwood.recipes.mend import check_target, mend_rows
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model, load_chat
 
 DESCRIPTION = "Check a model's chat template, and every row of your files against it, without loading the model's weights."
+_ROWS = DataConfig(held_out=0)
 STYLES = {"healthy": "bold green", "usable": "bold yellow", "not trainable": "bold red"}
 
 
@@ -43,7 +45,7 @@ class DoctorConfig:
     """Write the whole examination as an HTML page."""
     fix: Path | None = None
     """Write a mended copy of the rows; what was changed goes into a list beside it. The original stays as it is."""
-    rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0))
+    rows: DataConfig = field(default_factory=lambda: _ROWS)
 
 
 def run(words: list[str]) -> None:
@@ -56,6 +58,8 @@ def run(words: list[str]) -> None:
     config = replace(config, data=tuple(names) or config.data)
     if not config.data and (config.fix or config.row):
         raise ConfigError("--fix and --row need rows. Name files first: sapwood doctor my.jsonl --fix mended.jsonl")
+    if config.fix is not None:
+        check_target(config.fix)
     screen = screen_for(json)
     rows = None
     if config.data:  # first: a broken file should cost a second, not a download
@@ -72,7 +76,13 @@ def run(words: list[str]) -> None:
     if config.page is not None:
         write_page(config.page, found, chat, rows, first=max(config.show, 3), places=config.row, command=_next(found, config))
         screen.say(f"Page         {config.page}")
-    json.write(found.record())
+    mending = None
+    if config.fix is not None and rows is not None:
+        with screen.progress("mending") as advance:
+            mending = mend_rows(rows, chat, config.fix, advance)
+        screen.title("Mended")
+        screen.lines(mending.lines_for_people())
+    json.write({**found.record(), "fix": None if mending is None else mending.record()})
     _conclude(found, config, screen)
 
 
@@ -112,6 +122,9 @@ def _show(chat: Chat, rows: Rows, config: DoctorConfig, screen: Screen) -> None:
 def _conclude(found: Examination, config: DoctorConfig, screen: Screen) -> None:
     """The verdict last, with the next command."""
     diagnosis, command = found.diagnosis, _next(found, config)
+    if config.fix is not None and not any(f.severity == "problem" and f.kind != "refused" for f in found.findings):
+        screen.say(f"As it was: {diagnosis.sentence} Next: {command}", STYLES["usable"])
+        return
     if diagnosis.exit_code:
         raise DataError(f"{diagnosis.sentence} The findings above say what to do." + (f" Next: {command}" if command else ""))
     screen.say(f"{diagnosis.sentence} Next: {command}", STYLES[diagnosis.verdict])
@@ -121,9 +134,15 @@ def _conclude(found: Examination, config: DoctorConfig, screen: Screen) -> None:
 
 def _next(found: Examination, config: DoctorConfig) -> str:
     """The command to go on with; empty where a template has to be chosen first."""
-    words = [*config.data] or ["my.jsonl"]
+    words = [str(config.fix)] if config.fix is not None else [*config.data] or ["my.jsonl"]
     words += ["--model", config.model] if config.model != DEFAULT_MODEL else []
     words += ["--template", str(config.template)] if config.template is not None else []
+    for option in fields(config.rows):
+        value = getattr(config.rows, option.name)
+        if value != getattr(_ROWS, option.name):
+            words += [f"--{option.name.replace('_', '-')}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    if config.fix is not None:
+        return shlex.join(["sapwood", "doctor", *words])
     if not found.diagnosis.exit_code:
         return shlex.join(["sapwood", "sft", *words])
     if found.survey is not None and found.survey.refused:
