@@ -70,7 +70,10 @@ def begins_with_bos(folder: Path) -> bool:
     bos = bos.get("content") if isinstance(bos, dict) else bos
     if not isinstance(bos, str) or settings.get("add_bos_token") is False:
         return False
-    return settings.get("add_bos_token") is True or _leads(read_json(folder / "tokenizer.json").get("post_processor"), bos)
+    tokenizer = read_json(folder / "tokenizer.json")
+    if all(entry["content"] != bos for entry in tokenizer.get("added_tokens", ())):
+        return False
+    return settings.get("add_bos_token") is True or _leads(tokenizer.get("post_processor"), bos)
 
 
 def _leads(processor: Any, bos: str) -> bool:

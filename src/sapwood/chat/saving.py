@@ -27,6 +27,11 @@ def saved_files(folder: Folder, given: str | None, turn_end: int | None, stop_id
     settings.pop("auto_map", None)  # names code that is not here
     if given is not None:
         settings["chat_template"] = given
+        known = {entry["content"] for entry in added.values()} | set(_words(folder.tokenizer))
+        for file in (settings, mapped):
+            # transformers would add a named token that the tokenizer lacks, with an id that the model has no row for
+            for name in [name for name, token in _roles(file).items() if _text(token) not in known]:
+                del file[name]
         if turn_end in added:
             settings["eos_token"] = added[turn_end]["content"]
             mapped |= {"eos_token": added[turn_end]["content"]} if mapped else {}
@@ -44,6 +49,16 @@ def saved_files(folder: Folder, given: str | None, turn_end: int | None, stop_id
     if "default" in folder.templates:
         files["chat_template.jinja"] = folder.templates["default"].encode()
     return files
+
+
+def _words(tokenizer: Mapping[str, Any]) -> Iterable[str]:
+    """The vocabulary of tokenizer.json: an object, or pairs of token and score."""
+    vocabulary = tokenizer.get("model", {}).get("vocab", ())
+    return vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary)
+
+
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _without_id(entry: Mapping[str, Any]) -> dict[str, Any]:
