@@ -1,8 +1,9 @@
 """A file of made-up conversations, the same from the same seed: what `sapwood bench data` prepares.
 
 1 to 3 turns of the user and of the assistant, half with a system message (one of 20), lengths log-normal in words, words drawn with
-Zipf's frequencies from 20,000 made-up ones beside common English ones, so that a tokenizer meets both known and rare
-pieces and no text comes twice. Left out on purpose: tools, reasoning, media, broken rows.
+Zipf's frequencies: common English ones, and 300,000 made of two of them. The first million words hold about 50,000 different
+ones, as natural text does, so that what a tokenizer remembers helps as much as it would there; no text comes twice. Left out
+on purpose: tools, reasoning, media, broken rows.
 """
 
 from __future__ import annotations
@@ -21,13 +22,22 @@ _COMMON = (
     "the of and to in is that for it as was with on be by this are from or an at not have which you they we can will has more one "
     "if all about when there would their so what out up who how some them other time into people see only then could also than first "
     "new made between many must through years where much before right good each those both long too same used after should because "
-    "does under while still city water price answer question order account small large world river colour music report week please"
+    "does under while still"
 )
-_SYLLABLES = "ka lo mi ren tas vel dor fin gra hul jem nix pol qua sur tov wen yar zed bri cho ste pla tion ing er ly ment able est"
+_STEMS = (
+    "city water price answer question order account small large world river music report week please table paper house stone light "
+    "green point market number letter garden window bridge train engine power sound colour field forest mountain island harbour ship "
+    "carbon metal glass cloth bread butter sugar salt fish bird horse cattle sheep wheel road street corner north south east west "
+    "winter summer spring morning evening night day month season storm cloud rain snow wind fire smoke ash sand clay brick wood leaf "
+    "root branch flower seed fruit apple cherry orange lemon pepper hand foot head heart bone skin blood voice word line page book "
+    "story song dance game team player match score goal prize school class lesson teacher student test grade office manager worker "
+    "union strike labour wage tax bank credit loan debt stock share bond fund trade export import duty law court judge trial jury"
+)
+_ENDINGS = ["", "", "", "s", "ing", "ed", "er", "ly", "é"]
 _PUNCTUATION = np.array([""] * 40 + [",", ",", ",", ".", ".", ".", "?", ":", " –", ".\n"])
-_EXPONENT = 1.3
-"""Of Zipf's law: with it a word costs about 1.5 tokens of SmolLM2's, as English does."""
-RARE_WORDS = 20_000
+_EXPONENT = 1.2
+"""Of Zipf's law: as many different words as natural text has (about 50,000 in the first million)."""
+RARE_WORDS = 300_000
 SYSTEMS = 20
 _MEDIAN_WORDS = {"system": 25.0, "user": 18.0, "assistant": 38.0}
 _SPREAD = 0.8
@@ -64,12 +74,12 @@ def conversations(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 def _vocabulary(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The words, and the cumulated share of each: Zipf's law, common words first."""
-    syllables = _SYLLABLES.split()
-    parts = rng.integers(0, len(syllables), (RARE_WORDS, 4))
-    lengths = rng.integers(1, 5, RARE_WORDS)
-    rare = ["".join(syllables[part] for part in row[:length]) for row, length in zip(parts, lengths, strict=True)]
-    rare[::97] = [f"{number * 37 % 10_000}" for number in range(len(rare[::97]))]
-    rare[5::97] = [f"{word}é" for word in rare[5::97]]
+    stems = _STEMS.split()
+    first, second = rng.integers(0, len(stems), (2, RARE_WORDS))
+    ending = rng.integers(0, len(_ENDINGS), RARE_WORDS)
+    rare = [stems[a] + stems[b] + _ENDINGS[c] for a, b, c in zip(first, second, ending, strict=True)]
+    rare[: 4 * len(stems)] = [stem + end for end in ("", "s", "ed", "er") for stem in stems]
+    rare[7::97] = [str(number) for number in rng.integers(0, 1_000_000, len(rare[7::97]))]
     words = np.array([*_COMMON.split(), *rare], dtype=object)
     shares = np.arange(2.0, len(words) + 2) ** -_EXPONENT
     return words, np.cumsum(shares / shares.sum())
