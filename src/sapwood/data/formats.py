@@ -209,6 +209,22 @@ def asked_format(format: Format | None, columns: Columns) -> Format | None:  # n
     return format or ("prompt-completion" if {"prompt", "completion"} <= columns.keys() else None)
 
 
+def check_imitated(formats: Mapping[str, Format]) -> None:
+    """Raise `DataError` for a file whose rows hold nothing to imitate as they are: preferences, and prompts without answers."""
+    for file, form in formats.items():
+        if form == "preference":
+            raise DataError(
+                f"{file}: pairs of a chosen and a rejected answer, which are not one answer to imitate. To train on the chosen ones, pass "
+                "--prompt prompt --completion chosen; where `chosen` is a whole conversation, --format messages --columns messages=chosen. "
+                "Learning from what was preferred needs preference tuning, which this version does not have."
+            )
+        if form == "prompts":
+            raise DataError(
+                f"{file}: prompts without answers, so there is nothing to imitate or to compare with. Name the column that answers, with "
+                "--prompt prompt --completion COLUMN."
+            )
+
+
 def to_record(row: Mapping[str, Any], form: Format, columns: Columns, source: Source, notes: Notes, *, allow_urls: bool = False) -> Record:
     """One row as a conversation, document or preference. Raises `Refused`. `allow_urls` lets media be fetched."""
     if form == "text":

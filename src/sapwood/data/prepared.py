@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.chat import Chat
+from sapwood.chat.other_rows import example_of
 from sapwood.data.cache import contents_of, entry, folder_of_prepared, keep_scan, key_of, scan_entry, stamps
 from sapwood.data.columns import Columns, Only
 from sapwood.data.formats import Format
@@ -122,8 +123,7 @@ def _changed(paths: Sequence[Path]) -> DataError:
 
 
 def _made_anew(chat: Chat, record: Conversation | Document) -> Example:
-    assert isinstance(record, Conversation), "only conversations are prepared"
-    return chat.example(record)
+    return example_of(chat, record)
 
 
 def _passing_folder() -> Path:

@@ -15,14 +15,15 @@ import orjson
 
 from sapwood.chat import Chat
 from sapwood.chat.many import examples
+from sapwood.chat.other_rows import document_example
 from sapwood.data.columns import Columns
 from sapwood.data.formats import Format
 from sapwood.data.messages import Notes
 from sapwood.data.packed import Chunk, ChunkMaker
 from sapwood.data.reading import Recipe
 from sapwood.data.refusal import Refusal
-from sapwood.errors import DataError
-from sapwood.records import Conversation, Example, Preference, Record, Source
+from sapwood.errors import DataError, TemplateError
+from sapwood.records import Conversation, Document, Example, Preference, Source
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 1 << 20
@@ -64,6 +65,8 @@ class Preparer:
             taken = Refusal(source, *value) if form is None else recipe.record(form, source, value, notes)
             if isinstance(taken, Conversation):
                 conversations.append(taken)
+            elif isinstance(taken, Document):
+                _add_document(maker, self.chat, taken)
             else:
                 maker.refuse(taken if isinstance(taken, Refusal) else not_trained(taken))
         for conversation, made in zip(conversations, examples(self.chat, conversations), strict=True):
@@ -74,26 +77,30 @@ class Preparer:
         return maker.chunk()
 
 
+def _add_document(maker: ChunkMaker, chat: Chat, document: Document) -> None:
+    try:
+        maker.add(document, document_example(chat, document))
+    except (DataError, TemplateError) as error:
+        maker.refuse(refusal_of(document, str(error)))
+
+
 def as_trained(conversation: Conversation, example: Example) -> Conversation:
     """The conversation with the template arguments that its example needed: what training needed, evaluation must send too."""
     arguments = example.meta.get("template_arguments")
     return dataclasses.replace(conversation, template_arguments=arguments) if arguments else conversation
 
 
-def refusal_of(conversation: Conversation, text: str) -> Refusal:
+def refusal_of(conversation: Conversation | Document, text: str) -> Refusal:
     """The chat's paragraph, "place: what, what to do", as the ledger's reason and fix."""
     reason = text.removeprefix(conversation.where).lstrip(", :")
     head, _, fix = reason.partition(". ")
     return Refusal(conversation.source, head, fix)
 
 
-def not_trained(record: Record) -> Refusal:
-    """Why a record that is no conversation is not trained on here."""
-    if isinstance(record, Preference):
-        return Refusal(
-            record.source, "a preference: two answers to one prompt are no conversation to imitate", "give rows with one answer each"
-        )
-    return Refusal(record.source, "a text without turns: there is no answer in it to train on", "give rows that ask and answer")
+def not_trained(record: Preference) -> Refusal:
+    """Why a preference is not trained on here."""
+    why = "a preference: two answers to one prompt are no conversation to imitate"
+    return Refusal(record.source, why, "give rows with one answer each")
 
 
 def batches(rows: Iterable[tuple[Format, Source, Any]]) -> Iterator[Batch]:

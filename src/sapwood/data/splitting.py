@@ -26,7 +26,7 @@ _WORDS = np.dtype([("high", ">u8"), ("low", ">u8")])
 
 
 def split(
-    conversations: Sequence[Conversation], *, held_out: float | int, seed: int, cluster: str | None = None
+    conversations: Sequence[Conversation | Document], *, held_out: float | int, seed: int, cluster: str | None = None
 ) -> tuple[list[int], list[int]]:
     """Indices of the conversations to train on and of those to hold out, each in ascending order.
 
@@ -101,7 +101,7 @@ def _wanted(total: int, held_out: float | int) -> int:
     return min(max(round(held_out * total), 1), total - 1)
 
 
-def _clusters(conversations: Sequence[Conversation], column: str) -> list[bytes]:
+def _clusters(conversations: Sequence[Conversation | Document], column: str) -> list[bytes]:
     without = [c for c in conversations if c.meta.get(column) is None]
     if len(without) == len(conversations):
         known = sorted({name for c in conversations for name in c.meta})

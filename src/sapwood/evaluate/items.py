@@ -11,7 +11,7 @@ from typing import Any
 
 from sapwood.chat import call_text
 from sapwood.errors import DataError
-from sapwood.records import Conversation, Item, Message
+from sapwood.records import Conversation, Document, Item, Message
 
 ANSWER = "answer"
 """Key of `Item.meta` under which the reference turn itself is kept, for few-shot examples and the free arms."""
@@ -20,17 +20,22 @@ COPIES = "copies"
 """Key of `Item.meta`: how many rows asked and expected the very same."""
 
 
-def items_from(conversations: Iterable[Conversation], *, cluster: str | None = "cluster", reference: str | None = None) -> list[Item]:
+def items_from(
+    conversations: Iterable[Conversation | Document], *, cluster: str | None = "cluster", reference: str | None = None
+) -> list[Item]:
     """One item for each conversation: its last assistant turn is the reference, what stands before it is asked.
 
     The reference is the turn's text, or its calls as `{"name", "arguments"}` (a list where there are several).
     `cluster` names the column of `meta` that says which rows belong together; rows without it, or all if None, stand alone.
     `reference` names a column that holds the scorer's reference instead (such as BFCL's possible answers).
     Rows that ask and expect the very same become one item, and `meta["copies"]` says of how many.
-    Raises `DataError` naming the row where there is no assistant turn, nothing asked before it, or no such column.
+    Documents ask nothing, so they are no items. Raises `DataError` naming the row where there is no assistant turn, nothing
+    asked before it, or no such column.
     """
     items: dict[str, Item] = {}
     for conversation in conversations:
+        if isinstance(conversation, Document):
+            continue
         item = _item(conversation, cluster, reference)
         first = items.setdefault(item.id, item)
         if first is not item:
@@ -38,7 +43,7 @@ def items_from(conversations: Iterable[Conversation], *, cluster: str | None = "
     return list(items.values())
 
 
-def clusters_of(conversations: Sequence[Conversation], *, cluster: str | None = "cluster") -> list[Hashable]:
+def clusters_of(conversations: Sequence[Conversation | Document], *, cluster: str | None = "cluster") -> list[Hashable]:
     """The cluster of each conversation, by the column `cluster` of `meta`; one without it is its own, as all are if it is None."""
     groups = [None if cluster is None else conversation.meta.get(cluster) for conversation in conversations]
     return [("alone", place) if group is None else str(group) for place, group in enumerate(groups)]

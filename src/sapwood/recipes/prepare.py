@@ -11,8 +11,10 @@ import numpy as np
 from sapwood.assets import Report
 from sapwood.chat import Chat
 from sapwood.chat.many import examples as examples_of
+from sapwood.chat.other_rows import document_example
 from sapwood.data import Format, Ledger, Only, Reading, columns_from, read, split
 from sapwood.data.columns import Columns
+from sapwood.data.formats import check_imitated
 from sapwood.data.ledger import Located
 from sapwood.data.locations import locate
 from sapwood.data.packed import Packed
@@ -21,10 +23,10 @@ from sapwood.data.preparing import as_trained, not_trained, refusal_of
 from sapwood.data.reading import Scan
 from sapwood.data.sequences import Order, PackedExamples, PackedRecords
 from sapwood.data.splitting import split_keys
-from sapwood.errors import ConfigError, DataError
+from sapwood.errors import ConfigError, DataError, TemplateError
 from sapwood.recipes import bfcl
 from sapwood.recipes.screen import Screen
-from sapwood.records import Conversation, Example
+from sapwood.records import Conversation, Document, Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ class DataConfig:
 class Prepared:
     """Everything that training and evaluation read. The sequences are lists, or lie on the disk and make each entry when asked."""
 
-    train: Sequence[Conversation]
-    held_out: Sequence[Conversation]
+    train: Sequence[Conversation | Document]
+    held_out: Sequence[Conversation | Document]
     examples: Sequence[Example]
     held_out_examples: Sequence[Example]
     ledger: Ledger
@@ -97,7 +99,7 @@ def scan_files(files: Sequence[str], config: DataConfig, report: Report) -> Scan
     """Check every row of files, or of a data set or task by name, and hold none of a file's. Raises `DataError` with file:line."""
     if tuple(files) == (bfcl.TASK,):
         return bfcl.read_calls(report)
-    return kept_scan(
+    found = kept_scan(
         locate(files, report),
         format=config.format,
         columns=_columns(config),
@@ -105,6 +107,8 @@ def scan_files(files: Sequence[str], config: DataConfig, report: Report) -> Scan
         keep=config.cache,
         allow_urls=config.allow_urls,
     )
+    check_imitated(found.recipe.formats)
+    return found
 
 
 def read_files(files: Sequence[str], config: DataConfig, report: Report) -> Reading:
@@ -185,8 +189,8 @@ def _wanted(count: int, config: DataConfig) -> int:
 
 def _in_memory(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
     ledger = Ledger(reading.total, reading.left_out)
-    ledger.refuse(*reading.refused, *map(not_trained, reading.documents), *map(not_trained, reading.preferences))
-    conversations: list[Conversation] = []
+    ledger.refuse(*reading.refused, *map(not_trained, reading.preferences))
+    conversations: list[Conversation | Document] = []
     examples: list[Example] = []
     for conversation, made in zip(reading.conversations, examples_of(chat, reading.conversations), strict=True):
         if isinstance(made, Exception):
@@ -194,6 +198,12 @@ def _in_memory(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
         else:
             conversations.append(as_trained(conversation, made))
             examples.append(made)
+    for document in reading.documents:
+        try:
+            examples.append(document_example(chat, document))
+            conversations.append(document)
+        except (DataError, TemplateError) as error:
+            ledger.refuse(refusal_of(document, str(error)))
     ledger.check(config.max_refused)
     wanted = _wanted(len(conversations), config)
     kept, held = list(range(len(conversations))), list[int]()

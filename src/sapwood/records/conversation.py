@@ -57,6 +57,11 @@ class Message:
     media: tuple[Media, ...] = ()
     """Images and sounds, by their place in the content."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether role and content are all there is to read in it."""
+        return not (self.tool_calls or self.media) and self.reasoning is self.tool_call_id is self.name is None
+
     def for_template(self) -> dict[str, Any]:
         """The dictionary that a Jinja chat template receives; absent parts are absent keys.
 
@@ -115,6 +120,11 @@ class Document:
     def where(self) -> str:
         """The place to name in messages about this document."""
         return str(self.source) if self.source else "a document made in code"
+
+    @property
+    def template_arguments(self) -> Mapping[str, Any]:
+        """None: no template renders a document."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
