@@ -62,6 +62,8 @@ class Shield:
 
     def cover_message(self, message: Message, keep: Sequence[str] = ()) -> Message:
         """The message with all that people wrote in it covered; an assistant's own turn keeps the strings of `keep`."""
+        if message.plain and self._pattern.search(message.content) is None:
+            return message
         kept = keep if message.role == "assistant" else ()
         content, media = self._cover_content(message, kept)
         return dataclasses.replace(
@@ -94,6 +96,8 @@ class Shield:
 
     def pieces(self, rendered: str) -> list[tuple[str, bool]]:
         """The text in order as (piece, covered): covered pieces are to be tokenised as text. No piece is empty."""
+        if _MARK not in rendered:
+            return [(rendered, False)] if rendered else []
         found: list[tuple[str, bool]] = []
         for number, piece in enumerate(_PLACEHOLDER.split(rendered)):
             if number % 2:
@@ -104,6 +108,8 @@ class Shield:
 
     def reveal(self, rendered: str) -> str:
         """The text as a person reads it."""
+        if _MARK not in rendered:
+            return rendered
         return _PLACEHOLDER.sub(lambda match: self._meaning(match[1]), rendered)
 
     def _placeholder(self, token: str) -> str:

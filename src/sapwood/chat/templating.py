@@ -22,6 +22,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
@@ -73,8 +74,10 @@ class Template:
                 f"{origin}:{error.lineno}: the chat template is not valid Jinja ({error.message}). Mend it there, or give another with "
                 "`--template FILE`."
             ) from None
+        self._usual = False
         self.form = Form()
         self.form = self._learned_form(special or {})
+        self._usual = self.form in [replace(form, parts=False) for form in _CALL_FORMS]  # all that these change are calls
 
     def knows(self, name: str) -> bool:
         """Whether the source speaks of `name` at all (a template argument, a message field)."""
@@ -121,6 +124,8 @@ class Template:
 
     def written(self, message: Message) -> dict[str, Any]:
         """The message as this template is given it. Raises nothing; JSON types alone."""
+        if self._usual and message.plain:
+            return {"role": str(message.role), "content": str(message.content)}
         if self.form.thoughts_apart and message.role == "assistant":
             thought = taken_apart(message)
             if thought.tag and thought.reasoning:
@@ -192,6 +197,21 @@ class _Namespace(jinja2.utils.Namespace):
         super().__setitem__(name, value)
 
 
+_OF_DICTS = frozenset(dir(dict))
+_OF_LOOPS = frozenset(("first", "last", "index", "index0", "length"))
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox. An entry of a plain dictionary, or where a loop is, is looked up at once: neither needs guarding."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is jinja2.runtime.LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
 def _environment(today: datetime) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
@@ -205,9 +225,7 @@ def _environment(today: datetime) -> jinja2.sandbox.ImmutableSandboxedEnvironmen
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = today.strftime

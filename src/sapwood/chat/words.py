@@ -13,13 +13,16 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import chain
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
 MOST_WORDS = 200_000
 """Words remembered; then all are forgotten, which costs a moment and bounds the memory."""
+MOST_LETTERS = 1_000_000
+"""Of texts between added tokens that are remembered whole; then all of them are forgotten."""
 _TRIALS = 400
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGITS_APART = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
@@ -92,6 +95,8 @@ class Words:
     def __init__(self, tokenizer: Tokenizer, content: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[str, tuple[int, ...]] = {}
+        self._parts: dict[str, list[int]] = {}
+        self._letters = 0
         self._added = {str(token["content"]): int(token["id"]) for token in content.get("added_tokens", ())}
         self._form = (content.get("normalizer") or {}).get("type")
         self._cut = _cutting(content)
@@ -102,14 +107,25 @@ class Words:
         if self._cut is None or self._word is None or not self._certain(text):
             return None
         found: list[int] = []
-        known, word = self._ids, self._word
         for place, part in enumerate(self._cut.split(text)):
             if place % 2:
                 found.append(self._added[part])
-                continue
-            for one in word.findall(part):
-                ids = known.get(one)
-                found += self._learn(one) if ids is None else ids
+            elif part:
+                found += self._parts.get(part) or self._read(part, self._word)
+        return found
+
+    def _read(self, part: str, word: re.Pattern[str]) -> list[int]:
+        """The ids between two added tokens; remembered, because histories and system prompts come again."""
+        words = word.findall(part)
+        read = list(map(self._ids.get, words))
+        if None in read:
+            read = [self._learn(one) if ids is None else ids for one, ids in zip(words, read, strict=True)]
+        found = list(chain.from_iterable(cast("list[tuple[int, ...]]", read)))
+        self._letters += len(part)
+        if self._letters > MOST_LETTERS:
+            self._parts.clear()
+            self._letters = len(part)
+        self._parts[part] = found
         return found
 
     def _certain(self, text: str) -> bool:
