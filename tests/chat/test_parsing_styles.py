@@ -298,6 +298,7 @@ def test_no_letter_is_lost_and_pieces_make_no_difference(style: str, text: str, 
         "\n\n<tool_call>[",
         f"hm<tail>hm<tool_call>{ONE}</tool_call>hm\n<tail>",
         " hm<tail>",
+        f"<tool_call>{ONE}</tool_call>hm\n",
     ],
 )
 def test_what_stands_around_calls_is_kept_or_cut_alike_in_pieces(text: str) -> None:

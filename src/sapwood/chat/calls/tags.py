@@ -61,6 +61,8 @@ def _types(schema: Any) -> set[str]:
         return set()
     named = schema.get("type")
     found = {named} if isinstance(named, str) else {kind for kind in named if isinstance(kind, str)} if isinstance(named, list) else set()
+    if found and schema.get("nullable") is True:
+        found.add("null")
     for choice in ("anyOf", "oneOf", "allOf"):
         for inner in schema.get(choice) or ():
             found |= _types(inner)
