@@ -96,9 +96,9 @@ def test_each_shared_token_is_computed_once() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(model("llama"), name)
 
-        def hidden(self, tokens_T: Any, positions_T: Any, attention: Any) -> torch.Tensor:
+        def hidden(self, tokens_T: Any, positions_T: Any, attention: Any, media: Any = ()) -> torch.Tensor:
             seen.append(len(tokens_T))
-            return original(tokens_T, positions_T, attention)
+            return original(tokens_T, positions_T, attention, media)
 
     counted: Any = Counting()
     Engine(counted, engine("llama").chat_like, slots=3, min_saving=1, keep_from=1).generate(prompts(ids), SamplingParams(max_new_tokens=1))

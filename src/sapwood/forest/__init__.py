@@ -7,7 +7,18 @@ and the cut of a step's examples into micro-batches. The arrays never change onc
 
 from sapwood.forest.build import MIN_SAVING, Forest, plant
 from sapwood.forest.keys import common_prefix, sort_key
-from sapwood.forest.media import ForestMedia
+from sapwood.forest.media import ForestMedia, axis_positions
 from sapwood.forest.microbatch import MicroBatch, cut, unique_tokens
 
-__all__ = ["MIN_SAVING", "Forest", "ForestMedia", "MicroBatch", "common_prefix", "cut", "plant", "sort_key", "unique_tokens"]
+__all__ = [
+    "MIN_SAVING",
+    "Forest",
+    "ForestMedia",
+    "MicroBatch",
+    "axis_positions",
+    "common_prefix",
+    "cut",
+    "plant",
+    "sort_key",
+    "unique_tokens",
+]

@@ -23,7 +23,7 @@ class ForestMedia:
 
     content: Content
     places_OF: Ints
-    """Places in the flat row, one line for each occurrence (a shared one is one occurrence)."""
+    """Places in the flat row, one line for each occurrence (a shared one is one occurrence); -1 is a place outside the row."""
 
 
 def gather_media(rows: Sequence[Row], places: Iterable[Ints]) -> tuple[ForestMedia, ...]:

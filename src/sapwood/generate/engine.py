@@ -26,6 +26,7 @@ from sapwood.errors import ModelError
 from sapwood.forest import MIN_SAVING
 from sapwood.generate.answer import Answer, ChatLike
 from sapwood.generate.decode import DecodeAttention, OwnCache
+from sapwood.generate.media import PromptInputs
 from sapwood.generate.prefill import compute
 from sapwood.generate.row_by_row import RowByRow
 from sapwood.generate.sampling import sample, uniforms
@@ -51,6 +52,8 @@ class _Sequence:
     """Tokens in its row of the cache."""
     base: int = 0
     """Depth of the first token in its row: what is above lies in kept nodes."""
+    shift: int = 0
+    """What is added to a sampled token's depth to get its position."""
 
     @property
     def room(self) -> int:
@@ -110,7 +113,7 @@ class Engine:
     def one_token(self) -> Layers:
         """Keys and values of one token in every layer: what the cache of a token looks like."""
         node = Node(np.zeros(1, dtype=np.int64), 0, None, 1, 1)
-        compute(self.model, [node])
+        compute(self.model, [node], PromptInputs([Prompt((), (0,), "")]))
         assert node.layers is not None, "compute gives a node its layers"
         return node.layers
 
@@ -141,10 +144,13 @@ class _Batch:
 
     def run(self, answers: Sequence[Answer]) -> None:
         """Answer until all have ended, or the call is cancelled."""
-        prompts = [np.array(answer.prompt.ids, dtype=np.int64) for answer in answers]
-        for place, end in grow(prompts, slots=self.slots, longest=self.budget, min_saving=self.min_saving, keep_from=self.keep_from):
+        self.inputs = PromptInputs([answer.prompt for answer in answers])
+        for place, end in grow(
+            self.inputs.keys, slots=self.slots, longest=self.budget, min_saving=self.min_saving, keep_from=self.keep_from
+        ):
             answer = answers[place]
-            self.waiting.append(_Sequence(answer, end, uniforms(self.params.seed, answer.index, answer.limit)))
+            uniform_T = uniforms(self.params.seed, answer.index, answer.limit)
+            self.waiting.append(_Sequence(answer, end, uniform_T, shift=self.inputs.shift(place)))
         while (self.waiting or self.running) and not (self.cancelled and self.cancelled()):
             if self.waiting and self._refill_pays():
                 self._refill()
@@ -168,7 +174,7 @@ class _Batch:
         """Let sequences in while there is room: one forward, then the first token of each whose path is computed."""
         entering, nodes = self._next()
         if nodes:
-            compute(self.model, nodes)
+            compute(self.model, nodes, self.inputs)
         if not entering:
             return
         hidden = [sequence.end.end_hidden_D for sequence in entering]
@@ -217,7 +223,8 @@ class _Batch:
         self.cache.reserve(int(length_N.max()) + 1)
         device = self.model.device
         attention = DecodeAttention(self.cache, torch.from_numpy(length_N).to(device), torch.from_numpy(base_N).to(device), self.groups)
-        logits_NV = self.model.logits(self.model.hidden(tokens_N, base_N + length_N, attention))
+        shift_N = np.array([sequence.shift for sequence in running])
+        logits_NV = self.model.logits(self.model.hidden(tokens_N, base_N + length_N + shift_N, attention))
         for sequence in running:
             sequence.length += 1
         uniform_N = np.array([sequence.uniform_T[len(sequence.answer.ids)] for sequence in running])
@@ -261,6 +268,9 @@ def _row_by_row(
     """Answer one prompt after the other, for a model that cannot share prefixes."""
     logger.info("%s cannot share prefixes: it generates one prompt at a time, which is slower.", type(model.base).__name__)
     for answer in answers:
+        if answer.prompt.media:
+            answer.fail(f"{type(model.base).__name__} cannot share prefixes, and answers prompts of text alone. Choose another model.")
+            continue
         row = RowByRow(model, answer.prompt.ids)
         uniform_T = uniforms(params.seed, answer.index, answer.limit)
         while answer.ended is None and not (cancelled and cancelled()):

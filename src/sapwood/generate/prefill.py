@@ -15,20 +15,20 @@ from torch import Tensor
 
 from sapwood.attention.interface import LayerCall
 from sapwood.errors import ModelError
+from sapwood.generate.media import PromptInputs
 from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
 from sapwood.generate.tree import Node
 from sapwood.model import LanguageModel
 
 
-def compute(model: LanguageModel, nodes: Sequence[Node]) -> None:
-    """Give each node its layers and its last hidden state.
+def compute(model: LanguageModel, nodes: Sequence[Node], inputs: PromptInputs) -> None:
+    """Give each node its layers and its last hidden state. `inputs` are those of the prompts that the nodes were grown from.
 
     `nodes` are in depth-first order, parents first; every ancestor is among them or computed already.
     """
-    tokens_T = np.concatenate([node.tokens_T for node in nodes])
-    positions_T = np.concatenate([np.arange(node.depth, node.end) for node in nodes])
-    attention = PrefillAttention(nodes, torch.from_numpy(positions_T).to(model.device))
-    hidden_TD = model.hidden(tokens_T, positions_T, attention)
+    depth_T = np.concatenate([np.arange(node.depth, node.end) for node in nodes])
+    attention = PrefillAttention(nodes, torch.from_numpy(depth_T).to(model.device))
+    hidden_TD = model.hidden(inputs.tokens(nodes), inputs.positions(nodes), attention, inputs.media(nodes))
     single = len(nodes) == 1
     for node in nodes:
         start, end = attention.places[node]

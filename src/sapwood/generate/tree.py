@@ -36,6 +36,7 @@ class Node:
     """A stretch of tokens of one or more prompts."""
 
     tokens_T: Ints
+    """Its tokens, as they are compared: a medium's places hold its content's key (see `media`)."""
     depth: int
     """Tokens in front of it."""
     parent: Node | None
@@ -43,6 +44,8 @@ class Node:
     """Sequences that pass through it or end in it."""
     uses: int
     """Sequences that still need its keys and values."""
+    sample: int = 0
+    """Index of one of the prompts that pass through it."""
     kept: bool = False
     layers: Layers | None = None
     """None before it is computed and after its last use."""
@@ -96,14 +99,14 @@ def grow(prompts: Sequence[Ints], *, slots: int, longest: int, min_saving: int, 
         first, last, parent = branch.first, branch.last, branch.parent
         prompt = prompts[order[first]]
         if last - first == 1:
-            node = _chain(prompt[branch.depth :], branch, longest)
+            node = _chain(prompt[branch.depth :], branch, longest, order[first])
             assert node is not None, "a prompt has at least one token"
             ends.append((order[first], node))
             continue
         end = int(shared[first + 1 : last].min())
         depth = branch.depth
         if (end - depth) * (last - first - 1) >= min_saving:
-            parent, depth = _chain(prompt[depth:end], branch, longest), end
+            parent, depth = _chain(prompt[depth:end], branch, longest, order[first]), end
         starts = [first, *(place for place in range(first + 1, last) if shared[place] == end)]
         children = [_Branch(a, b, depth, parent) for a, b in zip(starts, [*starts[1:], last], strict=True)]
         branches.extend(reversed(children))
@@ -112,11 +115,11 @@ def grow(prompts: Sequence[Ints], *, slots: int, longest: int, min_saving: int, 
     return ends
 
 
-def _chain(tokens_T: Ints, branch: _Branch, longest: int) -> Node | None:
+def _chain(tokens_T: Ints, branch: _Branch, longest: int, sample: int) -> Node | None:
     """Hang tokens below the branch's parent, in nodes of at most `longest`; the last node, or the parent if there are none."""
     node, below = branch.parent, branch.last - branch.first
     for start in range(0, len(tokens_T), longest):
-        node = Node(tokens_T[start : start + longest], branch.depth + start, node, below, below)
+        node = Node(tokens_T[start : start + longest], branch.depth + start, node, below, below, sample)
     return node
 
 

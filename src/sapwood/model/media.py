@@ -88,8 +88,9 @@ def embed(base: Any, tokens_T: NDArray[np.int64], media: Sequence[ForestMedia]) 
                 f"{medium.content.length} places. Model and processor do not belong together; fetch the model's folder again."
             )
         for places_F in medium.places_OF:
-            places.append(torch.from_numpy(places_F))
-            features.append(found_FD)
+            here_F = torch.from_numpy(places_F >= 0)
+            places.append(torch.from_numpy(places_F)[here_F])
+            features.append(found_FD[here_F.to(found_FD.device)])
     return embedded_TD.index_copy(0, torch.cat(places).to(embedded_TD.device), torch.cat(features))[None]
 
 
