@@ -234,7 +234,7 @@ def token_kinds(chat: Chat, turn: Turn, spans: Sequence[Span] | None) -> Kinds:
     The stop token at the end of a trained turn is of its own kind: the template writes it, and the model must learn to.
     """
     text = turn.prompt.text + turn.text
-    ends_T = _token_ends(chat, turn) if spans is not None else None
+    ends_T = token_ends(chat, turn) if spans is not None else None
     if spans is None or ends_T is None:
         return np.full(len(turn.prompt.ids) + len(turn.ids), KINDS.index("unknown"), dtype=np.int8)
     letters = np.zeros(len(text) + 1, dtype=np.int8)
@@ -245,7 +245,7 @@ def token_kinds(chat: Chat, turn: Turn, spans: Sequence[Span] | None) -> Kinds:
     return kinds_T
 
 
-def _token_ends(chat: Chat, turn: Turn) -> NDArray[np.int64] | None:
+def token_ends(chat: Chat, turn: Turn) -> NDArray[np.int64] | None:
     """Where each token ends in the text of prompt and completion; None where ids and text cannot be laid side by side."""
     prompt, ids = list(turn.prompt.ids), list(turn.ids)
     if not chat.tokens.dummy_space:

@@ -59,12 +59,12 @@ def doctor_page(
     next_command: str = "",
 ) -> str:
     """The whole page as text. `reading` says how the files were read."""
-    script = _resource("page.js")
+    script = resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"rows", *(survey.kinds if survey is not None else ())}  # shown as counts and tables
     about = [finding for finding in findings if finding.kind not in own]
     return (
-        _templates()
+        page_templates()
         .get_template("page.html")
         .render(
             model=model,
@@ -81,7 +81,7 @@ def doctor_page(
             shown=len(rows),
             data=Markup(_json_for_script([_row_data(row) for row in rows])),
             words={kind: KIND_WORDS[kind] for kind in KINDS},
-            style=Markup(_resource("page.css")),
+            style=Markup(resource("page.css")),
             script=Markup(script),
             script_hash=f"sha256-{digest}",
         )
@@ -89,15 +89,17 @@ def doctor_page(
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def page_templates() -> jinja2.Environment:
+    """The page sources, with escaping on."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(_resource), trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(resource), trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(grouped=lambda number: f"{number:,}", percent=_percent)
     return environment
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file of the page's folder."""
     return (packaged("sapwood") / "chat" / "doctor_page" / name).read_text(encoding="utf-8")
 
 

@@ -35,6 +35,8 @@ class DoctorConfig:
     """A name, a local folder, or a hub id."""
     template: Path | None = None
     """A template's name (`chatml`), or a file with a Jinja chat template."""
+    tools_in_system: bool = False
+    """Offer tools in the system message, and write calls and results as text: for a template that has no place for tools."""
     show: int = 1
     """Rows to show, from the first on, with their trained tokens marked."""
     row: tuple[str, ...] = ()
@@ -65,7 +67,7 @@ def run(words: list[str]) -> None:
     if config.data:  # first: a broken file should cost a second, not a download
         with screen.progress("reading") as advance:
             rows = open_rows(config.data, config.rows, advance)
-    chat = load_chat(fetch_model(config.model, screen), config.template)
+    chat = load_chat(fetch_model(config.model, screen), config.template, tools_in_system=config.tools_in_system)
     with screen.progress("rows") as advance:
         found = examined(
             config.model, chat, rows, max_refused=config.rows.max_refused, batch=config.batch, advance=advance if rows else None
@@ -88,14 +90,14 @@ def run(words: list[str]) -> None:
 
 def _tell(found: Examination, screen: Screen) -> None:
     screen.title(f"Template of {found.model}")
-    _lines(screen, finding_lines([finding for finding in found.findings if finding.kind not in _kinds(found)]))
+    show_lines(screen, finding_lines([finding for finding in found.findings if finding.kind not in _kinds(found)]))
     if found.survey is not None:
         screen.title("Rows")
         screen.lines(found.notes)
-        _lines(screen, survey_lines(found.survey))
+        show_lines(screen, survey_lines(found.survey))
         if found.survey.kinds:
             screen.title("Rows to look at")
-            _lines(screen, kind_lines(found.survey))
+            show_lines(screen, kind_lines(found.survey))
 
 
 def _kinds(found: Examination) -> set[str]:
@@ -103,7 +105,8 @@ def _kinds(found: Examination) -> set[str]:
     return {"rows", *(found.survey.kinds if found.survey is not None else ())}
 
 
-def _lines(screen: Screen, lines: Iterable[Line]) -> None:
+def show_lines(screen: Screen, lines: Iterable[Line]) -> None:
+    """Each line wrapped at its own indent."""
     for indent, text in lines:
         screen.show(Padding(text, (0, 0, 0, indent), expand=False))
 

@@ -5,6 +5,7 @@
     eval         measure a model, or a run's adapter, on conversations
     chat         talk to a model or a run
     doctor       what a model's template does, and what your rows become
+    template     what models or templates make of one conversation, side by side
     pull         fetch a model or a data set by name
     bench        measured side by side with other tools (from a checkout)
 
@@ -30,6 +31,7 @@ VERBS = {
     "eval": "measure a model, or a run's adapter, on conversations",
     "chat": "talk to a model or a run",
     "doctor": "what a model's template does, and what your rows become",
+    "template": "what models or templates make of one conversation, side by side",
     "pull": "fetch a model or a data set by name",
     "bench": "measured side by side with other tools (from a checkout)",
 }
