@@ -87,7 +87,8 @@ def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageM
     tuned = config_of(run)
     folder = fetch_model(tuned.model, screen)
     trained = run / ("model" if tuned.train.full else "adapter")
-    chat = load_chat(folder, config.template or tuned.template, trained=None if config.template else trained)
+    own = None if config.template else trained
+    chat = load_chat(folder, config.template or tuned.template, trained=own, tools_in_system=tuned.tools_in_system)
     dtype = tuned.dtype if config.dtype == "auto" else config.dtype
     if tuned.train.full:
         return load_model(trained, dtype), chat

@@ -39,6 +39,8 @@ class AssessConfig:
     """An adapter to evaluate beside the base model, such as `runs/my-1/adapter`, or the folder of a model that was trained whole."""
     template: str | None = None
     """A chat template: `chatml`, `plain`, or a Jinja file. An adapter that was trained with one brings it."""
+    tools_in_system: bool = False
+    """Offer tools in the system message, and write calls and results as text. An adapter that was trained so brings it."""
     out: Path | None = None
     """The run directory; `runs/eval-NAME-1`, `-2`, … where not given."""
     dtype: Dtype = "auto"
@@ -78,6 +80,7 @@ def of_run(run: Path) -> AssessConfig:
         model=config.model,
         adapter=trained,
         template=config.template,
+        tools_in_system=config.tools_in_system,
         dtype=config.dtype,
         rows=config.rows,
         evaluation=config.evaluation,
@@ -93,7 +96,9 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     with screen.progress("reading") as advance:
         rows = scan_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
-    chat = load_chat(folder, config.template, trained=config.adapter)
+    run_before = _run_of(config.adapter)
+    folded = config.tools_in_system or (run_before is not None and run_before.tools_in_system)
+    chat = load_chat(folder, config.template, trained=config.adapter, tools_in_system=folded)
     prepared = prepare(rows, chat, config.rows, screen)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
@@ -133,11 +138,18 @@ def _adapter_in(folder: Path | None) -> Path | None:
     raise ConfigError(f"adapter is {folder}, which holds no adapter. Name a run directory, or its `adapter` folder.")
 
 
+def _run_of(adapter: Path | None) -> TuneConfig | None:
+    """The settings with which an adapter was trained, where it lies in its run."""
+    file = adapter.parent / "config.yaml" if adapter is not None else None
+    return load_yaml(TuneConfig, file) if file is not None and file.is_file() else None
+
+
 def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
     """A run's own data must give the very items it held out: it was trained on the others. Raises `DataError`."""
-    run = config.adapter.parent if config.adapter is not None else None
-    if run is None or not (run / "config.yaml").is_file() or load_yaml(TuneConfig, run / "config.yaml").data != config.data:
+    before = _run_of(config.adapter)
+    if config.adapter is None or before is None or before.data != config.data:
         return
+    run = config.adapter.parent
     held_out = {record["item"] for record in read_records(run / "items.jsonl")}
     others = [item for item in items if item.id not in held_out]
     if others:

@@ -17,6 +17,7 @@ from sapwood.chat import Chat, named_template, trained_template
 from sapwood.config import load_yaml, save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, storage
 from sapwood.model import Dtype
+from sapwood.model.processor import processor_or_reason
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
@@ -37,6 +38,8 @@ class TuneConfig:
     """A name (`sapwood pull` lists them), a local folder, or a hub id."""
     template: str | None = None
     """A chat template for a model that has none or should use another: `chatml`, `plain`, or a Jinja file."""
+    tools_in_system: bool = False
+    """Offer tools in the system message, and write calls and results as text: for a template that has no place for tools."""
     out: Path | None = None
     """The run directory; `runs/NAME-1`, `-2`, … where not given. A run that was stopped goes on if named again."""
     dtype: Dtype = "auto"
@@ -54,7 +57,7 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
         rows = scan_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
-    chat = load_chat(folder, config.template, _day_of(config.out))
+    chat = load_chat(folder, config.template, _day_of(config.out), tools_in_system=config.tools_in_system)
     prepared = prepare(rows, chat, config.rows, screen)
     run, config = start_run(config, screen)
     try:
@@ -128,7 +131,9 @@ def _day_of(run: Path | None) -> datetime | None:
     return datetime.fromisoformat(day) if day else None
 
 
-def load_chat(folder: Path, template: str | Path | None, today: datetime | None = None, *, trained: Path | None = None) -> Chat:
+def load_chat(
+    folder: Path, template: str | Path | None, today: datetime | None = None, *, trained: Path | None = None, tools_in_system: bool = False
+) -> Chat:
     """The model's chat, with its own template, or one by name or from a file.
 
     `trained` is the folder of an adapter or a whole model that was trained with a template that was given: the template that
@@ -137,4 +142,5 @@ def load_chat(folder: Path, template: str | Path | None, today: datetime | None 
     text = trained_template(trained, folder) if trained is not None else None
     if text is None and template is not None:
         text = named_template(template, folder)
-    return Chat.load(folder, template=text, today=today)
+    chat = Chat.load(folder, template=text, today=today).with_media(processor_or_reason(folder))
+    return chat.with_tools_in_system() if tools_in_system else chat
