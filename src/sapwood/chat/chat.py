@@ -73,6 +73,9 @@ class Chat:
         """What the template does to texts; `properties.faults` adds what its turns end in."""
         self._content, self._given = folder, given is not None
         self._media: MediaProcessor | None = None
+        self._no_media = (
+            f"No processor for images and sounds is loaded for {self.folder}. Choose a model that takes them, or remove the row."
+        )
         key = [sorted(folder.templates.items()), sorted(folder.special.items()), sorted(self.stop_ids)]
         content = orjson.dumps([key, folder.tokenizer], option=orjson.OPT_SORT_KEYS)
         self.fingerprint = hashlib.sha256(content).hexdigest()
@@ -99,9 +102,15 @@ class Chat:
             )
         return cls(found, today or datetime.now())
 
-    def with_media(self, processor: MediaProcessor) -> Chat:
-        """The same chat, for a model that takes images or sounds by this processor. Prompts are then those of the processor."""
+    def with_media(self, processor: MediaProcessor | str) -> Chat:
+        """The same chat, for a model that takes images or sounds by this processor. Prompts are then those of the processor.
+
+        A text says why the model takes none: rows that hold some are refused with it.
+        """
         chat = copy.copy(self)
+        if isinstance(processor, str):
+            chat._no_media = processor
+            return chat
         chat._media = processor
         chat.fingerprint = hashlib.sha256(f"{self.fingerprint} {processor.fingerprint}".encode()).hexdigest()
         return chat
@@ -203,8 +212,8 @@ class Chat:
 
     def protected(self, conversation: Conversation) -> int:
         """How many control tokens stand as text in messages and tools; they stay text."""
-        written = [message.for_template() for message in conversation.messages]
-        return self.tokens.shield.count([written, list(conversation.tools)])
+        written = [message.content if message.plain else message.for_template() for message in conversation.messages]
+        return self.tokens.shield.count([written, list(conversation.tools)] if conversation.tools else written)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ids."""
@@ -336,10 +345,7 @@ class Chat:
             grown, contents = expand(covered, messages, self._media, where)
             return grown, self._media.lead(grown), contents
         if any(message.media for message in messages):
-            raise DataError(
-                f"{where}: holds media, but no processor for images and sounds is loaded for {self.folder}. Choose a model that takes "
-                "them, or remove the row."
-            )
+            raise DataError(f"{where}: holds media. {self._no_media}")
         return covered, (), []
 
     def _covered(

@@ -52,6 +52,14 @@ def load_processor(folder: Path) -> Processor:
         transformers_logging.set_verbosity(verbosity)
 
 
+def processor_or_reason(folder: Path) -> Processor | str:
+    """The processor of a model folder, or a paragraph that says why there is none. A model of text alone costs no time."""
+    try:
+        return load_processor(folder)
+    except ModelError as error:
+        return str(error)
+
+
 class Processor:
     """A `MediaProcessor` around transformers' processor of a covered family."""
 
