@@ -111,8 +111,8 @@ def test_results_that_do_not_are_told() -> None:
     asked, done = Message("assistant", tool_calls=(A, B)), Message("assistant", "done")
     wrong_order = (Message("tool", "2", tool_call_id="b"), Message("tool", "1", tool_call_id="a"))
     assert results(asked, *wrong_order, done) == [("tool results are in another order than their calls", 2)]
-    assert results(asked, Message("tool", "1", tool_call_id="a"), done) == [("a call has no result", 1)]
-    assert results(asked, done) == [("a call has no result", 1)]
+    assert results(asked, Message("tool", "1", tool_call_id="a"), done) == [("a tool call has no result, and the conversation goes on", 1)]
+    assert results(asked, done) == [("a tool call has no result, and the conversation goes on", 1)]
     stray = Message("tool", "1", tool_call_id="z")
     assert results(asked, stray) == [("a tool result answers no call", 2)]
     assert results(Message("assistant", "x"), stray) == [("a tool result answers no call", 2)]

@@ -75,7 +75,7 @@ def _of_calls(message: Message, tools: Tools) -> Iterator[tuple[str, str]]:
         if call.name not in offered:
             known = f" Offered: {', '.join(sorted(offered)) or 'none'}."
             yield (
-                "a call names a function that is not offered",
+                "a tool call names a function that the row's tools do not offer",
                 f"{place}: unknown function.{did_you_mean(call.name, sorted(offered))}{known}",
             )
             continue
@@ -94,7 +94,7 @@ def _of_arguments(place: str, call: ToolCall, function: Mapping[str, Any]) -> It
         for key in call.arguments:
             if key not in properties:
                 allowed = f"{did_you_mean(key, known)} Known: {', '.join(known) or 'none'}."
-                yield "a call has an unknown argument", f"{place}: `{key}` is no argument of it.{allowed}"
+                yield "a tool call has an argument that its function does not know", f"{place}: `{key}` is no argument of it.{allowed}"
     try:
         errors = sorted(checker.iter_errors(dict(call.arguments)), key=lambda error: [str(step) for step in error.absolute_path])
     except (referencing.exceptions.Unresolvable, RecursionError) as cause:
@@ -109,15 +109,18 @@ def _sentence(place: str, error: jsonschema.ValidationError) -> tuple[str, str]:
     at = f"{place}, `{path}`" if path else place
     if error.validator == "required":
         missing = [key for key in _listed(error.validator_value) if key not in _listed(error.instance)]
-        return "a call lacks an argument", f"{at}: {', '.join(f'`{key}`' for key in missing)} is missing"
+        return "a tool call lacks an argument that its function requires", f"{at}: {', '.join(f'`{key}`' for key in missing)} is missing"
     if error.validator == "additionalProperties":
-        return "a call has an unknown argument", f"{at}: {error.message}"
+        return "a tool call has an argument that its function does not know", f"{at}: {error.message}"
     if error.validator == "type":
         wanted = " or ".join(_listed(error.validator_value))
-        return "an argument has a wrong type", f"{at}: expected {wanted}, found {_shown(error.instance)}"
+        return "a tool call has an argument of a wrong type", f"{at}: expected {wanted}, found {_shown(error.instance)}"
     if error.validator == "enum":
-        return "an argument is not among its choices", f"{at}: {_shown(error.instance)} is not one of {_shown(error.validator_value)}"
-    return "an argument does not fit its schema", f"{at}: {error.message[:200]}"
+        return (
+            "a tool call has an argument that is not among its choices",
+            f"{at}: {_shown(error.instance)} is not one of {_shown(error.validator_value)}",
+        )
+    return "a tool call has an argument that does not fit its schema", f"{at}: {error.message[:200]}"
 
 
 def _listed(value: Any) -> list[str]:
@@ -134,7 +137,9 @@ def _of_results(messages: Sequence[Message]) -> Iterator[Mismatch]:
             continue
         if waiting:
             yield Mismatch(
-                "a call has no result", f"turn {asked + 1}: the call of {waiting[0].name!r} has no result before turn {index + 1}", asked
+                "a tool call has no result, and the conversation goes on",
+                f"turn {asked + 1}: the call of {waiting[0].name!r} has no result before turn {index + 1}",
+                asked,
             )
         waiting, asked = list(message.tool_calls), index
 
