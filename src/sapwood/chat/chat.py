@@ -22,7 +22,7 @@ import orjson
 from sapwood.chat.checks import check_prompt
 from sapwood.chat.completing import completion, opening_of
 from sapwood.chat.files import Folder, read_folder
-from sapwood.chat.media import MediaProcessor, expand, refuse_placeholders, spans
+from sapwood.chat.media import MediaProcessor, expand, refuse_kinds, refuse_placeholders, spans
 from sapwood.chat.parsing import Answer, AnswerStream, Form, learn_form, parse
 from sapwood.chat.properties import rendering_faults
 from sapwood.chat.saving import saved_files
@@ -322,6 +322,7 @@ class Chat:
         """The prompt, and its text as rendered, with control tokens in texts still covered."""
         if not messages:
             raise DataError(f"{where}: there is no message to answer. Begin the conversation with a system or user message.")
+        refuse_kinds(messages, self._media or self._no_media, where)
         covered_messages, covered_tools = self._cover(messages), self.tokens.shield.cover(tuple(tools))
 
         def render(some: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
@@ -344,8 +345,6 @@ class Chat:
         if self._media is not None:
             grown, contents = expand(covered, messages, self._media, where)
             return grown, self._media.lead(grown), contents
-        if any(message.media for message in messages):
-            raise DataError(f"{where}: holds media. {self._no_media}")
         return covered, (), []
 
     def _covered(
