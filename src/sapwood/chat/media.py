@@ -57,6 +57,18 @@ class MediaProcessor(Protocol):
         ...
 
 
+def refuse_kinds(messages: Sequence[Message], processor: MediaProcessor | str, where: str) -> None:
+    """Raise `DataError` for media of a kind that the model does not take. A text instead of a processor says why it takes none."""
+    for kind in dict.fromkeys(medium.kind for message in messages for medium in message.media):
+        if isinstance(processor, str):
+            raise DataError(f"{where}: holds {_a(kind)}. {processor}")
+        if kind not in processor.placeholders:
+            known = ", ".join(processor.placeholders)
+            raise DataError(
+                f"{where}: holds {_a(kind)}, but this model takes {known}. Choose a model that takes {kind}, or remove the row."
+            )
+
+
 def expand(covered: str, messages: Sequence[Message], processor: MediaProcessor, where: str) -> tuple[str, list[Content]]:
     """Grow each placeholder of a rendered text; contents in order. Control tokens in texts must still be covered.
 
@@ -64,12 +76,6 @@ def expand(covered: str, messages: Sequence[Message], processor: MediaProcessor,
     """
     media = [medium for message in messages for medium in message.media]
     wanted = {kind: [medium for medium in media if medium.kind == kind] for kind in {medium.kind for medium in media}}
-    for kind in wanted:
-        if kind not in processor.placeholders:
-            known = ", ".join(processor.placeholders) or "text only"
-            raise DataError(
-                f"{where}: holds {_a(kind)}, but this model takes {known}. Choose a model that takes {kind}, or remove the row."
-            )
     kind_of = {token: kind for kind, (token, _) in processor.placeholders.items()}
     pattern = re.compile("|".join(map(re.escape, sorted(kind_of, key=len, reverse=True))))
     for kind, (token, _) in processor.placeholders.items():

@@ -1,0 +1,74 @@
+"""Tiny models that see or hear through the real loop, from a file of rows: trained, stopped, gone on with, evaluated, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import transformers
+
+import sapwood
+from sapwood.chat import Chat
+from sapwood.errors import DataError
+from sapwood.recipes.prepare import DataConfig, prepare, read_files
+from sapwood.recipes.tune import load_chat
+from tiny.folder import write_model
+from tiny.media_models import image_bytes, sound_bytes, write_media_model
+
+# of peft itself, on loading in plain peft
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def write_rows(folder: Path, kind: str, count: int = 12) -> Path:
+    """Rows whose answer is in the picture or sound alone."""
+    names = []
+    for number in range(2):
+        name = f"{number}.{kind}"
+        (folder / name).write_bytes(image_bytes(number) if kind == "image" else sound_bytes(number))
+        names.append(name)
+    file = folder / "rows.jsonl"
+    with file.open("w") as out:
+        for number in range(count):
+            part = {"type": kind, "path": names[number % 2]}
+            content = [{"type": "text", "text": f"{number}: "}, part, {"type": "text", "text": "which one is it?"}]
+            answer = ("red", "noise")[number % 2]
+            out.write(json.dumps({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}) + "\n")
+    return file
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llava", "image"), ("qwen2_vl", "image"), ("qwen2_audio", "audio")])
+def test_a_run_on_media_learns_and_its_adapter_is_peft_s(family: str, kind: str, tmp_path: Path) -> None:
+    folder = write_media_model(tmp_path / "model", family)
+    rows = write_rows(tmp_path, kind)
+    knobs: dict[str, Any] = {"model": str(folder), "dtype": "fp32", "held_out": 2, "epochs": 8, "batch": 4, "lr": 0.02, "max_new_tokens": 4}
+    result = sapwood.sft(str(rows), quiet=True, out=str(tmp_path / "run"), **knobs)
+    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [record["loss"] for record in losses if record.get("kind") == "train"]
+    assert trained[-1] < 0.5 * trained[0]
+    assert all(record["unique_tokens"] < record["row_tokens"] for record in losses if record.get("kind") == "train")
+    assert result is not None
+
+    base = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0]).from_pretrained(folder)
+    tuned = peft.PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))
+    changed = [name for name, parameter in tuned.named_parameters() if "lora_B" in name and bool(parameter.abs().max() > 0)]
+    assert changed
+    assert not [name for name in changed if "tower" in name or "visual" in name], "the towers are left as they were"
+
+
+def test_a_model_of_text_alone_refuses_rows_with_media_by_its_family_s_name(tmp_path: Path) -> None:
+    chat = load_chat(write_model(tmp_path / "model"), None)
+    rows = read_files([str(write_rows(tmp_path, "image"))], DataConfig(), lambda *_: None)
+    with pytest.raises(DataError, match=r"(?s)12.*not covered for the family 'llama'.*"):
+        prepare(rows, chat, DataConfig(held_out=0))
+
+
+def test_a_processor_is_part_of_what_a_run_was_made_with(tmp_path: Path) -> None:
+    folder = write_media_model(tmp_path / "model", "llava")
+    first = load_chat(folder, None).fingerprint
+    assert first == load_chat(folder, None).fingerprint != Chat.load(folder).fingerprint
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.1, 0.1]}))
+    assert load_chat(folder, None).fingerprint != first
