@@ -15,6 +15,7 @@ from sapwood.chat.chat import Chat
 from sapwood.chat.roundtrip import compare
 from sapwood.chat.trained import Turn
 from sapwood.chat.turns import taken_apart
+from sapwood.chat.validation import check_conversation
 from sapwood.records import Conversation, Message
 
 Severity = Literal["ok", "note", "problem"]
@@ -44,7 +45,7 @@ ROW_KINDS = {
         "Here they stay text and end no turn, in training and at inference. Servers that tokenise the rendered prompt as a whole (vLLM, "
         "llama.cpp, transformers) read them as control tokens: there such a text can end a turn or begin one. Clean user input there.",
     ),
-    "tool-calls": RowKind("note", "call tools in a way that their schemas do not allow", "Mend the call or the schema: both are learnt."),
+    "tool-calls": RowKind("note", "hold tools, calls and results that do not fit each other", "The model learns them as they are."),
     "read-back": RowKind("note", "come back from the model's own form changed", "What is lost there, a server's client never sees."),
     "tokenizer": RowKind("note", "hold an answer that the tokenizer does not give back unchanged", "Expect the model to blur these texts."),
     "duplicate": RowKind("note", "repeat an earlier row, word for word", "--fix mended.jsonl keeps the first of each."),
@@ -85,6 +86,10 @@ def row_notes(chat: Chat, conversation: Conversation, turns: Sequence[Turn], lim
         if not same_text(chat, turn):
             yield RowNote("tokenizer", where, f"message {turn.index + 1}: {quoted(turn.text)}")
             break
+    mismatches = check_conversation(conversation.messages, conversation.tools)
+    if mismatches:
+        more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
+        yield RowNote("tool-calls", where, f"{mismatches[0].kind}: {mismatches[0].sentence}{more}")
     for turn in turns:
         loss = _lost_on_the_way_back(chat, conversation.messages[turn.index], turn)
         if loss:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sapwood.chat.doctor_checks import RowNote, quoted
 from sapwood.chat.trained import Turn
-from sapwood.records import Conversation, Source
+from sapwood.records import Conversation, Document, Source
 
 SHORT, USUAL = 3, 30
 """An answer of at most `SHORT` tokens is out of line where the median answer has at least `USUAL`."""
@@ -34,18 +34,27 @@ class Repeats:
         self._texts: dict[int, str] = {}
 
     def add(self, conversation: Conversation, last: Turn) -> None:
-        """Enter a row; `last` is its last trained turn."""
-        source = conversation.source or Source("a conversation made in code", len(self._line) + 1)
-        self._file.append(self._files.setdefault(source.file, len(self._files)))
-        self._line.append(source.line)
-        self._answer_tokens.append(len(last.ids))
+        """Enter a conversation; `last` is its last trained turn."""
         messages = [message.for_template() for message in conversation.messages]
-        self._whole.append(digest_of(conversation))
-        self._prompt.append(_digest([_loose(messages[: last.index]), _rest(conversation)]))
+        prompt = _digest([_loose(messages[: last.index]), _rest(conversation)])
         answer = _digest(_loose([messages[last.index]]))
-        self._answer.append(answer)
         if len(self._texts) < _TEXTS:
             self._texts.setdefault(answer, conversation.messages[last.index].content[:80])
+        self._enter(conversation.source, digest_of(conversation), prompt, answer, len(last.ids))
+
+    def add_document(self, document: Document, tokens: int) -> None:
+        """Enter a text without turns: it can be repeated, and contradicts nothing."""
+        digest = digest_of(document)
+        self._enter(document.source, digest, digest, digest, tokens)
+
+    def _enter(self, source: Source | None, whole: int, prompt: int, answer: int, tokens: int) -> None:
+        source = source or Source("a row made in code", len(self._line) + 1)
+        self._file.append(self._files.setdefault(source.file, len(self._files)))
+        self._line.append(source.line)
+        self._answer_tokens.append(tokens)
+        self._whole.append(whole)
+        self._prompt.append(prompt)
+        self._answer.append(answer)
 
     def most_common_answer(self) -> tuple[str, float] | None:
         """The last answer that most rows give and its share, where it is at least a tenth of ten rows or more."""
@@ -78,8 +87,10 @@ class Repeats:
         return str(Source(list(self._files)[self._file[place]], self._line[place]))
 
 
-def digest_of(conversation: Conversation) -> int:
+def digest_of(conversation: Conversation | Document) -> int:
     """64 bits of all that a model is given and must say; metadata, weights and the place do not count."""
+    if isinstance(conversation, Document):
+        return _digest(conversation.text)
     return _digest([[message.for_template() for message in conversation.messages], _rest(conversation)])
 
 

@@ -17,10 +17,11 @@ from sapwood.chat.chat import Chat
 from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, Severity, row_notes
 from sapwood.chat.doctor_repeats import Repeats
 from sapwood.chat.doctor_sharing import Ids, Sharing, SharingCount, common_beginning
-from sapwood.chat.doctor_spans import KINDS, spans_of, token_kinds
+from sapwood.chat.doctor_spans import KINDS, Kinds, document_kinds, spans_of, token_kinds
+from sapwood.chat.other_rows import document_example
 from sapwood.chat.trained import Turn
 from sapwood.errors import SapwoodError
-from sapwood.records import Conversation
+from sapwood.records import Conversation, Document
 
 KEPT = 200
 """Rows of each kind that are named one by one; the rest is counted."""
@@ -133,6 +134,18 @@ class Surveyor:
             self.note(note)
         return turns
 
+    def add_document(self, document: Document) -> None:
+        """The same for a text without turns: all of it is trained, and counts as an answer."""
+        try:
+            row = document_example(self._chat, document, context=self._context).rows[0]
+        except SapwoodError as error:
+            self.refuse(document.where, *split_refusal(document.where, str(error)))
+            return
+        self._rows_in += 1
+        ids = np.concatenate([row.prompt_T, row.completion_T])
+        self._enter([(ids, document_kinds(row), len(row.completion_T))], document.where)
+        self._repeats.add_document(document, len(row.completion_T))
+
     def survey(self) -> Survey:
         """All that was found; call it once, at the end."""
         for note in self._repeats.notes():
@@ -152,24 +165,27 @@ class Surveyor:
 
     def _count(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
         """Tokens by kind: of each turn those that do not stand in the turn before."""
-        before: Ids = np.empty(0, dtype=np.int64)
-        rows: list[Ids] = []
+        rows = []
         for turn in turns:
-            row = np.array([*turn.prompt.ids, *turn.ids], dtype=np.int64)
-            new = common_beginning(before, row)
-            kinds_T = token_kinds(self._chat, turn, spans_of(self._chat, conversation, turn))
-            self._by_kind += np.bincount(kinds_T[new:], minlength=len(KINDS))
-            self._trained_by_kind += np.bincount(kinds_T[len(turn.prompt.ids) :], minlength=len(KINDS))
+            ids = np.array([*turn.prompt.ids, *turn.ids], dtype=np.int64)
+            rows.append((ids, token_kinds(self._chat, turn, spans_of(self._chat, conversation, turn)), len(turn.ids)))
+        self._enter(rows, conversation.where)
+
+    def _enter(self, rows: Sequence[tuple[Ids, Kinds, int]], where: str) -> None:
+        """Rows of one example as (ids, kinds, trained tokens at the end)."""
+        before: Ids = np.empty(0, dtype=np.int64)
+        for ids, kinds_T, trained in rows:
+            self._by_kind += np.bincount(kinds_T[common_beginning(before, ids) :], minlength=len(KINDS))
+            self._trained_by_kind += np.bincount(kinds_T[len(ids) - trained :], minlength=len(KINDS))
             self._rows += 1
-            self._row_tokens += len(row)
-            self._trained += len(turn.ids)
-            rows.append(row)
-            before = row
-        longest = max(map(len, rows))
+            self._row_tokens += len(ids)
+            self._trained += trained
+            before = ids
+        longest = max(len(ids) for ids, _, _ in rows)
         self._lengths.append(longest)
         if longest > self._longest:
-            self._longest, self._longest_at = longest, conversation.where
-        self._sharing.add([row[:-1] for row in rows])
+            self._longest, self._longest_at = longest, where
+        self._sharing.add([ids[:-1] for ids, _, _ in rows])
 
     def _length_counts(self) -> Lengths | None:
         if not self._lengths:

@@ -22,7 +22,7 @@ from sapwood.chat.tokens import StreamDecoder
 from sapwood.chat.trained import Turn
 from sapwood.chat.turns import taken_apart
 from sapwood.errors import SapwoodError
-from sapwood.records import Conversation, Media, Message, ToolCall
+from sapwood.records import Conversation, Media, Message, Row, ToolCall
 
 KINDS = ("template", "system", "tools", "user", "tool", "reasoning", "content", "calls", "end", "unknown")
 """What a token can be: the template's own, a text of system, tool list, user or tool result, an answer's parts and end; or unclear."""
@@ -273,3 +273,11 @@ def _decoded_ends(chat: Chat, turn: Turn) -> NDArray[np.int64] | None:
         ends[-1] = len(text)
         decoder = StreamDecoder(chat.tokens)
     return np.array(ends, dtype=np.int64) if text == turn.prompt.text + turn.text else None
+
+
+def document_kinds(row: Row) -> Kinds:
+    """(T,) the same for the one row of a text without turns: what stands before it is the template's, its last token its end."""
+    kinds_T = np.full(row.length, KINDS.index("content"), dtype=np.int8)
+    kinds_T[: len(row.prompt_T)] = KINDS.index("template")
+    kinds_T[-1] = KINDS.index("end")
+    return kinds_T

@@ -10,16 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sapwood.chat.chat import Chat
 from sapwood.chat.colour import letters, visible
 from sapwood.chat.doctor_sharing import Ids, common_beginning
 from sapwood.chat.doctor_spans import KINDS, Kinds, spans_of, token_kinds
 from sapwood.chat.trained import Turn
-from sapwood.records import Conversation
-
-Flags = NDArray[np.bool_]
+from sapwood.records import Conversation, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +51,13 @@ class _Part:
 
 def tree(chat: Chat, conversation: Conversation, turns: Sequence[Turn]) -> list[Branch]:
     """The branches of a conversation's rows; every row is the path from a root to the last branch that names it."""
-    rows = [np.array([*turn.prompt.ids, *turn.ids], dtype=np.int64) for turn in turns]
-    kinds = [token_kinds(chat, turn, spans_of(chat, conversation, turn)) for turn in turns]
-    trained = [_trained(turn) for turn in turns]
+    return branches_of(chat, [turn.row for turn in turns], [token_kinds(chat, turn, spans_of(chat, conversation, turn)) for turn in turns])
+
+
+def branches_of(chat: Chat, given: Sequence[Row], kinds: Sequence[Kinds]) -> list[Branch]:
+    """The same for any rows; `kinds` holds for each row the kind of each of its tokens."""
+    rows = [np.concatenate([row.prompt_T, row.completion_T]) for row in given]
+    trained = [np.concatenate([np.zeros(len(row.prompt_T), dtype=bool), row.weights_T > 0]) for row in given]
     branches: list[Branch] = []
     waiting = [_Part(group, 0, -1) for group in reversed(_by_next(rows, list(range(len(rows))), 0))]
     while waiting:
@@ -78,12 +79,6 @@ def _by_next(rows: Sequence[Ids], some: Sequence[int], depth: int) -> list[list[
     for row in some:
         groups.setdefault(int(rows[row][depth]), []).append(row)
     return list(groups.values())
-
-
-def _trained(turn: Turn) -> Flags:
-    marks = np.zeros(len(turn.prompt.ids) + len(turn.ids), dtype=bool)
-    marks[len(turn.prompt.ids) :] = turn.row.weights_T > 0
-    return marks
 
 
 def _pieces(chat: Chat, ids: Ids, kinds: Kinds, trained: Sequence[bool]) -> Iterator[Piece]:

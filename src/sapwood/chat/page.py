@@ -22,11 +22,11 @@ from sapwood.chat.chat import Chat
 from sapwood.chat.doctor import Diagnosis
 from sapwood.chat.doctor_checks import ROW_KINDS, agreeing
 from sapwood.chat.doctor_rows import Lengths, Survey, Tokens
-from sapwood.chat.doctor_spans import KIND_WORDS, KINDS
+from sapwood.chat.doctor_spans import KIND_WORDS, KINDS, document_kinds
 from sapwood.chat.doctor_tokenizer import Finding
-from sapwood.chat.doctor_tree import Branch, tree
-from sapwood.chat.trained import Turn
-from sapwood.records import Conversation
+from sapwood.chat.doctor_tree import Branch, branches_of, tree
+from sapwood.chat.other_rows import document_example
+from sapwood.records import Conversation, Document
 
 MOST_PIECES = 6000
 """Pieces of one row that the page draws; what lies behind is counted."""
@@ -44,9 +44,12 @@ class ShownRow:
     problem: str = ""
 
 
-def shown_row(chat: Chat, conversation: Conversation, turns: Sequence[Turn], kinds: Sequence[str]) -> ShownRow:
-    """A row with its tree."""
-    return ShownRow(conversation.where, tuple(kinds), tuple(tree(chat, conversation, turns)))
+def shown_row(chat: Chat, record: Conversation | Document, kinds: Sequence[str]) -> ShownRow:
+    """A row with its tree. Raises as `Chat.turns` does."""
+    if isinstance(record, Document):
+        row = document_example(chat, record).rows[0]
+        return ShownRow(record.where, tuple(kinds), tuple(branches_of(chat, [row], [document_kinds(row)])))
+    return ShownRow(record.where, tuple(kinds), tuple(tree(chat, record, chat.turns(record))))
 
 
 def doctor_page(

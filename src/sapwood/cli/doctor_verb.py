@@ -12,8 +12,9 @@ from rich.padding import Padding
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat, coloured
 from sapwood.chat.doctor_terminal import Line, finding_lines, kind_lines, survey_lines
+from sapwood.chat.other_rows import example_of
 from sapwood.cli.options import parse, screen_for, take_json, take_names
-from sapwood.errors import ConfigError, DataError
+from sapwood.errors import ConfigError, DataError, SapwoodError
 from sapwood.recipes.examine import Examination, Rows, examined, open_rows, picked, write_page
 from sapwood.recipes.mend import check_target, mend_rows
 from sapwood.recipes.prepare import DataConfig
@@ -115,10 +116,10 @@ def _show(chat: Chat, rows: Rows, config: DoctorConfig, screen: Screen) -> None:
     shown = picked(rows, first=config.show if not config.row else 0, places=config.row)
     if shown:
         screen.title("As the model sees them")
-    for conversation in shown:
+    for record in shown:
         try:
-            screen.show(coloured(chat.example(conversation), chat, colour=screen.console.color_system is not None))
-        except DataError as error:
+            screen.show(coloured(example_of(chat, record), chat, colour=screen.console.color_system is not None))
+        except SapwoodError as error:
             screen.say(str(error), "bold red")
 
 

@@ -20,12 +20,13 @@ from sapwood.chat.doctor_tokenizer import Finding
 from sapwood.chat.page import ShownRow, doctor_page, shown_row
 from sapwood.data import Only, Refusal, columns_from
 from sapwood.data.messages import Notes
+from sapwood.data.preparing import not_trained
 from sapwood.data.reading import Scan, scan
 from sapwood.errors import DataError, storage
 from sapwood.recipes import bfcl
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Advance
-from sapwood.records import Conversation, Record
+from sapwood.records import Conversation, Document, Record
 from sapwood.run import write_atomic
 
 SCHEMA = 1
@@ -123,17 +124,14 @@ def examine_rows(chat: Chat, rows: Iterable[Record | Refusal], *, total: int = 0
             surveyor.refuse(str(row.source or "a row made in code"), row.reason, row.fix)
         elif isinstance(row, Conversation):
             surveyor.add(row)
+        elif isinstance(row, Document):
+            surveyor.add_document(row)
         else:
-            surveyor.refuse(row.where, _NOT_CONVERSATIONS[type(row).__name__])
+            refusal = not_trained(row)
+            surveyor.refuse(row.where, refusal.reason, refusal.fix)
         if advance is not None and done % 64 == 0:
             advance(done, total, "rows")
     return surveyor.survey()
-
-
-_NOT_CONVERSATIONS = {
-    "Preference": "a preference pair: the doctor looks at conversations",
-    "Document": "a text without turns: the doctor looks at conversations",
-}
 
 
 def examined(
@@ -148,19 +146,19 @@ def examined(
     return Examination(model, findings, survey, diagnose(findings, survey, max_refused), rows.notes if rows else [])
 
 
-def picked(rows: Rows, *, first: int = 0, places: Sequence[str] = (), strict: bool = True) -> list[Conversation]:
-    """Conversations by their number or their place (file:line), in the order of the files.
+def picked(rows: Rows, *, first: int = 0, places: Sequence[str] = (), strict: bool = True) -> list[Conversation | Document]:
+    """Conversations and texts by their number or their place (file:line), in the order of the files.
 
     Raises `DataError` for a place where no conversation stands, if `strict`.
     """
     wanted = set(places)
-    found: list[Conversation] = []
+    found: list[Conversation | Document] = []
     for row in rows:
         if first <= 0 and not wanted:
             break
         if strict and isinstance(row, Refusal) and str(row.source) in wanted:
             raise DataError(f"{row}. This row is no conversation, so there is nothing to show.")
-        if isinstance(row, Conversation):
+        if isinstance(row, Conversation | Document):
             if first > 0 or row.where in wanted:
                 found.append(row)
             first -= 1
@@ -194,7 +192,7 @@ def write_page(path: Path, found: Examination, chat: Chat, rows: Rows | None, *,
         if where in refused:
             shown.append(ShownRow(where, tuple(kinds), (), refused[where]))
         else:
-            shown.append(shown_row(chat, conversation, chat.turns(conversation), kinds))
+            shown.append(shown_row(chat, conversation, kinds))
     page = doctor_page(found.model, found.findings, found.survey, found.diagnosis, shown[:PAGE_ROWS], found.notes, command)
     with storage(path, "write the page"):
         write_atomic(path, page.encode("utf-8", "replace"))

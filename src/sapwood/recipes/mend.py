@@ -17,16 +17,18 @@ from typing import Any, BinaryIO
 import orjson
 
 from sapwood.chat import Chat
-from sapwood.chat.doctor_checks import ROW_KINDS, row_notes
+from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, row_notes
 from sapwood.chat.doctor_repeats import digest_of
 from sapwood.chat.doctor_rows import split_refusal
+from sapwood.chat.other_rows import document_example
 from sapwood.data import Refusal
 from sapwood.data.mending import mended
 from sapwood.data.messages import Notes
+from sapwood.data.preparing import not_trained
 from sapwood.errors import ConfigError, DataError, SapwoodError, storage
 from sapwood.recipes.examine import Rows
 from sapwood.recipes.screen import Advance
-from sapwood.records import Conversation, Source
+from sapwood.records import Conversation, Document, Preference, Source
 
 
 @dataclass
@@ -118,11 +120,12 @@ class _Work:
         if isinstance(record, Refusal):
             self._refuse(source, record.reason, record.fix, value)
             return
-        if not isinstance(record, Conversation):
-            self._refuse(source, "no conversation", "the doctor mends conversations", value)
+        if isinstance(record, Preference):
+            refusal = not_trained(record)
+            self._refuse(source, refusal.reason, refusal.fix, value)
             return
         try:
-            turns = self._chat.turns(record)
+            notes = self._notes(record)
         except SapwoodError as error:
             self._refuse(source, *split_refusal(record.where, str(error)), value)
             return
@@ -139,12 +142,19 @@ class _Work:
             return
         for change in changes:
             self._list(source, {"action": "mended", **asdict(change)})
-        for note in row_notes(self._chat, record, turns, self._chat.context_length):
+        for note in notes:
             what = f"{note.kind}: {note.sentence}"
             self._list(source, {"action": "left alone", "what": what, "next_step": ROW_KINDS[note.kind].next_step})
         self._copy.write(line)
         self._result.written += 1
         self._result.changed += bool(changes)
+
+    def _notes(self, record: Conversation | Document) -> list[RowNote]:
+        """What a person would have to decide. Raises where the row cannot be trained."""
+        if isinstance(record, Document):
+            document_example(self._chat, record)
+            return []
+        return list(row_notes(self._chat, record, self._chat.turns(record), self._chat.context_length))
 
     def _refuse(self, source: Source, reason: str, fix: str, row: Any) -> None:
         self._result.refused += 1

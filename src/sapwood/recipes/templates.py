@@ -128,7 +128,8 @@ def _conversation(named: str, config: DataConfig, screen: Screen) -> Conversatio
     is_place = bool(colon) and line.isdigit() and not Path(named).exists()
     with screen.progress("reading") as advance:
         rows = open_rows([file if is_place else named], config, advance)
-    found = picked(rows, places=[named]) if is_place else picked(rows, first=1)
+    chosen = picked(rows, places=[named]) if is_place else picked(rows, first=1)
+    found = [record for record in chosen if isinstance(record, Conversation)]
     if not found:
         raise DataError(f"{named}: no row of it is a conversation. Name another file, or a row as file:line.")
     return found[0]
