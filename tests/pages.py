@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\S+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ANY = "…"
+CLOCK = re.compile(r"  \d+:\d\d$", re.MULTILINE)
+"""The time behind a heading, which no page can promise."""
 
 
 def played(page: Path, place: Path) -> str:
@@ -57,9 +59,16 @@ def _ran(body: str, place: Path) -> Iterator[str]:
     for part in re.split(r"^(?=\$ )", body, flags=re.MULTILINE)[1:]:
         command, _, shown = part.partition("\n")
         done = subprocess.run(
-            ["bash", "-c", command[2:]], cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            ["bash", "-c", command[2:]],
+            cwd=place,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
-        real = done.stdout.replace(str(Path.home()), "~")
+        real = CLOCK.sub("", done.stdout.replace(str(Path.home()), "~"))
+        real = "".join(f"{line.rstrip()}\n" for line in real.splitlines())
         yield f"{command}\n{shown if _fits(shown, real) else real}"
 
 

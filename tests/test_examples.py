@@ -1,0 +1,67 @@
+"""`examples/`: what they show holds, on a tiny model here and on the default model in the slow tests."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood.chat import Chat
+from tiny.folder import write_model
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def course() -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / "course_templates.py"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("course") / "model")
+
+
+def test_one_conversation_in_several_templates(course: dict[str, Any], model: Path) -> None:
+    written = course["several_templates"](model)
+    assert set(written) == {"its own", "chatml", "plain"}
+    assert len(set(written.values())) >= 2
+    for text in written.values():
+        assert all(message.content in text for message in course["TALK"])
+
+
+def test_a_base_model_chats_and_stops(course: dict[str, Any], tmp_path: Path) -> None:
+    chat = course["base_to_instruct"](write_model(tmp_path / "base", template=None))
+    assert chat.turn_end in chat.stop_ids
+    answers = course["many_turns"](chat)
+    assert [text.removesuffix(chat.tokens.token_of(chat.turn_end)) for text in answers] == [
+        "A chat template structures conversations between users and AI models...",
+        "Hand it your messages; it writes them as the model was taught.",
+    ]
+
+
+def test_a_function_is_called_and_answered(course: dict[str, Any], model: Path) -> None:
+    chat = Chat.load(model).with_tools_in_system()
+    assert course["tools"](chat, {"weather": course["weather"]})[-1].content == "12 degrees celsius in Paris"
+
+
+def test_a_picture_stands_in_a_message(course: dict[str, Any]) -> None:
+    parts = course["image"](Path("tree.png")).for_template()["content"]
+    assert [part["type"] for part in parts] == ["text", "image"]
+
+
+def test_a_data_set_is_brought_into_form(course: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2 + 2?", "answer": ""}\n')
+    rows, refused = course["converted"](Chat.load(model), file)
+    assert rows == 1
+    assert len(refused) == 1
+    assert f"{file}:2" in refused[0]
+
+
+@pytest.mark.slow
+def test_all_of_it_on_the_default_model(course: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    course["main"]()
+    assert "celsius in Paris" in capsys.readouterr().out
