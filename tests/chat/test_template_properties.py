@@ -57,6 +57,14 @@ def test_a_planted_fault_is_found(name: str, fault: str) -> None:
     assert fault in kinds(name, FAULTS[fault] + templates()[name])
 
 
+def test_a_run_tells_what_a_template_spoils() -> None:
+    assert Chat.load(folder("qwen2_5")).warnings == ()
+    of_system, of_others = Chat.load(folder("qwen2_5", FAULTS["text-changed"] + templates()["qwen2_5"])).warnings
+    assert "rewrites the text of system messages" in of_system
+    assert "rewrites the text of assistant and user messages" in of_others
+    assert "--template FILE" in of_others
+
+
 @pytest.mark.parametrize("name", ENDS)
 def test_a_turn_without_end_is_found(name: str) -> None:
     assert "no-stop" not in kinds(name)

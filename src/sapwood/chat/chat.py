@@ -130,6 +130,11 @@ class Chat:
         return self._folding is not None
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the template spoils in silence, a sentence each with the next step: rows are made, but not of all that is given."""
+        return tuple(f"{fault.sentence} {fault.next_step}" for fault in self.faults if fault.severity == "problem")
+
+    @property
     def template(self) -> str:
         """The source of the default template."""
         return self._templates["default"].source

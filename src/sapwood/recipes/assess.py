@@ -173,7 +173,7 @@ def _ask(
 ) -> tuple[list[ArmScore], list[str]]:
     """The scores of every arm, and a sentence on the bits per token of each model."""
     model = load_model(folder, config.dtype)
-    for note in (*model.notes, *chat.notes, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
+    for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
     scores: list[ArmScore] = []
     lines = []

@@ -154,7 +154,7 @@ def prove(
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     size = f"{parameters / 1e6:,.0f} M" if parameters >= 1e6 else f"{parameters:,}"
     screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
-    for note in (*model.notes, *chat.notes, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
+    for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
     _environment(run, folder, model, chat, prepared)
 
