@@ -37,8 +37,9 @@ Say = Callable[[str], None]
 
 
 def folder_of_prepared() -> Path:
-    """Where entries lie."""
-    return cache_root() / "prepared"
+    """Where entries lie: $SAPWOOD_PREPARED, else `prepared` in the cache folder. It need not exist yet."""
+    chosen = os.environ.get("SAPWOOD_PREPARED")
+    return Path(chosen).expanduser().absolute() if chosen else cache_root() / "prepared"
 
 
 def key_of(content: Any) -> str:
@@ -84,7 +85,7 @@ def entry(key: str, fill: Callable[[Path], Mapping[str, Any]], say: Say) -> tupl
     Of two processes that want the same, one makes it and the other waits. Raises `StorageError` where the disk refuses.
     """
     folder = folder_of_prepared() / key
-    with storage(folder, "write prepared rows to"), locked(cache_root() / "locks" / f"prepared-{key[:16]}.lock", lambda *_: None):
+    with storage(folder, "write prepared rows to"), locked(folder_of_prepared() / f".{key}.lock", lambda *_: None):
         manifest = _whole(folder, say)
         if manifest is None:
             build(folder, lambda place: _filled(place, fill))
@@ -161,6 +162,8 @@ def _make_room(new: Path, say: Say) -> None:
 def _entries(parent: Path) -> Iterable[tuple[int, int, Path]]:
     """When each was last used, its bytes, its path. What a killed process left half made counts as never used."""
     for path in parent.iterdir():
+        if path.suffix == ".lock":
+            continue
         try:
             if path.is_dir():
                 used = (path / MANIFEST).stat().st_mtime_ns if (path / MANIFEST).exists() else path.stat().st_mtime_ns

@@ -14,8 +14,7 @@ from typing import Any
 import orjson
 
 from sapwood.chat import Chat
-from sapwood.chat.many import examples
-from sapwood.chat.other_rows import document_example
+from sapwood.chat.other_rows import example_of
 from sapwood.data.columns import Columns
 from sapwood.data.formats import Format
 from sapwood.data.messages import Notes
@@ -23,7 +22,7 @@ from sapwood.data.packed import Chunk, ChunkMaker
 from sapwood.data.reading import Recipe
 from sapwood.data.refusal import Refusal
 from sapwood.errors import DataError, TemplateError
-from sapwood.records import Conversation, Document, Example, Preference, Source
+from sapwood.records import Conversation, Document, Example, Preference, Record, Source
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 1 << 20
@@ -58,36 +57,33 @@ class Preparer:
         maker = ChunkMaker(self.cluster)
         recipe = Recipe({}, self.columns, allow_urls=self.allow_urls)
         notes = Notes()
-        conversations: list[Conversation] = []
         for line in batch:
             form, file, number, value = orjson.loads(line)
             source = Source(file, number)
             taken = Refusal(source, *value) if form is None else recipe.record(form, source, value, notes)
-            if isinstance(taken, Conversation):
-                conversations.append(taken)
-            elif isinstance(taken, Document):
-                _add_document(maker, self.chat, taken)
+            made = taken if isinstance(taken, Refusal) else made_of(self.chat, taken)
+            if isinstance(made, Refusal):
+                maker.refuse(made)
             else:
-                maker.refuse(taken if isinstance(taken, Refusal) else not_trained(taken))
-        for conversation, made in zip(conversations, examples(self.chat, conversations), strict=True):
-            if isinstance(made, Exception):
-                maker.refuse(refusal_of(conversation, str(made)))
-            else:
-                maker.add(as_trained(conversation, made), made)
+                maker.add(*made)
         return maker.chunk()
 
 
-def _add_document(maker: ChunkMaker, chat: Chat, document: Document) -> None:
+def made_of(chat: Chat, record: Record) -> tuple[Conversation | Document, Example] | Refusal:
+    """The record as it is trained and the example made of it, or why there is none.
+
+    A conversation gains the template arguments that its example needed: what training needed, evaluation must send too.
+    """
+    if isinstance(record, Preference):
+        return not_trained(record)
     try:
-        maker.add(document, document_example(chat, document))
+        example = example_of(chat, record)
     except (DataError, TemplateError) as error:
-        maker.refuse(refusal_of(document, str(error)))
-
-
-def as_trained(conversation: Conversation, example: Example) -> Conversation:
-    """The conversation with the template arguments that its example needed: what training needed, evaluation must send too."""
+        return refusal_of(record, str(error))
     arguments = example.meta.get("template_arguments")
-    return dataclasses.replace(conversation, template_arguments=arguments) if arguments else conversation
+    if arguments and isinstance(record, Conversation):
+        record = dataclasses.replace(record, template_arguments=arguments)
+    return record, example
 
 
 def refusal_of(conversation: Conversation | Document, text: str) -> Refusal:

@@ -20,7 +20,7 @@ from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files
+from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare, scan_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
 from sapwood.records import Item
@@ -102,8 +102,8 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     prepared = prepare(rows, chat, config.rows, screen)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
-    items = items_from(asked, cluster=config.rows.cluster, reference=config.rows.reference)
-    train_items = items_from(prepared.train, cluster=config.rows.cluster, reference=config.rows.reference)
+    items = items_from(conversations_among(asked), cluster=config.rows.cluster, reference=config.rows.reference)
+    train_items = items_from(conversations_among(prepared.train, LOOKED_UP), cluster=config.rows.cluster, reference=config.rows.reference)
     _refuse_trained(config, items)
     guess = scorer_for(config.evaluation, items)
     screen.say(guess.why)

@@ -8,6 +8,7 @@ stopped goes on where it was: scores that were recorded are kept, training conti
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections import Counter
@@ -41,7 +42,7 @@ from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, learn_tokens, load_model
 from sapwood.recipes.arms import TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.general import general_examples
-from sapwood.recipes.prepare import DataConfig, Prepared
+from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among
 from sapwood.recipes.screen import Screen
 from sapwood.records import Example, Item, SamplingParams
 from sapwood.run import Run
@@ -49,6 +50,8 @@ from sapwood.train import SftConfig, SftResult, StepReport, sft
 
 QUESTIONS = 3
 """Held-out questions that are answered before, during and after training."""
+
+RECORDS_A_WRITE = 10_000
 
 HELD_OUT, GENERAL = "held-out answers", "general text"
 
@@ -183,7 +186,9 @@ def _show_rows(chain: _Chain) -> None:
     chain.screen.title("Rows")
     chain.screen.lines([*chain.prepared.notes, *chain.prepared.ledger.lines_for_people()])
     chain.run.clear("ledger")
-    chain.run.append("ledger", *chain.prepared.ledger.records())
+    records = chain.prepared.ledger.records()
+    while batch := list(itertools.islice(records, RECORDS_A_WRITE)):
+        chain.run.append("ledger", *batch)
     if chain.prepared.examples:
         shortest = min(chain.prepared.examples[:50], key=lambda example: example.length)
         chain.screen.say("One row; what is trained stands on green:")
@@ -197,8 +202,14 @@ def _make_items(chain: _Chain) -> None:
         chain.screen.say("Nothing is held out, so nothing can be said about whether training helps.")
         return
     chain.general = general_examples(chain.chat)
-    chain.items = items_from(prepared.held_out, cluster=rows.cluster, reference=rows.reference)
-    chain.train_items = items_from(prepared.train, cluster=rows.cluster, reference=rows.reference)
+    chain.items = items_from(conversations_among(prepared.held_out), cluster=rows.cluster, reference=rows.reference)
+    if not chain.items:
+        chain.screen.say("What is held out are texts without answers, so only bits per token are measured.")
+        return
+    seen = conversations_among(prepared.train, LOOKED_UP)
+    if len(prepared.train) > LOOKED_UP:
+        chain.screen.say(f"Lookups and few-shot examples see {LOOKED_UP:,} of the {len(prepared.train):,} training rows, evenly spread.")
+    chain.train_items = items_from(seen, cluster=rows.cluster, reference=rows.reference)
     chain.run.clear("items")
     chain.run.append("items", *item_records(chain.items))
     chain.guess = scorer_for(chain.evaluation, chain.items)
@@ -307,8 +318,9 @@ def _conclude(chain: _Chain, scores: list[ArmScore], changes: dict[str, BitsChan
 
 def _environment(run: Run, folder: Path, model: LanguageModel, chat: Chat, prepared: Prepared) -> None:
     origin = folder / "sapwood.json"
+    some = conversations_among(prepared.train, 1000)
     packages = ("sapwood", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
-    arguments = Counter(orjson.dumps(dict(row.template_arguments), option=orjson.OPT_SORT_KEYS) for row in prepared.train)
+    arguments = Counter(orjson.dumps(dict(row.template_arguments), option=orjson.OPT_SORT_KEYS) for row in some)
     content: dict[str, Any] = {
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "machine": {

@@ -5,28 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
 from sapwood.assets import Report
 from sapwood.chat import Chat
-from sapwood.chat.many import examples as examples_of
-from sapwood.chat.other_rows import document_example
-from sapwood.data import Format, Ledger, Only, Reading, columns_from, read, split
+from sapwood.data import Format, Ledger, Only, Reading, Refusal, columns_from, read, split
 from sapwood.data.columns import Columns
 from sapwood.data.formats import check_imitated
 from sapwood.data.ledger import Located
 from sapwood.data.locations import locate
 from sapwood.data.packed import Packed
 from sapwood.data.prepared import kept_scan, prepared_rows
-from sapwood.data.preparing import as_trained, not_trained, refusal_of
+from sapwood.data.preparing import made_of
 from sapwood.data.reading import Scan
 from sapwood.data.sequences import Order, PackedExamples, PackedRecords
 from sapwood.data.splitting import split_keys
-from sapwood.errors import ConfigError, DataError, TemplateError
+from sapwood.errors import ConfigError, DataError
 from sapwood.recipes import bfcl
 from sapwood.recipes.screen import Screen
-from sapwood.records import Conversation, Document, Example
+from sapwood.records import Conversation, Document, Example, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +82,17 @@ MOST_HELD_OUT = 200
 """More than this many held-out conversations cost evaluation time and narrow the interval little."""
 KEPT_REFUSED = 1000
 """Refused rows of one reason that the ledger holds whole; all of them stand in its file."""
+
+
+LOOKED_UP = 20_000
+"""Most training rows that lookups, few-shot examples and statistics of the report see: evenly spread, so that memory has a bound."""
+
+
+def conversations_among(rows: Sequence[Conversation | Document], most: int | None = None) -> list[Conversation]:
+    """The conversations among prepared rows, or of `most` rows that are evenly spread over them."""
+    places = range(len(rows)) if most is None or len(rows) <= most else (len(rows) * number // most for number in range(most))
+    found = (rows[place] for place in places)
+    return [row for row in found if isinstance(row, Conversation)]
 
 
 def prepare_files(files: Sequence[str], chat: Chat, config: DataConfig, screen: Screen) -> Prepared:
@@ -189,21 +199,16 @@ def _wanted(count: int, config: DataConfig) -> int:
 
 def _in_memory(reading: Reading, chat: Chat, config: DataConfig) -> Prepared:
     ledger = Ledger(reading.total, reading.left_out)
-    ledger.refuse(*reading.refused, *map(not_trained, reading.preferences))
+    ledger.refuse(*reading.refused)
     conversations: list[Conversation | Document] = []
     examples: list[Example] = []
-    for conversation, made in zip(reading.conversations, examples_of(chat, reading.conversations), strict=True):
-        if isinstance(made, Exception):
-            ledger.refuse(refusal_of(conversation, str(made)))
+    for record in chain[Record](reading.conversations, reading.documents, reading.preferences):
+        made = made_of(chat, record)
+        if isinstance(made, Refusal):
+            ledger.refuse(made)
         else:
-            conversations.append(as_trained(conversation, made))
-            examples.append(made)
-    for document in reading.documents:
-        try:
-            examples.append(document_example(chat, document))
-            conversations.append(document)
-        except (DataError, TemplateError) as error:
-            ledger.refuse(refusal_of(document, str(error)))
+            conversations.append(made[0])
+            examples.append(made[1])
     ledger.check(config.max_refused)
     wanted = _wanted(len(conversations), config)
     kept, held = list(range(len(conversations))), list[int]()
