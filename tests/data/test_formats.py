@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.data import Only, Reading, Text, columns_from, read
+from sapwood.data.exactness import oversized_number
 from sapwood.data.formats import FORMATS, PAIRS
 from sapwood.errors import ConfigError, DataError
 from sapwood.records import Document, Message
@@ -251,3 +252,28 @@ def test_tool_arguments_keep_their_json(tmp_path: Path) -> None:
         ]
         found = [c.messages[1].tool_calls[0].arguments for c in read([write(tmp_path, *rows)]).conversations]
         assert [json.dumps(a) for a in found] == [json.dumps(a) for a in arguments]
+
+
+def test_numbers_that_would_lose_digits_are_refused(tmp_path: Path) -> None:
+    """orjson makes floats of whole numbers beyond 64 bits; as row, as entry of an array, and in arguments written as text."""
+    large, fits = 2**64, [2**64 - 1, -(2**63), 10**18]
+    good = {"prompt": "q " + "12345678901234567890123", "completion": "a", "n": fits, "float": 1234567890123456789012.5}
+    bad = {"prompt": "q", "completion": "a", "n": large}
+    text = {"prompt": "q", "completion": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": f'{{"n": {large}}}'}]}]}
+    for name, content in [
+        ("rows.jsonl", "".join(json.dumps(row) + "\n" for row in (good, bad, text))),
+        ("rows.json", json.dumps([good, bad, text])),
+    ]:
+        path = tmp_path / name
+        path.write_text(content)
+        reading = read([path])
+        assert [c.meta["n"] for c in reading.conversations] == [fits]
+        assert [(r.source.line, r.reason) for r in reading.refused if r.source] == [
+            (line, f"number too large: {large} has more than 64 bits and would lose its last digits") for line in (2, 3)
+        ]
+
+
+@given(st.integers(-(2**70), 2**70) | st.sampled_from([2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1]), st.text(max_size=30))
+def test_the_quick_look_for_large_numbers_misses_none(number: int, before: str) -> None:
+    fits = -(2**63) <= number < 2**64
+    assert oversized_number(json.dumps([before, {"n": number}]).encode()) == ("" if fits else str(number))

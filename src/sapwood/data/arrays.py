@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NoReturn
 
 import orjson
 
-from sapwood.data.refusal import Refusal
+from sapwood.data.exactness import check_exact, oversized_number
+from sapwood.data.refusal import Refusal, Refused
 from sapwood.data.tables import Parsed
 from sapwood.errors import DataError
 from sapwood.records import Source
@@ -36,7 +37,7 @@ def array_rows(
     Raises `DataError` with line and column where the array is broken.
     """
     content = file.read(WHOLE + 1)
-    if len(content) > WHOLE:
+    if len(content) > WHOLE or oversized_number(content):
         yield from _cut(path, content, file, checked)
         return
     content = content.removeprefix(b"\xef\xbb\xbf")
@@ -71,6 +72,10 @@ def _cut(path: Path, content: bytes, file: io.BufferedReader[Any], checked: Call
         text = stretch.entry()
         try:
             value = orjson.loads(text)
+            check_exact(text.encode())
+        except Refused as why:
+            yield source, Refusal(source, why.reason, why.fix)
+            continue
         except orjson.JSONDecodeError as error:
             reason = f"broken JSON: entry {number}: {error.msg} at character {error.colno} of it"
             yield source, Refusal(source, reason, "mend the entry")

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from sapwood.data.columns import Text, text_of
-from sapwood.data.messages import Notes, read_messages
+from sapwood.data.messages import Notes, json_in_text, read_messages
 from sapwood.data.refusal import Refused, kind_of
 from sapwood.records import Message
 
@@ -89,6 +89,8 @@ def alpaca(row: Mapping[str, Any], names: Names) -> list[Message]:
     texts = {name: _optional_text(row, names[name]) for name in ("instruction", "input", "output")}
     asked = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text)
     history = row.get(str(names["history"])) or []
+    if isinstance(history, str):
+        history = json_in_text(history, f"broken history: `{names['history']}`")
     if not isinstance(history, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
     ):

@@ -20,7 +20,8 @@ import orjson
 
 from sapwood.data.archives import PACKED_SUFFIXES, UNPACK, Damaged, name_inside, unpacked
 from sapwood.data.arrays import array_rows
-from sapwood.data.refusal import Refusal, kind_of, shown
+from sapwood.data.exactness import TOO_DEEP, check_exact, too_deep
+from sapwood.data.refusal import Refusal, Refused, kind_of, shown
 from sapwood.data.tables import Parsed as Parsed
 from sapwood.data.tables import arrow_rows, parquet_rows, separated_rows
 from sapwood.errors import DataError, StorageError
@@ -158,8 +159,11 @@ def _skip_line(file: BinaryIO) -> int:
 def _parse(source: Source, line: bytes) -> Any:
     try:
         value = orjson.loads(line)
+        check_exact(line)
     except orjson.JSONDecodeError as error:
         return _broken(source, line, error)
+    except Refused as why:
+        return Refusal(source, why.reason, why.fix)
     return _checked(source, value)
 
 
@@ -168,17 +172,8 @@ def _checked(source: Source, value: Any) -> Any:
         reason = f"not an object: the row is {kind_of(value)} ({shown(value)}), expected an object with columns"
         return Refusal(source, reason, 'write one object a line, such as {"prompt": "…", "completion": "…"}')
     if too_deep(value):
-        return Refusal(source, "nested too deep: more than 240 levels of lists and objects", "flatten the row")
+        return Refusal(source, TOO_DEEP, "flatten the row")
     return value
-
-
-def too_deep(value: Any) -> bool:
-    """Whether a JSON value could not be written again inside a record of ours: orjson writes 254 levels and reads 1,024."""
-    try:
-        orjson.dumps([[[[[[[[[[[[value]]]]]]]]]]]])
-    except TypeError:
-        return True
-    return False
 
 
 def _broken(source: Source, line: bytes, error: orjson.JSONDecodeError) -> Refusal:

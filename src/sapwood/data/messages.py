@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
+from sapwood.chat.validation import check_conversation
 from sapwood.config import did_you_mean
-from sapwood.data.lines import too_deep
+from sapwood.data.exactness import TOO_DEEP, check_exact, too_deep
 from sapwood.data.media import KIND_OF_PART, part_media
 from sapwood.data.refusal import Refused, kind_of, shown
 from sapwood.records import Media, Message, ToolCall
@@ -50,7 +51,7 @@ def read_messages(raw: Any, notes: Notes, *, field: str = "messages", default_we
     Assistant turns weigh `default_weight` unless they say `weight` or `train`. Raises `Refused`.
     """
     if isinstance(raw, str):
-        raw = _from_text(raw, f"broken messages: `{field}`")
+        raw = json_in_text(raw, f"broken messages: `{field}`")
     if isinstance(raw, Mapping):
         raw = [raw]
     if not isinstance(raw, list):
@@ -101,7 +102,7 @@ def _message(raw: Any, turn: int, default_weight: float, notes: Notes) -> Messag
     text, thoughts, media = _content(content, role, turn)
     calls = _calls(raw, turn)
     if is_call:
-        calls += _call_list(_from_text(text, f"broken tool call: turn {turn} ({spelt})"), turn)
+        calls += _call_list(json_in_text(text, f"broken tool call: turn {turn} ({spelt})"), turn)
         text = ""
     reasoning = _reasoning(raw, thoughts, turn)
     if role != "assistant" and (calls or reasoning):
@@ -220,7 +221,7 @@ def _calls(raw: Mapping[str, Any], turn: int) -> tuple[ToolCall, ...]:
     for key in ("tool_calls", "function_call"):
         value = raw.get(key)
         if isinstance(value, str) and value:
-            value = _from_text(value, f"broken tool call: turn {turn} (`{key}`)")
+            value = json_in_text(value, f"broken tool call: turn {turn} (`{key}`)")
         if value:
             calls += _call_list(value, turn)
     return calls
@@ -244,7 +245,7 @@ def _call(raw: Any, where: str) -> ToolCall:
         raise Refused(f"{where} names no function", fix)
     arguments = next((body[key] for key in _ARGUMENT_KEYS if body.get(key) is not None), None)
     if isinstance(arguments, str):
-        arguments = _from_text(arguments, f"{where} ({name}) has arguments that") if arguments.strip() else {}
+        arguments = json_in_text(arguments, f"{where} ({name}) has arguments that") if arguments.strip() else {}
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
@@ -258,7 +259,7 @@ def _call(raw: Any, where: str) -> ToolCall:
 def read_tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
     """A row's tools: a list, or its JSON text. A bare function is put into the usual `{"type": "function", …}` wrapping."""
     if isinstance(raw, str):
-        raw = _from_text(raw, "broken tools: `tools`") if raw.strip() else []
+        raw = json_in_text(raw, "broken tools: `tools`") if raw.strip() else []
     if raw is None:
         return ()
     if not isinstance(raw, list):
@@ -268,7 +269,7 @@ def read_tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
 
 def _tool(raw: Any, number: int) -> Mapping[str, Any]:
     if isinstance(raw, str):
-        raw = _from_text(raw, f"broken tools: tool {number}")
+        raw = json_in_text(raw, f"broken tools: tool {number}")
     function = raw.get("function", raw) if isinstance(raw, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         fix = 'write {"type": "function", "function": {"name": "…", "parameters": {…}}}'
@@ -277,29 +278,29 @@ def _tool(raw: Any, number: int) -> Mapping[str, Any]:
     return raw if "function" in raw else {"type": "function", "function": raw}
 
 
-def note_unoffered(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], notes: Notes) -> None:
-    """Note calls of functions that the row's own tools do not offer: allowed, but rarely meant."""
-    offered = {tool["function"]["name"] for tool in tools}
-    for call in (call for message in messages for call in message.tool_calls):
-        if call.name not in offered:
-            notes["a tool call names a function that the row's tools do not offer"] += 1
+def note_calls(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], notes: Notes) -> None:
+    """Note calls that do not fit the row's own tools, and results that do not fit the calls: allowed, but rarely meant."""
+    for found in check_conversation(messages, tools):
+        notes[found.kind] += 1
 
 
 def read_template_arguments(raw: Any, field: str) -> Mapping[str, Any]:
     """A row's own arguments for the chat template: an object, or its JSON text."""
     if isinstance(raw, str):
-        raw = _from_text(raw, f"broken template arguments: `{field}`") if raw.strip() else {}
+        raw = json_in_text(raw, f"broken template arguments: `{field}`") if raw.strip() else {}
     if not isinstance(raw, dict):
         raise Refused(f"broken template arguments: `{field}` is {kind_of(raw)}, expected an object", 'write {"enable_thinking": false}')
     return raw
 
 
-def _from_text(text: str, what: str) -> Any:
+def json_in_text(text: str, what: str) -> Any:
+    """JSON that stands in a text. Raises `Refused`, beginning with `what`, for a text that is none, or that would be changed."""
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         fix = "write it as JSON, not as text, or mend the text"
         raise Refused(f"{what} cannot be read as JSON ({error.msg} at character {error.colno}): {shown(text)}", fix) from None
+    check_exact(text.encode())
     if too_deep(value):
-        raise Refused("nested too deep: more than 240 levels of lists and objects", "flatten it")
+        raise Refused(TOO_DEEP, "flatten it")
     return value

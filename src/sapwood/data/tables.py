@@ -31,6 +31,7 @@ _BATCH = 512
 """Rows made into Python values at once."""
 _SAMPLE = 2**16
 """Bytes from which a table's separator is learned."""
+_UNREADABLE = "write the column as text in UTF-8, or as times to the microsecond"
 FILLED = "keys of tools and tool arguments that hold null were left out: Arrow gives every row the keys of all others, filled with null"
 
 
@@ -180,13 +181,19 @@ def arrow_rows(path: Path, notes: Counter[str], *, stream: bool) -> Iterator[Par
         with pa.memory_map(str(path)) as file:
             if stream:
                 with pa.ipc.open_stream(file) as reader:
-                    yield from _batches(path, reader.schema, iter(reader), notes)
+                    yield from _batches(path, reader.schema, map(_checked, reader), notes)
                 return
             with pa.ipc.open_file(file) as table:
-                batches = (table.get_batch(number) for number in range(table.num_record_batches))
+                batches = (_checked(table.get_batch(number)) for number in range(table.num_record_batches))
                 yield from _batches(path, table.schema, batches, notes)
     except (pa.ArrowException, OSError) as error:
         raise DataError(_damaged(path, "Arrow", error)) from None
+
+
+def _checked(batch: Any) -> Any:
+    """The batch. Arrow trusts the numbers in its files: one that is wrong would read memory that is not the file's."""
+    batch.validate(full=True)
+    return batch
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> str:
@@ -201,10 +208,21 @@ def _batches(path: Path, schema: Any, batches: Iterator[Any], notes: Counter[str
     labels = _class_labels(schema)
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH):
-            for row in batch.slice(start, _BATCH).to_pylist():
+            for row in _as_python(batch.slice(start, _BATCH)):
                 number += 1
                 source = Source(name, number)
-                yield source, _as_json(row, labels, source, notes)
+                yield source, Refusal(source, row, _UNREADABLE) if isinstance(row, str) else _as_json(row, labels, source, notes)
+
+
+def _as_python(batch: Any) -> list[dict[str, Any] | str]:
+    """The rows of a batch; the reason instead of a row with a value that Python cannot hold."""
+    try:
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is no UTF-8, times finer or farther away than Python's
+        if batch.num_rows == 1:
+            return [f"unreadable value: {str(error).splitlines()[0][:100]}"]
+        return [row for place in range(batch.num_rows) for row in _as_python(batch.slice(place, 1))]
+    return rows
 
 
 def _class_labels(schema: Any) -> dict[str, Sequence[str]]:
