@@ -16,7 +16,7 @@ from sapwood.data.columns import Columns, Text, columns_from, names_in, quoted
 from sapwood.data.converting import Names, alpaca, answered_twice, list_of_messages, prompt_and_completion, prompt_turns, value_of
 from sapwood.data.media import ANY_COLUMN as MEDIA_COLUMNS
 from sapwood.data.media import with_media
-from sapwood.data.messages import Notes, check_turns, note_unoffered, read_template_arguments, read_tools
+from sapwood.data.messages import Notes, check_turns, note_calls, read_template_arguments, read_tools
 from sapwood.data.refusal import Refused, kind_of
 from sapwood.errors import DataError
 from sapwood.records import Conversation, Document, Message, Preference, Record, Source
@@ -251,8 +251,8 @@ def to_conversation(
     else:
         check_turns(messages, notes)
     tools, arguments = _tools_and_arguments(row, names)
-    if tools:
-        note_unoffered(messages, tools, notes)
+    if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        note_calls(messages, tools, notes)
     return Conversation(tuple(messages), tools, arguments, meta=_rest(row, names), source=source)
 
 
