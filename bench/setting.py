@@ -111,3 +111,7 @@ def commit() -> str | None:
         return None
     changed = subprocess.run([git, "-C", str(ROOT), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     return head.stdout.strip() + "+" * bool(changed.stdout.strip())
+
+
+if __name__ == "__main__":  # make bench-setup
+    peer_python(Screen())
