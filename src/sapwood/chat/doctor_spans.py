@@ -74,8 +74,8 @@ class _Marks:
         return f"{lead}{chr(number)}{core}{chr(number + 1)}{text[len(lead) + len(core) :]}"
 
     def removed(self, marked: str) -> tuple[str, list[Span]]:
-        """The text without marks, and the spans in its order."""
-        pieces, begun, spans = [], dict[int, int](), list[Span]()
+        """The text without marks, and the spans in its order. A text that a template writes twice counts where it stands first."""
+        pieces, begun, spans, ended = [], dict[int, int](), list[Span](), set[int]()
         place = length = 0
         for match in _MARK.finditer(marked):
             pieces.append(marked[place : match.start()])
@@ -84,7 +84,8 @@ class _Marks:
             number, is_end = divmod(ord(match[0]) - _FIRST, 2)
             if is_end and number in begun:
                 spans.append(Span(begun.pop(number), length, *self.meaning[number]))
-            else:
+                ended.add(number)
+            elif number not in ended:
                 begun[number] = length
         pieces.append(marked[place:])
         return "".join(pieces), spans
@@ -141,10 +142,11 @@ def spans_of(chat: Chat, conversation: Conversation, turn: Turn) -> list[Span] |
     text = turn.prompt.text + turn.text
     if _MARK.search(text):
         return None
+    body = text.removesuffix(chat.tokens.token_of(turn.ids[-1]) or "")  # some templates leave a turn's end to the next header
     messages = conversation.messages[: turn.index + 1]
     arguments = turn.prompt.template_arguments
     for calls in (True, False):
-        found = _rendered(chat, messages, conversation.tools, arguments, text, calls, generation_prompt=False)
+        found = _rendered(chat, messages, conversation.tools, arguments, body, calls, generation_prompt=False)
         if found is None:
             before = _rendered(chat, messages[:-1], conversation.tools, arguments, turn.prompt.text, calls, generation_prompt=True)
             found = None if before is None else before + _searched(messages[-1], turn)
@@ -263,15 +265,16 @@ def token_ends(chat: Chat, turn: Turn) -> NDArray[np.int64] | None:
 def _decoded_ends(chat: Chat, turn: Turn) -> NDArray[np.int64] | None:
     """The same one token after the other, for rows with control tokens as text, which would be read otherwise at once."""
     ends: list[int] = []
-    text = ""
-    decoder = StreamDecoder(chat.tokens)
+    text, waiting = "", 0
     for ids in (turn.prompt.ids, turn.ids):
-        for token in ids:
-            text += decoder.push(token)
-            ends.append(len(text))
-        text += decoder.finish()
-        ends[-1] = len(text)
         decoder = StreamDecoder(chat.tokens)
+        for place, token in enumerate(ids):
+            shown = decoder.push(token) + (decoder.finish() if place + 1 == len(ids) else "")
+            text, waiting = text + shown, waiting + 1
+            if shown:  # all tokens of a letter end where it does
+                ends += [len(text)] * waiting
+                waiting = 0
+    ends += [len(text)] * waiting
     return np.array(ends, dtype=np.int64) if text == turn.prompt.text + turn.text else None
 
 
