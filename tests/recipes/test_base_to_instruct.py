@@ -21,13 +21,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from sapwood.chat import Chat
 from sapwood.cli.chat_verb import ChatConfig, open_model
 from sapwood.cli.main import main
+from sapwood.errors import CheckpointError
 from sapwood.generate import Engine
 from sapwood.model import load_adapter, load_model
 from sapwood.recipes import Screen
 from sapwood.recipes.tune import load_chat
 from sapwood.records import Ended, Message, SamplingParams
 from sapwood.run import read_records, step_records
+from sapwood.train import SftConfig
 from sapwood.train.optimizer import Optimizer
+from train.tiny_training import tiny_lm, train
 
 FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
     "llama-tied": (transformers.LlamaConfig, {"tie_word_embeddings": True}),
@@ -237,6 +240,17 @@ def test_a_stopped_run_goes_on_to_the_very_same_rows(place: Path, monkeypatch: p
     assert all((one[name] == other[name]).all() for name in one)
     losses = [[record["loss"] for record in step_records(run / "metrics.jsonl") if record["kind"] == "train"] for run in (whole, stopped)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_that_trains_other_tokens_is_another_run(tmp_path: Path) -> None:
+    for tokens in ((5, 6), (5, 7)):
+        model = tiny_lm()
+        model.new_tokens = tokens
+        if tokens == (5, 6):
+            train(tmp_path, SftConfig(max_steps=2), model=model)
+            continue
+        with pytest.raises(CheckpointError, match="other data, settings or another model"):
+            train(tmp_path, SftConfig(max_steps=2), model=model)
 
 
 def test_full_training_saves_a_model_that_needs_nothing_else(place: Path) -> None:

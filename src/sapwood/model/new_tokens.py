@@ -191,19 +191,18 @@ def _embeddings(model: LanguageModel) -> list[Tensor]:
     return both[:1] if both[0] is both[1] else both
 
 
-def _start_at_the_mean(weight_VD: Tensor, tokens: Sequence[int], *, end: int) -> None:
-    """Set the rows `tokens` to the mean of the others before `end`, behind which all is padding."""
+def _start_at_the_mean(weight_VD: Tensor, tokens: Sequence[int], *, end: int, block: int = 8192) -> None:
+    """Set the rows `tokens` to the mean of the others before `end`, behind which all is padding.
+
+    Summed in fp32 or wider, block by block: a wide copy of a large embedding would double its memory.
+    """
+    wide = torch.promote_types(weight_VD.dtype, torch.float32)
     with torch.no_grad():
-        kept_V = torch.ones(end, dtype=torch.bool, device=weight_VD.device)
-        kept_V[[token for token in tokens if token < end]] = False
-        total_D = kept_V.to(weight_VD.dtype) @ weight_VD[:end] if weight_VD.dtype.itemsize > 2 else _wide_sum(weight_VD[:end], kept_V)
+        kept_V = torch.ones(end, dtype=wide, device=weight_VD.device)
+        kept_V[[token for token in tokens if token < end]] = 0
+        blocks = [slice(first, min(first + block, end)) for first in range(0, end, block)]
+        total_D = torch.stack([kept_V[rows] @ weight_VD[rows].to(wide) for rows in blocks]).sum(0)
         weight_VD[list(tokens)] = (total_D / kept_V.sum()).to(weight_VD.dtype)
-
-
-def _wide_sum(weight_VD: Tensor, kept_V: Tensor, block: int = 8192) -> Tensor:
-    """Sum of the kept rows in fp32, block by block: a whole copy of a large embedding would double its memory."""
-    blocks = range(0, len(weight_VD), block)
-    return torch.stack([kept_V[first : first + block].float() @ weight_VD[first : first + block].float() for first in blocks]).sum(0)
 
 
 def _looks_untrained(model: LanguageModel, token: int) -> bool:
