@@ -57,7 +57,7 @@ def own_call(inner: Any, chat: Chat, conversation: Conversation, turn: int) -> d
     media = [medium for message in before for medium in message.media]
     call: dict[str, Any] = {"text": chat.prompt(before).text, "return_tensors": "pt"}
     if media and media[0].kind == "image":
-        call["images"] = [picture(Path(medium.uri).read_bytes(), "a test") for medium in media]
+        call["images"] = [[picture(Path(medium.uri).read_bytes(), "a test") for medium in media]]
     elif media:
         rate = inner.feature_extractor.sampling_rate
         call |= {"audio": [waveform(Path(medium.uri).read_bytes(), rate, "a test") for medium in media], "sampling_rate": rate}

@@ -48,8 +48,11 @@ class MediaProcessor(Protocol):
         """Hash of all settings that its results depend on."""
         ...
 
-    def prepare(self, medium: Media, where: str) -> tuple[str, Content]:
-        """What stands in the text instead of the medium's placeholder, and its content. Raises `DataError` naming `where`."""
+    def prepare(self, medium: Media, where: str, *, among: int = 1) -> tuple[str, Content]:
+        """What stands in the text instead of the medium's placeholder, and its content. Raises `DataError` naming `where`.
+
+        `among` is how many of its kind the prompt holds: some models look at one image more closely than at several.
+        """
         ...
 
     def lead(self, text: str) -> tuple[int, ...]:
@@ -89,7 +92,8 @@ def expand(covered: str, messages: Sequence[Message], processor: MediaProcessor,
     contents: list[Content] = []
 
     def grow(match: re.Match[str]) -> str:
-        text, content = processor.prepare(next(waiting[kind_of[match[0]]]), where)
+        medium = next(waiting[kind_of[match[0]]])
+        text, content = processor.prepare(medium, where, among=len(wanted[medium.kind]))
         contents.append(content)
         return text
 

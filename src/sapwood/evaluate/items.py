@@ -96,12 +96,21 @@ def asked_text(item: Item) -> str:
     return "\n".join(message.content for message in item.conversation.messages)
 
 
+def _with_addresses(message: Message) -> dict[str, Any]:
+    """A message as records hold it: its media with their address, or, where that is the bytes themselves, their hash."""
+    fields = message.for_template()
+    if message.media:
+        waiting = iter(message.media)
+        fields["content"] = [part if part["type"] == "text" else {**part, "uri": next(waiting).address} for part in fields["content"]]
+    return fields
+
+
 def item_records(items: Sequence[Item]) -> list[dict[str, Any]]:
     """Records of `items.jsonl`: {item, messages: [{role, content, …}], reference, tags, cluster, source}."""
     return [
         {
             "item": item.id,
-            "messages": [message.for_template() for message in item.conversation.messages],
+            "messages": [_with_addresses(message) for message in item.conversation.messages],
             "reference": item.reference,
             "tags": list(item.tags),
             "cluster": item.cluster,

@@ -56,4 +56,9 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
-    return LanguageModel(module.to(device).eval())
+    model = LanguageModel(module.to(device).eval())
+    if family is not None:
+        model.notes.append(
+            f"{family.model} takes {' and '.join(family.kinds)}: an adapter trains its language model alone, and leaves the rest as it is."
+        )
+    return model

@@ -33,12 +33,14 @@ class Family:
     kinds: tuple[MediaKind, ...]
     several_axes: bool = False
     """Whether positions run in time, height and width."""
+    coarser_among_others: bool = False
+    """Whether an image is looked at in less detail where the prompt holds several."""
 
 
 FAMILIES: Mapping[str, Family] = {
     "llava": Family("LlavaForConditionalGeneration", "LlavaProcessor", ("image",)),
     "llava_next": Family("LlavaNextForConditionalGeneration", "LlavaNextProcessor", ("image",)),
-    "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", "LlavaOnevisionProcessor", ("image",)),
+    "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", "LlavaOnevisionProcessor", ("image",), coarser_among_others=True),
     "idefics3": Family("Idefics3ForConditionalGeneration", "Idefics3Processor", ("image",)),
     "smolvlm": Family("SmolVLMForConditionalGeneration", "SmolVLMProcessor", ("image",)),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", ("image",), several_axes=True),

@@ -69,7 +69,7 @@ class Processor:
         self.placeholders: Mapping[MediaKind, tuple[str, int]] = {
             kind: (token, int(inner.tokenizer.convert_tokens_to_ids(token))) for kind, token in tokens.items()
         }
-        self._several_axes = family.several_axes
+        self._family = family
         parts = [getattr(inner, name, None) for name in ("image_processor", "feature_extractor")]
         settings = [part.to_dict() for part in parts if part is not None]
         own = {key: value for key, value in vars(inner).items() if isinstance(value, str | int | float)}
@@ -82,21 +82,22 @@ class Processor:
             if known != token_id:
                 raise ValueError(f"its {kind} token {token!r} has id {token_id} in the tokenizer and {known} in config.json.")
 
-    def prepare(self, medium: Media, where: str) -> tuple[str, Content]:
+    def prepare(self, medium: Media, where: str, *, among: int = 1) -> tuple[str, Content]:
         """See `MediaProcessor`. Raises `DataError` for what cannot be read, decoded or processed."""
         content = medium_bytes(medium, where)
-        key = hashlib.sha256(f"{medium.kind}:{self.fingerprint}:".encode() + content).hexdigest()
-        text, arrays = self._processed(key, medium.kind, content, where)
+        several = among > 1 and self._family.coarser_among_others
+        key = hashlib.sha256(f"{medium.kind}:{self.fingerprint}:{several}:".encode() + content).hexdigest()
+        text, arrays = self._processed(key, medium.kind, content, several, where)
         length = text.count(self.placeholders[medium.kind][0])
         grid = None
-        if self._several_axes:
+        if self._family.several_axes:
             merge = self._inner.image_processor.merge_size
             frames, height, width = (int(side) for side in arrays["image_grid_thw"][0])
             grid = (frames, height // merge, width // merge)
 
         def load() -> Arrays:
             kept = self._kept.get(key)
-            return kept[1] if kept else self._processed(key, medium.kind, medium_bytes(medium, where), where)[1]
+            return kept[1] if kept else self._processed(key, medium.kind, medium_bytes(medium, where), several, where)[1]
 
         return text, Content(medium.kind, key, length, load, grid)
 
@@ -107,14 +108,16 @@ class Processor:
             return ()
         return tuple(tokenizer("")["input_ids"])
 
-    def _processed(self, key: str, kind: MediaKind, content: bytes, where: str) -> tuple[str, Arrays]:
-        """What transformers' processor makes of a text that is this one medium."""
+    def _processed(self, key: str, kind: MediaKind, content: bytes, several: bool, where: str) -> tuple[str, Arrays]:
+        """What transformers' processor makes of a text that is this one medium, or the first of two where `several`."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        call: dict[str, Any] = {"text": self.placeholders[kind][0], "add_special_tokens": False, "return_text_replacement_offsets": True}
+        times = 2 if several else 1
+        token = self.placeholders[kind][0]
+        call: dict[str, Any] = {"text": token * times, "add_special_tokens": False, "return_text_replacement_offsets": True}
         if kind == "image":
-            call["images"] = [picture(content, where)]
+            call["images"] = [[picture(content, where)] * times]
         else:
             extractor = self._inner.feature_extractor
             sound = waveform(content, extractor.sampling_rate, where)
@@ -130,10 +133,12 @@ class Processor:
             made = self._inner(**call)
         except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
             raise DataError(f"{where}: the model's processor refused the {kind}: {_line(error)} Mend or remove it.") from error
-        [[offset]] = made["text_replacement_offsets"]
-        arrays = {name: _array(value) for name, value in made.items() if name not in _OF_TEXT}
-        self._keep(key, offset["replacement"], arrays)
-        return offset["replacement"], arrays
+        [[first, *_]] = made["text_replacement_offsets"]
+        arrays = {name: np.asarray(value) for name, value in made.items() if name not in _OF_TEXT}
+        if several:  # the second was there to be one of several; the number of images stays
+            arrays = {name: array if name == "batch_num_images" else array[:1] for name, array in arrays.items()}
+        self._keep(key, first["replacement"], arrays)
+        return first["replacement"], arrays
 
     def _keep(self, key: str, text: str, arrays: Arrays) -> None:
         self._kept[key] = (text, arrays)
@@ -141,11 +146,6 @@ class Processor:
         while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
             _, (_, old) = self._kept.popitem(last=False)
             self._kept_bytes -= sum(array.nbytes for array in old.values())
-
-
-def _array(value: Any) -> NDArray[Any]:
-    """Processors without tensors asked for give arrays, or lists of arrays of one shape."""
-    return np.asarray(value)
 
 
 def _built(folder: Path, family: Family) -> Any:

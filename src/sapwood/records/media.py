@@ -31,6 +31,11 @@ class Media:
     """sha256 of the file's bytes, where a reader has seen them: what tells two images with one name apart."""
 
     @property
+    def address(self) -> str:
+        """Its place for people to read: bytes that stand in the address itself are named by their hash."""
+        return f"sha256:{self.digest}" if self.uri[:5].lower() == "data:" else self.uri
+
+    @property
     def identity(self) -> str:
         """What it is known by in hashes: its bytes where they were read, else its place."""
         return f"{self.kind}:{self.digest or self.uri}"
