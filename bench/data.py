@@ -23,7 +23,7 @@ import orjson
 from bench.conversations import write_conversations
 from bench.picture import Bar, draw
 from bench.process import Answer, Contestant
-from bench.rounds import Times, alternate, least, ratio, summary
+from bench.rounds import Times, alternate, at_least, least, ratio, summary
 from bench.same_tokens import compare
 from bench.setting import ROOT, busy, commit, machine, peer_python
 from sapwood.assets import DEFAULT_MODEL
@@ -68,9 +68,7 @@ class DataBench:
             raise ConfigError(
                 f"against: there is no peer {self.against!r}.{did_you_mean(self.against, AGAINST)} Peers: {', '.join(AGAINST)}."
             )
-        for name, value in (("rows", self.rows), ("rounds", self.rounds)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; give a whole number from 1 on.")
+        at_least(1, rows=self.rows, rounds=self.rounds)
 
 
 def run(words: list[str], json: Json) -> None:
@@ -79,7 +77,6 @@ def run(words: list[str], json: Json) -> None:
     screen = screen_for(json)
     result = measure(config, screen)
     with storage(config.out, "write the result"):
-        config.out.mkdir(parents=True, exist_ok=True)
         write_atomic(config.out / "data.json", orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
         picture(config.out / "data.svg", result)
     show(result, screen)
@@ -91,8 +88,6 @@ def measure(config: DataBench, screen: Screen) -> dict[str, Any]:
     """All numbers of one result."""
     model = fetch_model(config.model, screen)
     python = peer_python(screen) if config.against == "trl" else None
-    with storage(config.out, "make the folder"):
-        config.out.mkdir(parents=True, exist_ok=True)
     _require_room(config)
     busy(screen)
     with tempfile.TemporaryDirectory(dir=config.out, prefix="work-") as folder:
@@ -240,6 +235,12 @@ class _Bench:
 
 
 def _require_room(config: DataBench) -> None:
+    """Make the folder. Raises `StorageError` where that cannot be, or where its disk is too full."""
+    try:
+        with storage(config.out, "make the folder"):
+            config.out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise StorageError(f"{config.out}: a file has that name. Choose another folder with --out.") from None
     need = BYTES_A_ROW * config.rows * (TEN if config.memory else 1)
     have = shutil.disk_usage(config.out).free
     if have < need:

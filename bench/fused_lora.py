@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-from bench.rounds import alternate, ratio, summary
+from bench.rounds import alternate, at_least, ratio, summary
 from bench.setting import commit, machine
 from sapwood.attention import NAME, register
 from sapwood.cli.options import Json, parse, screen_for
@@ -47,6 +47,10 @@ class FusedBench:
     """Rounds of A B C."""
     threads: int = 0
     """Threads of torch; 0 leaves it as it is."""
+
+    def __post_init__(self) -> None:
+        at_least(1, rows=self.rows, rounds=self.rounds)
+        at_least(2, tokens=self.tokens)
 
 
 def run(words: list[str], json: Json) -> None:
@@ -101,7 +105,7 @@ def random_model(dtype: torch.dtype) -> LanguageModel:
 
 def micro_batch(rows: int, tokens: int, vocabulary: int) -> Forest:
     rng = np.random.default_rng(0)
-    answer = tokens // 5
+    answer = max(1, tokens // 5)
     ids = rng.integers(2, vocabulary, (rows, tokens))
     return plant([Row(row[:-answer], row[-answer:], np.ones(answer, np.float32)) for row in ids])
 

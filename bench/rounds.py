@@ -9,8 +9,17 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sapwood.errors import ConfigError
+
 Times = dict[str, list[float]]
 """Seconds of each contestant, one number a round."""
+
+
+def at_least(least: int, **counts: int) -> None:
+    """Raise `ConfigError` for a number of rows, tokens or rounds below `least`."""
+    for name, value in counts.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}; give a whole number from {least} on.")
 
 
 def alternate(work: Mapping[str, Callable[[], float]], rounds: int, after: Callable[[int, str, float], None] | None = None) -> Times:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bench.fused_lora import random_model, seconds
-from bench.rounds import alternate, ratio, summary
+from bench.rounds import alternate, at_least, ratio, summary
 from bench.setting import commit, machine
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.forest import Forest, plant
@@ -42,6 +42,9 @@ class SharingBench:
     """Tokens of each row's own, of which a third is trained."""
     rounds: int = 5
     """Rounds of A B."""
+
+    def __post_init__(self) -> None:
+        at_least(1, rows=self.rows, prompt=self.prompt, own=self.own, rounds=self.rounds)
 
 
 def run(words: list[str], json: Json) -> None:

@@ -23,6 +23,8 @@ from tiny.folder import write_model
         (["data", "--agaist", "trl"], "Did you mean 'against'?"),
         (["data", "--against", "tlr"], "Did you mean"),
         (["data", "--rows", "0"], "whole number"),
+        (["sharing", "--rounds", "0"], "whole number"),
+        (["fused-lora", "--tokens", "1"], "whole number from 2 on"),
         (["sharing", "--row", "5"], "Did you mean 'rows' or 'own'?"),
         (["fused-lora", "--thread", "5"], "Did you mean 'threads'?"),
     ],
@@ -30,6 +32,16 @@ from tiny.folder import write_model
 def test_refusals(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path / "model")
+    (tmp_path / "taken").touch()
+    words = ["--against", "none", "--model", str(tmp_path / "model"), "--out"]
+    assert main(["bench", "data", *words, str(tmp_path / "taken")]) == 1
+    assert "a file has that name" in capsys.readouterr().err
+    assert main(["bench", "data", *words, str(tmp_path / "out"), "--rows", "1000000000000"]) == 1
+    assert "fewer --rows" in capsys.readouterr().err
 
 
 def test_help_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
