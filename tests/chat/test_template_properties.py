@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from template_conversations import TOOLS
 from template_families import WRITTEN, folder, templates
 from template_table import PAGE, findings, page
 
 from sapwood.chat import Chat, faults
+from sapwood.errors import TemplateError
+from sapwood.records import Conversation, Message, ToolCall
 
 TAKE = "{%- set ns_ = namespace(taken=[]) -%}{%- for m in messages -%}"
 GIVE = "{%- endfor -%}{%- set messages = ns_.taken -%}"
@@ -55,6 +58,22 @@ def test_good_templates_have_no_fault(name: str) -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_a_planted_fault_is_found(name: str, fault: str) -> None:
     assert fault in kinds(name, FAULTS[fault] + templates()[name])
+
+
+@pytest.mark.parametrize("reasoning", ["i", "im_end", "n"])
+def test_short_reasoning_is_not_taken_for_a_part_of_a_control_token(reasoning: str) -> None:
+    turns = (Message("user", "Where?"), Message("assistant", "Below.", reasoning=reasoning))
+    with pytest.raises(TemplateError, match="does not render this turn's `reasoning`"):
+        Chat.load(folder("qwen2_5")).turns(Conversation(turns))
+    assert Chat.load(folder("qwen3")).turns(Conversation(turns))[0].text == f"<think>\n{reasoning}\n</think>\n\nBelow.<|im_end|>"
+
+
+def test_a_short_text_beside_a_call_is_not_taken_for_a_part_of_the_call() -> None:
+    call = Message("assistant", "}", tool_calls=(ToolCall("find_tree", {"kind": "oak"}, "a1b2c3d4e"),))
+    conversation = Conversation((Message("user", "Where?"), call), TOOLS)
+    with pytest.raises(TemplateError, match="content beside its tool calls: '}' is not in the rendered turn"):
+        Chat.load(folder("llama3_2")).turns(conversation)
+    assert Chat.load(folder("qwen2_5")).turns(conversation)[0].text.startswith("}\n<tool_call>")
 
 
 def test_a_run_tells_what_a_template_spoils() -> None:

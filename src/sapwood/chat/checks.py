@@ -22,9 +22,10 @@ Render = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], str]
 """Renders (messages, tools) with the generation prompt."""
 
 
-_CHANCE = 12
+CHANCE = 12
 """Letters below which a text may stand in a rendering by chance."""
-_MARK = " sapwood 7f3"
+MARK = " sapwood 7f3"
+"""What makes a short text one that stands nowhere by chance."""
 
 
 def check_prompt(
@@ -45,12 +46,12 @@ def check_prompt(
             if refusal is not None:
                 return refusal
         written = message.content.strip()
-        if message.role == "assistant" or not written or (len(written) >= _CHANCE and written in text):
+        if message.role == "assistant" or not written or (len(written) >= CHANCE and written in text):
             continue
         shape = _shape(place, messages, tools)
         if written in text and shape in seen:
             continue
-        longer = dataclasses.replace(message, content=message.content + _MARK)  # a text that stands nowhere by chance
+        longer = dataclasses.replace(message, content=message.content + MARK)  # a text that stands nowhere by chance
         others = [longer] if written in text else []
         if _same(text, render, [*messages[:place], *others, *messages[place + 1 :]], tools):
             return _dropped(place, messages)

@@ -9,10 +9,11 @@ prompt leaves out the turn's header behind tool results, though the rendering ha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from sapwood.chat.checks import check_turn
+from sapwood.chat.checks import CHANCE, MARK, check_turn
 from sapwood.chat.stops import Stops
-from sapwood.chat.turns import Refusal, completion_text
+from sapwood.chat.turns import Refusal, closing, completion_text, taken_apart
 from sapwood.errors import TemplateError
 from sapwood.records import Message
 
@@ -49,7 +50,28 @@ def completion(
             f"The rendered turn ends in {text[-30:]!r}, which is no stop token: the model would never stop.",
             "Choose a template that ends every assistant turn in a stop token, with `--template FILE`.",
         )
-    return check_turn(turn, cut) or cut
+    return check_turn(turn, cut) or _check_short_texts(turn, source, render) or cut
+
+
+def _check_short_texts(turn: Message, source: str, render: Render) -> Refusal | None:
+    """Whether texts so short that they may stand in the turn by chance ("]" in a call, say) are written as longer ones would be."""
+    thought = taken_apart(turn)
+    beside_calls = bool(turn.tool_calls) and 0 < len(thought.answer.strip()) < CHANCE
+    if not beside_calls and not (thought.reasoning and len(thought.reasoning) < CHANCE):
+        return None
+    reasoning = f"{thought.reasoning}{MARK}" if thought.reasoning else None
+    answer = f"{thought.answer.rstrip()}{MARK}" if thought.answer.strip() else ""
+    if thought.tag and reasoning:
+        longer = replace(turn, content=f"{thought.tag}\n{reasoning}\n{closing(thought.tag)}\n\n{answer.lstrip()}", reasoning=None, media=())
+    else:
+        longer = replace(turn, content=answer, reasoning=reasoning, media=())
+    try:
+        asked, answered = render([_QUESTION], True), render([_QUESTION, longer], False)
+    except TemplateError:
+        return None  # it has rendered in its own place
+    text = completion_text(longer, asked, answered, source)
+    refusal = text if isinstance(text, Refusal) else check_turn(longer, text)
+    return refusal and Refusal(refusal.reason.replace(MARK, ""), refusal.next_step)
 
 
 def _behind_a_rewritten_history(turn: Message, prompt: str, full: str, source: str, render: Render) -> str | None:
