@@ -9,7 +9,10 @@ from sapwood.config import to_dict
 from sapwood.recipes import AssessConfig, assess
 from sapwood.recipes.assess import of_run
 
-DESCRIPTION = "Measure a model, or a run's adapter beside its base model, on conversations. Give JSON Lines files or a run directory."
+DESCRIPTION = (
+    "Measure a model, or a run's adapter beside its base model, on conversations. Give files (JSON Lines, CSV, Parquet, …) or a "
+    "run directory."
+)
 
 
 def run(words: list[str]) -> None:

@@ -12,7 +12,8 @@ from sapwood.recipes import Screen, TuneConfig, TuneResult, tune
 from sapwood.recipes.tune import config_of
 
 DESCRIPTION = (
-    "Fine-tune on conversations and prove that it helped. Give JSON Lines files, a config.yaml to run again, or a run directory to go on."
+    "Fine-tune on conversations and prove that it helped. Give files (JSON Lines, CSV, Parquet, …), a config.yaml to run again, "
+    "or a run directory to go on."
 )
 
 

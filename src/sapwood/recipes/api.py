@@ -25,7 +25,7 @@ Files = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def sft(data: Files, *, quiet: bool = False, **knobs: Any) -> TuneResult:
-    """Fine-tune on JSON Lines files and prove that it helped: `sapwood sft` as a function.
+    """Fine-tune on files of rows and prove that it helped: `sapwood sft` as a function.
 
     Knobs are those of `sapwood sft --help` by their plain names (`lr`, `epochs`, `held_out`, `model`, …).
     Raises `ConfigError` for an unknown one, and every other `SapwoodError` with what to do.
@@ -34,7 +34,7 @@ def sft(data: Files, *, quiet: bool = False, **knobs: Any) -> TuneResult:
 
 
 def evaluate(data: Files, *, quiet: bool = False, **knobs: Any) -> AssessResult:
-    """Measure a run (give its directory) or a model on JSON Lines files: `sapwood eval` as a function."""
+    """Measure a run (give its directory) or a model on files of rows: `sapwood eval` as a function."""
     names = _names(data)
     is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
     base = of_run(Path(names[0])) if is_run else AssessConfig(data=names)
@@ -61,7 +61,7 @@ def _names(data: Files) -> tuple[str, ...]:
     entries = [data] if isinstance(data, str | PathLike) else list(data)
     for entry in entries:
         if not isinstance(entry, str | PathLike):
-            raise ConfigError(f"data holds a {type(entry).__name__}; give the path of a JSON Lines file, or a list of such paths.")
+            raise ConfigError(f"data holds a {type(entry).__name__}; give the path of a file, or a list of such paths.")
     return tuple(fspath(entry) for entry in entries)
 
 

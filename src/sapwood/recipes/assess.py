@@ -32,7 +32,7 @@ class AssessConfig:
     """Evaluation of a model on files of conversations; the last answer of each is the reference."""
 
     data: tuple[str, ...] = ()
-    """JSON Lines files; all of their rows are asked, but for the few-shot examples where those are asked for."""
+    """Files of rows, as for `sft`; all of their rows are asked, but for the few-shot examples where those are asked for."""
     model: str = DEFAULT_MODEL
     """A name, a local folder, or a hub id."""
     adapter: Path | None = None
@@ -92,7 +92,9 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
     config = replace(config, adapter=_adapter_in(config.adapter))
     if not config.data:
-        raise ConfigError("No data is named. Give a JSON Lines file, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter")
+        raise ConfigError(
+            "No data is named. Give a file of conversations, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter"
+        )
     with screen.progress("reading") as advance:
         rows = scan_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)

@@ -33,7 +33,7 @@ class TuneConfig:
     """Supervised fine-tuning with its proof."""
 
     data: tuple[str, ...] = ()
-    """JSON Lines files of conversations, or the name of a data set."""
+    """Files of rows (JSON Lines, CSV, Parquet, …), folders or patterns of them, or data sets by name, here or on the hub."""
     model: str = DEFAULT_MODEL
     """A name (`sapwood pull` lists them), a local folder, or a hub id."""
     template: str | None = None
@@ -53,7 +53,7 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     """Fine-tune and prove. Raises a `SapwoodError` that says what to do; what was finished stays in the run directory."""
     screen = screen or Screen(quiet=True)
     if not config.data:
-        raise ConfigError("No data is named. Give a JSON Lines file of conversations: sapwood sft my.jsonl")
+        raise ConfigError("No data is named. Give a file of conversations: sapwood sft my.jsonl")
     with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
         rows = scan_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
