@@ -7,7 +7,7 @@ has is not looked up by a model's name: `chat.parsing` renders a probe and takes
 from sapwood.chat.calls.frames import FRAMES, FrameStyle
 from sapwood.chat.calls.gemma import GEMMA
 from sapwood.chat.calls.objects import COHERE, DEEPSEEK, HERMES, LLAMA, MISTRAL_ARGS, MISTRAL_LIST, PROMPTED
-from sapwood.chat.calls.python import CODE, LFM, PYTHONIC
+from sapwood.chat.calls.python import CODE, LFM, LFM_RAW, PYTHONIC
 from sapwood.chat.calls.scan import CallStyle, Scan
 from sapwood.chat.calls.tags import GLM, XML
 
@@ -21,6 +21,7 @@ STYLES: tuple[CallStyle | FrameStyle, ...] = (
     COHERE,
     GEMMA,
     LFM,
+    LFM_RAW,
     CODE,
     LLAMA,
     PYTHONIC,

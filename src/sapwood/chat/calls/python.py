@@ -144,6 +144,70 @@ def _whole(text: str, _tools: Tools) -> Scan:
         return Scan(problem=str(error))
 
 
+_RAW_END = re.compile(r"\]\s*<\|tool_call_end\|>")
+_NEXT = r"(?=\s*(?:,\s*[^\s()\[\]{}\"',=]+=|\)\s*(?:,\s*[^\s()\[\]{}\"',=]+\(|\Z)))"
+_RAW_STRING = {quote: re.compile(quote + _NEXT) for quote in "'\""}
+_SCALAR = re.compile(r"[^,()\[\]{}]+")
+
+
+def _raw(text: str, _tools: Tools) -> Scan:
+    """Some templates put strings between quotes without escaping what is in them: read up to a quote that an argument can end with."""
+    opening = "<|tool_call_start|>"
+    start = skip_space(text, len(opening))
+    if start < len(text) and text[start] != "[":
+        return Scan(problem="no list of calls follows")
+    for end in _RAW_END.finditer(text, start):
+        try:
+            return Scan(end.end(), _raw_calls(text[start + 1 : end.start()]))
+        except ValueError:
+            continue
+    return MORE
+
+
+def _raw_calls(text: str) -> tuple[ToolCall, ...]:
+    calls: list[ToolCall] = []
+    place = 0
+    while True:
+        named = _NAME.match(text, place)
+        if named is None:
+            raise ValueError("no function with brackets stands there")
+        place, arguments = named.end() + 1, dict[str, Any]()
+        while not text.startswith(")", place):
+            key = _KEY.match(text, place)
+            if key is None:
+                raise ValueError(f"an argument of {named[1]!r} has no name")
+            arguments[key[1]], place = _raw_value(text, key.end())
+            place = skip_space(text, place)
+            if text.startswith(",", place):
+                place = skip_space(text, place + 1)
+        calls.append(ToolCall(named[1], arguments))
+        place = skip_space(text, place + 1)
+        if place == len(text):
+            return tuple(calls)
+        if text[place] != ",":
+            raise ValueError(f"text stands behind the call of {named[1]!r}")
+        place += 1
+
+
+def _raw_value(text: str, place: int) -> tuple[Any, int]:
+    first = text[place : place + 1]
+    if first in ("'", '"'):
+        end = _RAW_STRING[first].search(text, place + 1)
+        if end is None:
+            raise ValueError("a string does not end")
+        return text[place + 1 : end.start()], end.end()
+    if first in ("[", "{"):
+        behind = balanced(text, place, python=True)
+        if behind is None:
+            raise ValueError("a bracket is not closed")
+        return value_of(text[place:behind]), behind
+    scalar = _SCALAR.match(text, place)
+    if scalar is None:
+        raise ValueError("a value is missing")
+    return value_of(scalar[0]), scalar.end()
+
+
 LFM = CallStyle("LFM2", ("<|tool_call_start|>",), _marked("<|tool_call_start|>", "<|tool_call_end|>"), ">")
+LFM_RAW = CallStyle("LFM2 without escapes", ("<|tool_call_start|>",), _raw, ">")
 CODE = CallStyle("Python in code tags", ("<code>",), _marked("<code>", "</code>"), ">")
 PYTHONIC = CallStyle("Python", ("[", "<|python_start|>"), _whole, "]>", whole=True)
