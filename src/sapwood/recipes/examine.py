@@ -25,7 +25,8 @@ from sapwood.data.reading import Scan, scan
 from sapwood.errors import DataError, storage
 from sapwood.recipes import bfcl
 from sapwood.recipes.prepare import DataConfig
-from sapwood.recipes.screen import Advance
+from sapwood.recipes.screen import Advance, Screen
+from sapwood.recipes.tune import fetch_model
 from sapwood.records import Conversation, Document, Record
 from sapwood.run import write_atomic
 
@@ -65,6 +66,12 @@ def open_rows(files: Sequence[str], config: DataConfig, report: Report) -> Rows:
         only=Only.parse(config.only) if config.only else None,
     )
     return Rows(found.total - found.left_out, found.lines_for_people(), found.left_out, scan=found)
+
+
+def chat_folder(name: str, screen: Screen) -> Path:
+    """A model's folder, for its tokenizer and template alone: a local folder needs no weights here."""
+    folder = Path(name)
+    return folder if (folder / "tokenizer.json").is_file() else fetch_model(name, screen)
 
 
 @dataclass(frozen=True)
