@@ -17,7 +17,7 @@ from tiny.media_models import write_media_model
 from tiny.media_rows import conversations, media_chat, own_call, write_media
 
 # of each way to fill the rotary's axes, each tower's own input, and sound
-SERVED = ["llava", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen2_audio"]
+SERVED = ["llava", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_audio"]
 
 
 @pytest.fixture(scope="module")

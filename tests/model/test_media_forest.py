@@ -87,10 +87,30 @@ def test_a_forest_equals_transformers_own_forward_with_every_lora_gradient(famil
             logprobs = own_logprobs(model.module, own_call(inner, chat, conversation, turn.index), turn.row)
             logprobs.sum().backward()
             expected.append(logprobs.detach())
-    torch.testing.assert_close(logprob_E.detach(), torch.cat(expected), rtol=0, atol=1e-7)
+    torch.testing.assert_close(logprob_E.detach(), torch.cat(expected), rtol=0, atol=1e-6)  # norms and angles are computed in fp32
     for name, parameter in trained.items():
         assert float(parameter.grad.abs().max()) > 0, f"{name} must get a gradient in this test"
-        assert float((found[name] - parameter.grad).abs().max() / parameter.grad.abs().max()) < 1e-7, name
+        assert float((found[name] - parameter.grad).abs().max() / parameter.grad.abs().max()) < 1e-6, name
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "qwen2_audio"])
+def test_full_tuning_reaches_every_weight_of_the_towers_that_transformers_own_forward_reaches(family: str, made: Any) -> None:
+    folder, chat, inner, some = made(family)
+    model = load_model(folder, "fp64")
+    model.module.requires_grad_(True)
+    forest = plant(rows_of(chat, some), min_saving=1)
+    model.target_logprobs(forest)[torch.from_numpy(forest.target_E)].sum().backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.module.named_parameters() if parameter.grad is not None}
+    model.module.zero_grad()
+    model.module.set_attn_implementation({"": "sdpa", "text_config": "sdpa"})
+    for conversation in some:
+        for turn in chat.turns(conversation):
+            own_logprobs(model.module, own_call(inner, chat, conversation, turn.index), turn.row).sum().backward()
+    expected = {name: parameter.grad for name, parameter in model.module.named_parameters() if parameter.grad is not None}
+    assert found.keys() == expected.keys()
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    for name, grad in expected.items():  # a bias of keys has a gradient of nothing but rounding
+        assert float((found[name] - grad).abs().max()) < 1e-5 * max(float(grad.abs().max()), 1e-3 * largest), name
 
 
 @pytest.mark.parametrize("family", SERVED)
@@ -133,7 +153,7 @@ def test_rows_of_a_text_alone_go_through_a_model_that_sees(made: Any) -> None:
         np.testing.assert_allclose(model.logprobs([row])[0], logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "paligemma", "qwen3_vl", "mllama", "llama"])
+@pytest.mark.parametrize("kind", ["gemma3", "paligemma", "mllama", "llama"])
 def test_families_that_are_not_covered_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     with pytest.raises(ModelError, match=rf"not covered for the family '{kind}'.*Covered: llava \(image\), "):

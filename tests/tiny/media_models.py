@@ -56,6 +56,7 @@ TEMPLATES = {
     "smolvlm": _TURNS % ("image", "<image>"),
     "qwen2_vl": _TURNS % ("image", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen2_5_vl": _TURNS % ("image", "<|vision_start|><|image_pad|><|vision_end|>"),
+    "qwen3_vl": _TURNS % ("image", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen2_audio": _TURNS % ("audio", "Audio: <|audio_bos|><|AUDIO|><|audio_eos|>\n"),
 }
 IMAGE_FAMILIES = [name for name in TEMPLATES if name != "qwen2_audio"]
@@ -247,11 +248,26 @@ def _qwen2_5_vl(ids: dict[str, int], vocabulary: int) -> tuple[Any, dict[str, An
     return _axes(ids, vocabulary, "Qwen2_5_VL", transformers.Qwen2_5_VLConfig, vision)
 
 
-def _axes(ids: dict[str, int], vocabulary: int, name: str, kind: Any, vision: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _qwen3_vl(ids: dict[str, int], vocabulary: int) -> tuple[Any, dict[str, Any]]:
+    vision = {
+        "depth": 3,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    return _axes(ids, vocabulary, "Qwen3VL", transformers.Qwen3VLConfig, vision, head_dim=8)
+
+
+def _axes(ids: dict[str, int], vocabulary: int, name: str, kind: Any, vision: dict[str, Any], **text: Any) -> tuple[Any, dict[str, Any]]:
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
     config = kind(
         vision_config={**vision, "temporal_patch_size": 2},
-        text_config=_text(vocabulary, dict, rope_parameters=rope),
+        text_config=_text(vocabulary, dict, rope_parameters=rope, **text),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
@@ -304,5 +320,6 @@ _MAKERS: dict[str, Callable[[dict[str, int], int], tuple[Any, dict[str, Any]]]] 
     "smolvlm": _smolvlm,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
     "qwen2_audio": _qwen2_audio,
 }

@@ -80,7 +80,7 @@ class LanguageModel:
         """
         extra: dict[str, Any] = {} if attention is None else {"forest": attention}
         if media:
-            extra["inputs_embeds"] = embed(self.base, tokens_T, media)
+            extra |= embed(self.base, tokens_T, media)
         else:
             extra["input_ids"] = torch.from_numpy(tokens_T).to(self.device)[None]
         positions = torch.from_numpy(positions_T).to(self.device)

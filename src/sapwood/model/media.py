@@ -3,8 +3,8 @@
 In: the tokens of a flat row, and contents with their places. Out: input embeddings with the features in them. Each
 distinct content goes through its tower once. The tower's arithmetic is the model's own (`get_image_features` and the like);
 what is here is which families are known to work exactly, and how each is called.
-Left out on purpose: video; families whose image tokens see each other both ways (Gemma 3, PaliGemma); features that enter
-at several layers (Qwen3-VL). They are refused by name.
+Left out on purpose: video; families whose image tokens see each other both ways (Gemma 3, PaliGemma). They are refused by
+name.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ FAMILIES: Mapping[str, Family] = {
     "smolvlm": Family("SmolVLMForConditionalGeneration", "SmolVLMProcessor", ("image",)),
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", ("image",), several_axes=True),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", ("image",), several_axes=True),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", ("image",), several_axes=True),
     "qwen2_audio": Family("Qwen2AudioForConditionalGeneration", "Qwen2AudioProcessor", ("audio",)),
 }
 """By `model_type`. Each is tested against transformers' own processor and forward."""
@@ -52,8 +53,6 @@ FAMILIES: Mapping[str, Family] = {
 WHY_NOT = {
     "gemma3": "its image tokens see each other in both directions, which sharing prefixes does not do yet",
     "paligemma": "its prompt is seen in both directions, which sharing prefixes does not do yet",
-    "qwen3_vl": "its image features enter at several layers, which is not done yet",
-    "qwen3_vl_moe": "its image features enter at several layers, which is not done yet",
     "mllama": "it reads images by cross-attention, which is not done yet",
     "voxtral": "its tokenizer is not in the tokenizers format",
 }
@@ -73,17 +72,20 @@ def family_of(model_type: str, where: str) -> Family:
     return family
 
 
-def embed(base: Any, tokens_T: NDArray[np.int64], media: Sequence[ForestMedia]) -> Tensor:
-    """Input embeddings (1, T, D) of the tokens, with the features of each content at all of its places. Differentiable.
+def embed(base: Any, tokens_T: NDArray[np.int64], media: Sequence[ForestMedia]) -> dict[str, Any]:
+    """What the decoder is called with: `inputs_embeds` (1, T, D) with the features of each content at all of its places.
 
-    Raises `ModelError` for a family that is not covered, or a tower that gives another number of features than there are places.
+    For a model whose image features enter at later layers too (DeepStack, arXiv:2406.04334), those features as well.
+    Differentiable. Raises `ModelError` for a family that is not covered, or a tower that gives another number of features
+    than there are places.
     """
     family = family_of(base.config.model_type, type(base).__name__)
     table = base.get_input_embeddings()
     embedded_TD: Tensor = table(torch.from_numpy(tokens_T).to(table.weight.device))
-    places, features = [], []
+    places: list[Tensor] = []
+    features: list[list[Tensor]] = []
     for medium in media:
-        found_FD = _features(base, family, medium.content).to(embedded_TD)
+        found_FD, *later = (layer.to(embedded_TD) for layer in _features(base, family, medium.content))
         if len(found_FD) != medium.content.length:
             raise ModelError(
                 f"{type(base).__name__}: its tower gives {len(found_FD)} features for an {medium.content.kind}, where its processor made "
@@ -92,21 +94,32 @@ def embed(base: Any, tokens_T: NDArray[np.int64], media: Sequence[ForestMedia]) 
         for places_F in medium.places_OF:
             here_F = torch.from_numpy(places_F >= 0)
             places.append(torch.from_numpy(places_F)[here_F])
-            features.append(found_FD[here_F.to(found_FD.device)])
-    return embedded_TD.index_copy(0, torch.cat(places).to(embedded_TD.device), torch.cat(features))[None]
+            features.append([layer[here_F.to(layer.device)] for layer in (found_FD, *later)])
+    places_N = torch.cat(places).to(embedded_TD.device)
+    first_ND, *later = (torch.cat(layer) for layer in zip(*features, strict=True))
+    found: dict[str, Any] = {"inputs_embeds": embedded_TD.index_copy(0, places_N, first_ND)[None]}
+    if later:  # they are taken in the order of their places
+        marked_T = torch.zeros(len(tokens_T), dtype=torch.bool, device=embedded_TD.device).index_fill(0, places_N, True)
+        found |= {"visual_pos_masks": marked_T[None], "deepstack_visual_embeds": [layer[places_N.argsort()] for layer in later]}
+    return found
 
 
-def _features(base: Any, family: Family, content: Content) -> Tensor:
-    """Features (F, D) of one content; without a graph where nothing of the tower is trained."""
+def _features(base: Any, family: Family, content: Content) -> list[Tensor]:
+    """Features (F, D) of one content, and those of later layers; without a graph where nothing of the tower is trained."""
     if content.kind not in family.kinds:
         raise ModelError(f"{type(base).__name__} takes no {content.kind}; it takes {', '.join(family.kinds)}.")
     arrays = {name: torch.from_numpy(np.ascontiguousarray(array)).to(base.device) for name, array in content.load().items()}
     arrays = {name: array.to(base.dtype) if array.is_floating_point() else array for name, array in arrays.items()}
     with torch.set_grad_enabled(torch.is_grad_enabled() and tower_is_trained(base)):
         if content.kind == "image":
-            found = base.model.get_image_features(**arrays, return_dict=True).pooler_output
-            return found if isinstance(found, Tensor) else torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
-        return _qwen2_audio(base, **arrays)
+            found = base.model.get_image_features(**arrays, return_dict=True)
+            return [_joined(layer) for layer in (found.pooler_output, *(getattr(found, "deepstack_features", None) or ()))]
+        return [_qwen2_audio(base, **arrays)]
+
+
+def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """Features (F, D) of an image, which some families give in a list."""
+    return features if isinstance(features, Tensor) else torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
 
 
 def tower_is_trained(base: Any) -> bool:
