@@ -204,6 +204,17 @@ def test_known_tokens_are_trained_where_they_look_untrained_and_named() -> None:
     assert len(names) == 2
 
 
+def test_tokens_of_a_tokenizer_that_has_outgrown_its_model_get_rows() -> None:
+    model = fresh("llama, tied")
+    assert learn_tokens(model, (), known=(5, 97)) == ["The embedding grows from 97 to 98 rows for the new tokens."]
+    assert model.new_tokens == (97,)
+
+
+def test_ids_that_nothing_explains_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"reach up to id 99, but the model's embedding has 97 rows.* ids from 97 on"):
+        learn_tokens(fresh("llama, tied"), (), known=(99,))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_saved_is_the_same_here_in_plain_peft_and_merged(tmp_path: Path, family: str) -> None:
     fresh(family).module.save_pretrained(tmp_path / "base")

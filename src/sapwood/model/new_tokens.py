@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 SHORT = 0.2
 """A row shorter than this share of the median row was hardly trained (Land and Bartolo, arXiv:2405.05417, §3: norms tell)."""
 
+BLOCK = 8192
+"""Rows that are widened to fp32 at a time: a wide copy of a whole embedding would double its memory."""
+
 
 def learn_tokens(model: LanguageModel, new: Collection[int], known: Collection[int] = ()) -> list[str]:
     """Make room for the ids `new`, and find those of `known` that look untrained; their rows start at the mean and will train.
@@ -40,8 +43,8 @@ def learn_tokens(model: LanguageModel, new: Collection[int], known: Collection[i
     Raises `ModelError` for a model whose embeddings cannot grow.
     """
     said = []
-    known = [token for token in known if token < rows_of(model)]
-    untrained = [token for token in known if _looks_untrained(model, token)]
+    new = {*new, *(token for token in known if token >= rows_of(model))}  # of a tokenizer that has outgrown its model
+    untrained = _untrained(model, [token for token in known if token not in new])
     if untrained:
         listed = ", ".join(map(str, untrained))
         said.append(f"The embeddings of the template's token ids {listed} look untrained: they start at the mean and are trained too.")
@@ -191,10 +194,10 @@ def _embeddings(model: LanguageModel) -> list[Tensor]:
     return both[:1] if both[0] is both[1] else both
 
 
-def _start_at_the_mean(weight_VD: Tensor, tokens: Sequence[int], *, end: int, block: int = 8192) -> None:
+def _start_at_the_mean(weight_VD: Tensor, tokens: Sequence[int], *, end: int, block: int = BLOCK) -> None:
     """Set the rows `tokens` to the mean of the others before `end`, behind which all is padding.
 
-    Summed in fp32 or wider, block by block: a wide copy of a large embedding would double its memory.
+    Summed in fp32 or wider.
     """
     wide = torch.promote_types(weight_VD.dtype, torch.float32)
     with torch.no_grad():
@@ -205,13 +208,16 @@ def _start_at_the_mean(weight_VD: Tensor, tokens: Sequence[int], *, end: int, bl
         weight_VD[list(tokens)] = (total_D / kept_V.sum()).to(weight_VD.dtype)
 
 
-def _looks_untrained(model: LanguageModel, token: int) -> bool:
-    """Is its row in either embedding far shorter than the median row, or the very copy of another?"""
-    for weight_VD in _embeddings(model):
+def _untrained(model: LanguageModel, tokens: Sequence[int]) -> list[int]:
+    """Those whose row in either embedding is far shorter than the median row, or the very copy of another."""
+    found: set[int] = set()
+    for weight_VD in _embeddings(model) if tokens else ():
         with torch.no_grad():
-            norms_V = torch.linalg.vector_norm(weight_VD, dim=-1, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
-            same_length = (norms_V == norms_V[token]).nonzero().flatten()
-            copies = sum(bool(torch.equal(weight_VD[other], weight_VD[token])) for other in same_length.tolist() if other != token)
-            if copies or bool(norms_V[token] < SHORT * norms_V.median()):
-                return True
-    return False
+            wide = torch.promote_types(weight_VD.dtype, torch.float32)
+            norms_V = torch.cat([torch.linalg.vector_norm(rows.to(wide), dim=-1) for rows in torch.split(weight_VD, BLOCK)])
+            short = SHORT * norms_V.median()
+            for token in tokens:
+                others = (norms_V == norms_V[token]).nonzero().flatten().tolist()
+                if norms_V[token] < short or any(other != token and torch.equal(weight_VD[other], weight_VD[token]) for other in others):
+                    found.add(token)
+    return sorted(found)
