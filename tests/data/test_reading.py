@@ -154,8 +154,8 @@ def test_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
 
 ROLE_SPELLINGS = {
     "user": ["human", "User", "prompter"],
-    "assistant": ["gpt", "bot", "model", "GPT"],
-    "tool": ["function", "observation", "ipython"],
+    "assistant": ["gpt", "bot", "model", "GPT", "ASSISTANT:", "claude"],
+    "tool": ["function", "observation", "ipython", "FUNCTION RESPONSE", "tool-result", "tool_output"],
     "system": [" SYSTEM "],
     "developer": ["developer"],
 }
@@ -194,6 +194,20 @@ def test_calls_as_sharegpt_roles_and_in_openais_first_form(tmp_path: Path) -> No
     assert found.tools == ({"type": "function", "function": {"name": "add", "parameters": {}}},)
     old = one(tmp_path, chat(("user", "1?"), {"role": "assistant", "function_call": {"name": "add", "arguments": '{"x": 1}'}}))
     assert old.messages[1].tool_calls == (ToolCall("add", {"x": 1}),)
+
+
+@pytest.mark.parametrize("role", ["function_call", "tool_calls", "FUNCTION CALLS", "tool-call"])
+def test_roles_whose_text_is_the_call(tmp_path: Path, role: str) -> None:
+    call = json.dumps([{"name": "add", "arguments": '{"x": 1}'}, {"name": "sub", "arguments": {}}])
+    row = {"conversations": [{"from": "human", "value": "1?"}, {"from": role, "value": call}]}
+    assert one(tmp_path, row).messages[1].tool_calls == (ToolCall("add", {"x": 1}), ToolCall("sub", {}))
+
+
+def test_messages_whose_parts_stand_side_by_side(tmp_path: Path) -> None:
+    found = one(tmp_path, {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}})
+    assert found.messages == (Message("user", "q"), Message("assistant", "a"))
+    assert "lists of [1, 2] entries" in why(tmp_path, {"messages": {"role": ["user", "assistant"], "content": ["q"]}})
+    assert "write it with `json.dumps`" in why(tmp_path, {"messages": "[{'role': 'user', 'content': 'q'}]"})
 
 
 def test_text_parts_are_joined_and_thoughts_are_reasoning(tmp_path: Path) -> None:

@@ -27,12 +27,14 @@ ROLE_NAMES = {
     "system": "system",
     "developer": "developer",
     **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "chatbot", "model", "ai", "chatgpt", "bard", "bing", "claude", "llm"), "assistant"),
+    **dict.fromkeys(("function_call", "function_calls", "tool_call", "tool_calls"), "assistant"),
+    **dict.fromkeys(("tool", "tools", "function", "observation", "ipython"), "tool"),
     **dict.fromkeys(
-        ("assistant", "gpt", "bot", "chatbot", "model", "ai", "chatgpt", "bard", "bing", "function_call", "tool_call"), "assistant"
+        (f"{what}_{how}" for what in ("tool", "function") for how in ("response", "responses", "result", "results", "output")), "tool"
     ),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "tool_result", "function_response", "ipython"), "tool"),
 }
-_CALL_ROLES = ("function_call", "tool_call")
+_CALL_ROLES = ("function_call", "function_calls", "tool_call", "tool_calls")
 """ShareGPT roles whose text is the call itself, as JSON."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN_KEYS = frozenset(
@@ -53,10 +55,20 @@ def read_messages(raw: Any, notes: Notes, *, field: str = "messages", default_we
     if isinstance(raw, str):
         raw = json_in_text(raw, f"broken messages: `{field}`")
     if isinstance(raw, Mapping):
-        raw = [raw]
+        raw = _side_by_side(raw) or [raw]
     if not isinstance(raw, list):
         raise Refused(f"no messages: `{field}` is {kind_of(raw)}, expected a list of messages", "give [{role, content}, …]")
     return [_message(entry, turn, default_weight, notes) for turn, entry in enumerate(raw, first)]
+
+
+def _side_by_side(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Turns whose parts came as columns, `{"role": […], "content": […]}`, as older data sets hold them; none if they did not."""
+    if not all(isinstance(value, list) for value in raw.values()) or not raw.keys() & {"role", "from"}:
+        return []
+    lengths = {len(value) for value in raw.values()}
+    if len(lengths) > 1:
+        raise Refused(f"no messages: lists of {sorted(lengths)} entries stand side by side", "give one list of {role, content}")
+    return [dict(zip(raw, parts, strict=True)) for parts in zip(*raw.values(), strict=True)]
 
 
 def check_turns(messages: Sequence[Message], notes: Notes) -> None:
@@ -91,7 +103,7 @@ def _message(raw: Any, turn: int, default_weight: float, notes: Notes) -> Messag
     if content is None:
         content = raw.get("value")
     role = _role(spelt, turn)
-    is_call = spelt not in ROLES and str(spelt).strip().lower() in _CALL_ROLES
+    is_call = spelt not in ROLES and _word(str(spelt)) in _CALL_ROLES
     if len(raw) == 2 and type(content) is str and not is_call:  # the common case: nothing else can be in it
         return Message(role, content, weight=default_weight if role == "assistant" else 1.0)
     for key in raw.keys() - _KNOWN_KEYS:
@@ -128,11 +140,16 @@ def _role(spelt: Any, turn: int) -> str:
         raise Refused(f"no role: turn {turn} has neither `role` nor `from`", "give each message a role: system, user, assistant or tool")
     if not isinstance(spelt, str):
         raise Refused(f"unknown role: turn {turn} has {kind_of(spelt)} as role", "use system, user, assistant or tool")
-    word = spelt.strip().lower()
+    word = _word(spelt)
     if word in ROLE_NAMES:
         return ROLE_NAMES[word]
     hint = did_you_mean(word, list(ROLE_NAMES)).strip() or "use system, user, assistant or tool"
     raise Refused(f"unknown role: turn {turn} has {shown(spelt)}", hint)
+
+
+def _word(spelt: str) -> str:
+    """A role as `ROLE_NAMES` has it: `FUNCTION RESPONSE` and `function-response` are one."""
+    return spelt.strip().rstrip(":").lower().replace(" ", "_").replace("-", "_")
 
 
 def _misspelt(raw: Mapping[str, Any]) -> str:
@@ -299,6 +316,8 @@ def json_in_text(text: str, what: str) -> Any:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         fix = "write it as JSON, not as text, or mend the text"
+        if text.startswith(("[{'", "{'")):
+            fix = "it stands there as Python shows it; write it with `json.dumps`, in double quotes"
         raise Refused(f"{what} cannot be read as JSON ({error.msg} at character {error.colno}): {shown(text)}", fix) from None
     check_exact(text.encode())
     if too_deep(value):
