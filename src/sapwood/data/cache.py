@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -92,19 +93,39 @@ def entry(key: str, fill: Callable[[Path], Mapping[str, Any]], say: Say) -> tupl
             manifest = _whole(folder, say)
             assert manifest is not None, f"{folder} was written and is not whole"
             _make_room(folder, say)
-    os.utime(folder / MANIFEST)
+    _used(folder / MANIFEST)
     return folder, manifest
+
+
+def _used(path: Path) -> None:
+    """Note that an entry was used now, to the nanosecond: the system's own stamps are coarser than a quick start."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def _filled(place: Path, fill: Callable[[Path], Mapping[str, Any]]) -> None:
     content = fill(place)
-    (place / MANIFEST).write_bytes(orjson.dumps(content))
+    (place / MANIFEST).write_bytes(_sealed(content))
+
+
+def _sealed(content: Mapping[str, Any]) -> bytes:
+    """JSON with its own hash before it."""
+    return orjson.dumps([hashlib.sha256(orjson.dumps(content)).hexdigest(), content])
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    """The content. Raises `ValueError` if it is not what was sealed."""
+    sha256, content = orjson.loads(data)
+    if hashlib.sha256(orjson.dumps(content)).hexdigest() != sha256:
+        raise ValueError(f"{MANIFEST} is not as it was written")
+    found: dict[str, Any] = content
+    return found
 
 
 def _whole(folder: Path, say: Say) -> dict[str, Any] | None:
-    """The manifest of a folder whose files are as it says."""
+    """The manifest of a folder whose files are as it says; None, with a word where there was something, if there is no such folder."""
     try:
-        manifest: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
+        manifest = _unsealed((folder / MANIFEST).read_bytes())
         for name, (size, sha256) in manifest["sums"].items():
             if (folder / name).stat().st_size != size or _sha256(folder / name) != sha256:
                 raise ValueError(f"{name} is not as it was written")
@@ -123,14 +144,11 @@ def scan_entry(key: str) -> dict[str, Any] | None:
     """The content of a scan that was kept, if it is there and undamaged."""
     path = folder_of_prepared() / f"scan-{key}.json"
     try:
-        sha256, content = orjson.loads(path.read_bytes())
-        if hashlib.sha256(orjson.dumps(content)).hexdigest() != sha256:
-            return None
-        os.utime(path)
+        content = _unsealed(path.read_bytes())
+        _used(path)
     except (OSError, ValueError, TypeError):
         return None  # it is made again in a moment
-    found: dict[str, Any] = content
-    return found
+    return content
 
 
 def keep_scan(key: str, content: Mapping[str, Any]) -> None:
@@ -138,20 +156,21 @@ def keep_scan(key: str, content: Mapping[str, Any]) -> None:
     path = folder_of_prepared() / f"scan-{key}.json"
     with storage(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, orjson.dumps([hashlib.sha256(orjson.dumps(content)).hexdigest(), content]))
+        write_atomic(path, _sealed(content))
 
 
 def _make_room(new: Path, say: Say) -> None:
     """Remove what was not used for the longest time until the rest is small enough; never what was made just now."""
     entries = sorted(_entries(new.parent), key=lambda found: found[0])
     total = sum(size for _, size, _ in entries)
+    if total > MOST_BYTES:
+        say(f"Prepared rows take more than {MOST_BYTES / 2**30:.0f} GiB; those not used for the longest time are removed.")
     for _, size, path in entries:
         if total <= MOST_BYTES:
             return
         if path == new:
             continue
         total -= size
-        say(f"Prepared rows take more than {MOST_BYTES / 2**30:.0f} GiB; those not used for the longest time were removed.")
         if path.is_dir():
             sweep(path.parent, path.name)
             shutil.rmtree(path, ignore_errors=True)

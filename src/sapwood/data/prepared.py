@@ -88,8 +88,12 @@ def prepared_rows(
         folder, manifest = entry(key_of(["rows", reading, chat_facts, cluster]), fill, say)
     else:
         folder = _passing_folder()
-        with storage(folder, "write prepared rows to"):
-            manifest = dict(fill(folder))
+        try:
+            with storage(folder, "write prepared rows to"):
+                manifest = dict(fill(folder))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     if manifest["examples"] + manifest["refused"] + found.left_out != found.total:
         raise _changed(paths)
     packed = Packed(folder, tuple(manifest["files"]), partial(_made_anew, chat))

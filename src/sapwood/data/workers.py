@@ -29,6 +29,7 @@ from sapwood.errors import DataError
 ROWS_A_WORKER = 1500
 """Fewer rows are prepared faster than another process starts."""
 MOST_WORKERS = 16
+COMMAND = "from sapwood.data.workers import serve; serve()"
 _LENGTH = struct.Struct(">Q")
 
 
@@ -122,7 +123,7 @@ class _Worker:
             raise EOFError
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "from sapwood.data.workers import serve; serve()"]
+        command = [sys.executable, "-c", COMMAND]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert self._process.stdin is not None
         _send(self._process.stdin, self._setting)
