@@ -132,7 +132,8 @@ class Chat:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the template spoils in silence, a sentence each with the next step: rows are made, but not of all that is given."""
-        return tuple(f"{fault.sentence} {fault.next_step}" for fault in self.faults if fault.severity == "problem")
+        spoilt = (f"{fault.sentence} {fault.next_step}" for fault in self.faults if fault.severity == "problem")
+        return (*spoilt, *((self.form.note,) if self.form.note else ()))
 
     @property
     def template(self) -> str:

@@ -1,9 +1,9 @@
 """What a template must not do in silence: leave out tools, calls, or a message.
 
 In: covered messages (see `shield`) and what a template made of them. Out: nothing, or a `Refusal`. A message counts as
-left out if its text is not in the rendering and the rendering without it is the same. A text so short that it may stand
-there by chance, and a call in the history (its name stands in the tool list as well), need that second rendering too; it is
-made once for each shape of conversation and remembered.
+left out if its text is not in the rendering and the rendering is the same when the text is another. A text so short that it
+may stand there by chance, and a call in the history (its name stands in the tool list as well), need that second rendering
+too; it is made once for each shape of conversation and remembered.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def check_prompt(
         if written in text and shape in seen:
             continue
         longer = dataclasses.replace(message, content=message.content + MARK)  # a text that stands nowhere by chance
-        others = [longer] if written in text else []
-        if _same(text, render, [*messages[:place], *others, *messages[place + 1 :]], tools):
+        if _same(text, render, [*messages[:place], longer, *messages[place + 1 :]], tools):
             return _dropped(place, messages)
         seen.add(shape)
     return None
@@ -65,7 +64,7 @@ def _dropped(place: int, messages: Sequence[Message]) -> Refusal:
         step = "Join the system messages into one, or choose another template with `--template FILE`."
     else:
         step = "Write its text into the first user message, or choose a template that knows this role, with `--template FILE`."
-    return Refusal(f"The chat template drops message {place + 1} ({role}): the prompt is the same without it.", step)
+    return Refusal(f"The chat template drops message {place + 1} ({role}): the prompt is the same without its text.", step)
 
 
 def _calls_of(
@@ -97,7 +96,7 @@ def _no_calls(name: str, where: str, number: int) -> Refusal:
         )
     return Refusal(
         f"The chat template ignores `tool_calls`: the call of {name!r} {where}.",
-        "Write calls into the content, or choose a template with a tool_calls branch, with `--template FILE`.",
+        "Write calls as text (`--tools-in-system`), or choose a template with a tool_calls branch, with `--template FILE`.",
     )
 
 

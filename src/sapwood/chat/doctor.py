@@ -64,7 +64,7 @@ def _tools(chat: Chat) -> Iterator[Finding]:
     try:
         chat.prompt([_ASK], [_TOOL], where="a probe")
     except TemplateError:
-        step = "For data with tools choose a template with a tools branch, or write them into the system message."
+        step = "For data with tools write them into the system message (`--tools-in-system`), or choose a template with a tools branch."
         yield Finding("note", "The template has no place for tools.", step, kind="tools")
         return
     yield Finding("ok", "Tools reach the prompt.", kind="tools")
