@@ -198,8 +198,6 @@ def _filled(form: Turn, message: Message, way: Way) -> str:
     return text
 
 
-_UNREADABLE = "A call whose texts hold an apostrophe or a line break cannot be read: the template does not escape them."
-_UNESCAPED = ("lfm2_2_5", "lfm2_2_5_v2")
 _WORDS_AS_REASONING = ("gptoss", "gptoss_training")
 LOSSES: dict[str, tuple[str, Sequence[str] | None]] = {
     "content trimmed": ("White space around the answer does not come back where the template or its thought tags have eaten it.", None),
@@ -207,11 +205,6 @@ LOSSES: dict[str, tuple[str, Sequence[str] | None]] = {
     "call ids lost": ("The ids of calls are not written: who reads an answer numbers its calls.", None),
     "reasoning invented": ("Words beside a call come back as its reasoning: the template writes them so.", _WORDS_AS_REASONING),
     "content lost beside calls": ("Words beside a call come back as its reasoning: the template writes them so.", _WORDS_AS_REASONING),
-    "calls lost": (_UNREADABLE, _UNESCAPED),
-    "content changed": (
-        "A call whose texts hold an apostrophe or a line break cannot be read: the template does not escape them.",
-        _UNESCAPED,
-    ),
 }
 """Kinds of loss, what the page says of them, and the templates that may have it (None: any)."""
 

@@ -84,6 +84,32 @@ def test_a_run_tells_what_a_template_spoils() -> None:
     assert "--template FILE" in of_others
 
 
+REFUSED = {
+    "system-dropped": r"drops message 1 \(system\)",
+    "message-dropped": r"drops message \d \(user\)|not render this turn as a continuation",
+    "text-changed": "leaves out or rewrites the assistant's answers",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "deepseek_r1"])
+def test_a_row_that_meets_a_planted_fault_is_refused_or_only_trimmed(name: str, fault: str) -> None:
+    asked = ("Where does Sapwood grow?", "And what of Heartwood?", "What of a Palm tree?", "And of a Bamboo?")
+    told = (" Right below the Bark. ", " Inside of all the Rings. ", " It has None of that. ", " That is a Grass. ")
+    messages = [Message("system", "Speak of Trees.")]
+    for question, answer in zip(asked, told, strict=True):
+        messages += [Message("user", question), Message("assistant", answer)]
+    if fault != "system-dropped":
+        messages = messages[1:]
+    chat = Chat.load(folder(name, FAULTS[fault] + templates()[name]))
+    if fault in REFUSED:
+        with pytest.raises(TemplateError, match=REFUSED[fault]):
+            chat.turns(Conversation(tuple(messages)))
+    else:
+        turns = chat.turns(Conversation(tuple(messages)))
+        assert all(answer.strip() in turn.text and answer not in turn.text for turn, answer in zip(turns, told, strict=True))
+
+
 @pytest.mark.parametrize("name", ENDS)
 def test_a_turn_without_end_is_found(name: str) -> None:
     assert "no-stop" not in kinds(name)

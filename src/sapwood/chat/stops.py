@@ -125,7 +125,7 @@ def _tail(render: Callable[[Sequence[Message]], str], probes: Sequence[Sequence[
             continue
         if marker in text:
             return text[text.rindex(marker) + len(marker) :], ""
-        problem = problem or "the chat template leaves out the assistant's answers. Choose another with `--template FILE`."
+        problem = problem or "the chat template leaves out or rewrites the assistant's answers. Choose another with `--template FILE`."
     return None, problem
 
 
