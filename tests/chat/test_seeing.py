@@ -121,3 +121,14 @@ def test_a_letter_cut_between_prompt_and_completion_is_never_shown_as_trained(tm
     shown = coloured(Example((row,)), chat, colour=False).plain.partition("\n")[2]
     assert "世" not in shown
     assert shown.startswith("\ufffd[")
+
+
+def test_what_rows_share_is_shown_once(tmp_path: Path) -> None:
+    chat = load(tmp_path, "chatml")
+    example = chat.example(Conversation((*ROW.messages, Message("user", "and?"), Message("assistant", "so"))))
+    shared = len(example.rows[0].prompt_T) + len(example.rows[0].completion_T)
+    first, second = coloured(example, chat, colour=False).plain.split("row 2 of 2")
+    assert f"… {shared} tokens as in row 1 …" in second
+    assert "tree" in first
+    assert "tree" not in second, "row 1 has shown it"
+    assert second.rstrip().replace("][", "").endswith("[so<|im_end|>]")

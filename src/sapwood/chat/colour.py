@@ -22,21 +22,32 @@ CONTROL = " bold"
 
 
 def coloured(example: Example, chat: Chat, *, colour: bool = True) -> Text:
-    """All rows of an example, each below a line that counts its tokens. A completion token of weight 0 counts as read."""
+    """All rows of an example, each below a line that counts its tokens. A completion token of weight 0 counts as read.
+
+    What a row begins with like the row before it is not shown again: it is computed once, too.
+    """
     text = Text()
+    before: list[int] = []
     for number, row in enumerate(example.rows, 1):
         trained = int((row.weights_T > 0).sum())
+        ids = [*row.prompt_T.tolist(), *row.completion_T.tolist()]
+        pairs = zip(before, ids[: len(row.prompt_T)], strict=False)
+        shared = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(before), len(row.prompt_T)))
         heading = f"{example.where}, row {number} of {len(example.rows)}: {row.length - trained} tokens read, {trained} trained"
         text.append(heading + "\n", style="bold" if colour else "")
-        text.append_text(_row(row, chat, colour))
+        if shared:
+            text.append(f"… {shared} tokens as in row {number - 1} …\n", style="dim" if colour else "")
+        text.append_text(_row(row, chat, colour, shared))
         text.append("\n")
+        before = ids
     return text
 
 
-def _row(row: Row, chat: Chat, colour: bool) -> Text:
+def _row(row: Row, chat: Chat, colour: bool, begin: int) -> Text:
+    """The tokens of a row from place `begin` on."""
     text = Text()
-    weights = [0.0] * len(row.prompt_T) + row.weights_T.tolist()
-    ids = [*row.prompt_T.tolist(), *row.completion_T.tolist()]
+    weights = ([0.0] * len(row.prompt_T) + row.weights_T.tolist())[begin:]
+    ids = [*row.prompt_T.tolist(), *row.completion_T.tolist()][begin:]
     for place, (shown, group) in enumerate(letters(chat, ids, [weight > 0 for weight in weights])):
         trained = weights[group[-1]] > 0
         piece = visible(shown)

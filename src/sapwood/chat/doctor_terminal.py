@@ -7,6 +7,7 @@ harmless (see `colour.UNPRINTABLE`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rich.text import Text
 
@@ -22,8 +23,15 @@ BAR = 24
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _PLACES = 3
 
-Line = tuple[int, Text]
-"""Columns to indent, and what stands there."""
+
+class Line(NamedTuple):
+    """A text that wraps below its own beginning, `indent` columns from the left; a mark stands before it."""
+
+    indent: int
+    text: Text
+    mark: str = ""
+    style: str = ""
+    """Of the mark."""
 
 
 def harmless(text: str) -> str:
@@ -36,21 +44,20 @@ def finding_lines(findings: Sequence[Finding]) -> Iterator[Line]:
     order = ("problem", "note", "ok")
     for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
         mark, style = MARKS[finding.severity]
-        text = Text(f"{mark} ", style=style).append(harmless(finding.sentence), style="" if finding.severity == "ok" else style)
-        yield 2, text
+        yield Line(2, Text(harmless(finding.sentence), style="" if finding.severity == "ok" else style), mark, style)
         if finding.next_step and finding.severity != "ok":
-            yield 4, Text(harmless(finding.next_step), style="dim")
+            yield Line(4, Text(harmless(finding.next_step), style="dim"))
 
 
 def survey_lines(survey: Survey) -> Iterator[Line]:
     """Counts, tokens by who wrote them, lengths, sharing."""
     whole = f"{survey.taken:,} of {survey.rows_in:,} conversations can be trained"
-    yield 2, Text(whole, style="bold red" if survey.refused else "bold")
+    yield Line(2, Text(whole, style="bold red" if survey.refused else "bold"))
     if survey.lengths is None:
         return
     yield from _tokens(survey.tokens)
     yield from _lengths(survey.lengths)
-    yield 2, _sharing(survey.sharing)
+    yield Line(2, _sharing(survey.sharing))
 
 
 def kind_lines(survey: Survey) -> Iterator[Line]:
@@ -58,20 +65,22 @@ def kind_lines(survey: Survey) -> Iterator[Line]:
     for kind, count in survey.kinds.items():
         what = ROW_KINDS[kind]
         mark, style = MARKS[what.severity]
-        yield 2, Text(f"{mark} {count.rows:,} {agreeing(what.title, count.rows)}", style=style)
+        yield Line(2, Text(f"{count.rows:,} {agreeing(what.title, count.rows)}", style=style), mark, style)
         for note in count.first[:_PLACES]:
-            yield 6, Text(harmless(note.where), style="bold").append(f"  {harmless(note.sentence)}", style="not bold")
+            yield Line(6, Text().append(harmless(note.where), style="bold").append(f"  {harmless(note.sentence)}"))
             if kind == "refused" and note.next_step:
-                yield 8, Text(harmless(note.next_step), style="dim")
+                yield Line(8, Text(harmless(note.next_step), style="dim"))
         if count.rows > _PLACES:
-            yield 6, Text(f"… and {count.rows - _PLACES:,} more", style="dim")
-        yield 4, Text(what.next_step, style="dim")
+            yield Line(6, Text(f"… and {count.rows - _PLACES:,} more", style="dim"))
+        yield Line(4, Text(what.next_step, style="dim"))
 
 
 def _tokens(tokens: Tokens) -> Iterator[Line]:
     share = tokens.trained / tokens.row_tokens
     plural = "s" * (tokens.rows != 1)
-    yield 2, Text(f"{tokens.rows:,} training row{plural} of {tokens.row_tokens:,} tokens; {tokens.trained:,} ({share:.0%}) are trained")
+    yield Line(
+        2, Text(f"{tokens.rows:,} training row{plural} of {tokens.row_tokens:,} tokens; {tokens.trained:,} ({share:.0%}) are trained")
+    )
     most = max(tokens.by_kind.values())
     for kind, count in sorted(tokens.by_kind.items(), key=lambda entry: -entry[1]):
         trained = tokens.trained_by_kind.get(kind, 0)
@@ -79,16 +88,16 @@ def _tokens(tokens: Tokens) -> Iterator[Line]:
         solid = max(1, round(BAR * count / most))
         green = min(solid, round(BAR * trained / most)) if trained < count else solid
         line.append("█" * green, style="green").append("█" * (solid - green), style="bright_black")
-        yield 4, line.append(" " * (BAR - solid) + (f" {trained / count:.0%} trained" if trained else ""))
+        yield Line(4, line.append(" " * (BAR - solid) + (f" {trained / count:.0%} trained" if trained else "")))
 
 
 def _lengths(lengths: Lengths) -> Iterator[Line]:
     most = max(lengths.counts)
     blocks = "".join(_BLOCKS[0 if not count else max(1, round(8 * count / most))] for count in lengths.counts)
     limit = f"; the context holds {lengths.limit:,}" if lengths.limit else ""
-    yield 2, Text(f"lengths  0 ▕{blocks}▏ {lengths.top:,} tokens{limit}")
+    yield Line(2, Text(f"lengths  0 ▕{blocks}▏ {lengths.top:,} tokens{limit}"))
     longest = f"longest {lengths.longest:,} ({harmless(lengths.longest_at)})"
-    yield 4, Text(f"shortest {lengths.shortest:,}, median {lengths.median:,}, nine of ten up to {lengths.ninety:,}, {longest}")
+    yield Line(4, Text(f"shortest {lengths.shortest:,}, median {lengths.median:,}, nine of ten up to {lengths.ninety:,}, {longest}"))
 
 
 def _sharing(sharing: Sharing) -> Text:

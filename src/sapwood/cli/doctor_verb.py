@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat, coloured
@@ -108,8 +110,10 @@ def _kinds(found: Examination) -> set[str]:
 
 def show_lines(screen: Screen, lines: Iterable[Line]) -> None:
     """Each line wrapped at its own indent."""
-    for indent, text in lines:
-        screen.show(Padding(text, (0, 0, 0, indent), expand=False))
+    for line in lines:
+        beside = Table.grid(padding=(0, 1, 0, 0))
+        beside.add_row(*([Text(line.mark, style=line.style)] if line.mark else []), line.text)
+        screen.show(Padding(beside, (0, 0, 0, line.indent), expand=False))
 
 
 def _show(chat: Chat, rows: Rows, config: DoctorConfig, screen: Screen) -> None:
