@@ -136,6 +136,7 @@ def ask(*texts: str) -> list[dict[str, str]]:
         {"prompt": ask("q"), "chosen": ask("", "a")[1:], "rejected": ask("", "b")[1:]},
         {"prompt": "q", "chosen": ask("q", "a"), "rejected": ask("q", "b")},
         {"chosen": ask("q", "a"), "rejected": ask("q", "b")},
+        {"prompt": json.dumps(ask("q")), "chosen": ask("q", "a"), "rejected": "b"},
         {"chosen": json.dumps(ask("q", "a")), "rejected": json.dumps(ask("q", "b"))},
     ],
 )
@@ -155,6 +156,9 @@ def test_preferences_in_all_their_forms(tmp_path: Path, row: dict[str, Any]) -> 
 def test_an_implicit_prompt_is_all_that_both_share(tmp_path: Path) -> None:
     rows = [{"chosen": ask("q", "x", "r", "a"), "rejected": ask("q", "x", "r", "b")}]
     (pair,) = read([write(tmp_path, *rows)], columns=columns_from([], system="s")).preferences
+    beside = [{"prompt": ask("q", "x", "r"), **rows[0]}]
+    (same,) = read([write(tmp_path, *beside)], columns=columns_from([], system="s")).preferences
+    assert [[m.content for m in part] for part in (same.prompt, same.chosen)] == [["s", "q", "x", "r"], ["a"]]
     assert [m.content for m in pair.prompt] == ["s", "q", "x", "r"]
     talk = pair.conversation(pair.chosen)
     assert [m.weight for m in talk.messages if m.role == "assistant"] == [0, 1], "the prompt's own answers are context"
@@ -277,3 +281,8 @@ def test_numbers_that_would_lose_digits_are_refused(tmp_path: Path) -> None:
 def test_the_quick_look_for_large_numbers_misses_none(number: int, before: str) -> None:
     fits = -(2**63) <= number < 2**64
     assert oversized_number(json.dumps([before, {"n": number}]).encode()) == ("" if fits else str(number))
+
+
+@pytest.mark.parametrize("before", range(20))
+def test_the_quick_look_sees_the_shortest_wherever_it_stands(before: int) -> None:
+    assert oversized_number(b" " * before + b"[-9223372036854775809]") == "-9223372036854775809"

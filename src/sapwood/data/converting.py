@@ -112,8 +112,8 @@ def answered_twice(row: Mapping[str, Any], names: Names, notes: Notes) -> tuple[
     first = len(prompt) + 1
     chosen = answer_turns(value_of(row, names["chosen"]), names["chosen"], notes, first=first)
     rejected = answer_turns(value_of(row, names["rejected"]), names["rejected"], notes, first=first)
-    if _same(chosen[: len(prompt)], prompt) and _same(rejected[: len(prompt)], prompt):  # whole conversations beside their prompt
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    if prompt:  # whole conversations may stand beside their prompt
+        chosen, rejected = (turns[len(prompt) :] if _same(turns[: len(prompt)], prompt) else turns for turns in (chosen, rejected))
     if not prompt:
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and _same([chosen[shared]], [rejected[shared]]):

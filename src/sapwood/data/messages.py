@@ -54,7 +54,7 @@ def read_messages(raw: Any, notes: Notes, *, field: str = "messages", default_we
     """
     if isinstance(raw, str):
         raw = json_in_text(raw, f"broken messages: `{field}`")
-    if isinstance(raw, Mapping):
+    if isinstance(raw, dict):
         raw = _side_by_side(raw) or [raw]
     if not isinstance(raw, list):
         raise Refused(f"no messages: `{field}` is {kind_of(raw)}, expected a list of messages", "give [{role, content}, …]")
