@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen2, untied": (transformers.Qwen2Config, {"tie_word_embeddings": False}),
     "gemma3, tied and scaled": (transformers.Gemma3TextConfig, {"head_dim": 8, "query_pre_attn_scalar": 8}),
     "gemma2, scaled and soft-capped": (transformers.Gemma2Config, {"head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gpt2, a table of positions": (transformers.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "granite, scaled logits": (
         transformers.GraniteConfig,
         {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "tie_word_embeddings": True},
@@ -281,6 +282,15 @@ def test_a_head_with_a_bias_is_refused_with_an_adapter_and_served_in_full() -> N
     assert all(np.isfinite(values).all() for values in model.logprobs(rows()))
     with pytest.raises(ModelError, match=r"head with a bias.*`--full`.*plain"):
         add_lora(model, LoraConfig(), 0)
+
+
+def test_a_model_with_embeddings_by_layer_is_refused_before_it_is_touched() -> None:
+    config = transformers.Gemma4TextConfig(**{**SIZES, "head_dim": 8, "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8})
+    module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sapwood").eval()
+    model = LanguageModel(module, probe=False)
+    with pytest.raises(ModelError, match=r"second embedding of its tokens \(model\.embed_tokens_per_layer\).*plain"):
+        learn_tokens(model, NEW)
+    assert model.vocabulary == 97
 
 
 def test_looking_at_sizes_and_devices_makes_no_copy_of_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:

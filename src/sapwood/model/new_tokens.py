@@ -14,6 +14,7 @@ by layer (Gemma 3n), heads with a bias beside an adapter (peft leaves the bias o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 SHORT = 0.2
 """A row shorter than this share of the median row was hardly trained (Land and Bartolo, arXiv:2405.05417, §3: norms tell)."""
+
+_POSITIONS = re.compile(r"pos|wpe$")
+"""In the names of tables of positions, which may have more rows than a small vocabulary."""
 
 BLOCK = 8192
 """Rows that are widened to fp32 at a time: a wide copy of a whole embedding would double its memory."""
@@ -76,8 +80,12 @@ def make_room(model: LanguageModel, tokens: Collection[int]) -> str | None:
             f"{gaps[0]} on are. Tokenizer and model do not belong together: load both from one folder."
         )
     ends = {id(model.base.get_input_embeddings()), id(model.base.get_output_embeddings())}
-    others = [name for name, layer in model.base.named_modules() if isinstance(layer, nn.Embedding) and id(layer) not in ends]
-    if any(len(model.base.get_submodule(name).weight) >= rows for name in others):
+    others = [
+        name
+        for name, layer in model.base.named_modules()
+        if isinstance(layer, nn.Embedding) and id(layer) not in ends and len(layer.weight) >= rows and not _POSITIONS.search(name)
+    ]
+    if others:
         raise ModelError(
             f"{type(model.base).__name__} has a second embedding of its tokens ({others[0]}), which cannot grow. Choose a template whose "
             "tokens the model has (`--template plain` needs none)."
