@@ -121,6 +121,7 @@ def test_parallel_calls_are_read(style: str, text: str) -> None:
     [
         ("Hermes", '<tool_call>{"name": "grow", "arguments": {"kind": "oak"'),
         ("Hermes", '<tool_call>{"name": "grow", "arguments": {"kind": NaN}}</tool_call>'),
+        ("Hermes", '<tool_call>{"name": "grow", "arguments": {"kind": 1e999}}</tool_call>'),
         ("Hermes", '<tool_call>{"name": "grow"}</tool_call>'),
         ("Hermes", '<tool_call>{"name": "grow", "arguments": [1]}</tool_call>'),
         ("Hermes", '<tool_call>{"name": "grow", "arguments": {"a": "\\ud800"}}</tool_call>'),

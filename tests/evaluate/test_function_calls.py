@@ -10,13 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.evaluate import function_call
-from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, Score
+from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, Score, ToolCall
 
 
 def judge(reference: Any, calls: Any) -> Score:
     text = calls if isinstance(calls, str) else orjson.dumps(calls).decode()
     item = Item(Conversation((Message("user", "?"),)), reference)
     return function_call()(item, Completion(Prompt((), (), ""), (), text, Ended.STOP))
+
+
+def test_calls_of_the_message_go_before_the_text() -> None:
+    """They are read in the way of the model's template; a text that looks like a call counts where the message has none."""
+    item = Item(Conversation((Message("user", "?"),)), {"name": "f", "arguments": {"x": 1}})
+    right, wrong = (Message("assistant", "I look.", tool_calls=(ToolCall("f", {"x": value}),)) for value in (1, 2))
+    text = orjson.dumps(call(x=1)).decode()
+    for message, said, value in [
+        (right, "<tool_call>…", 1.0),
+        (wrong, text, 0.0),
+        (Message("assistant", text), "", 1.0),
+        (Message("assistant", "no"), text, 0.0),
+    ]:
+        assert function_call()(item, Completion(Prompt((), (), ""), (), said, Ended.STOP, message=message)).value == value
 
 
 def call(name: str = "f", /, **arguments: Any) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def run(words: list[str]) -> None:
         if answer is None:
             history.pop()
             continue
-        history.append(Message("assistant", answer))
+        history.append(answer)
     json.write({"messages": [message.for_template() for message in history]})
 
 
@@ -121,8 +121,8 @@ def _ask() -> str:
     return line
 
 
-def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out: TextIO) -> str | None:
-    """Stream one answer; None if the prompt could not be answered."""
+def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out: TextIO) -> Message | None:
+    """Stream one answer, and give it as a message for the history; None if the prompt could not be answered."""
     stream = chat.stream()
 
     def on_token(_: int, token: int) -> None:
@@ -140,4 +140,4 @@ def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out:
     if completion.ended is Ended.ERROR:
         print(completion.error, file=sys.stderr)
         return None
-    return completion.text
+    return completion.message or Message("assistant", completion.text)

@@ -7,6 +7,7 @@ yet. A verdict never changes when more text follows: that is what makes streamin
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,13 +79,20 @@ def balanced(text: str, start: int, *, python: bool = False) -> int | None:
 
 
 def loaded(text: str) -> Any:
-    """The value of a JSON text: whole numbers stay whole at any size. Raises `ValueError` for NaN and half letters too."""
+    """The value of a JSON text: whole numbers stay whole at any size.
+
+    Raises `ValueError`, also for NaN, for numbers too large for a float, and for half of a letter.
+    """
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON value")
 
+    def finite(number: str) -> float:
+        value = float(number)
+        return value if math.isfinite(value) else refuse(number)
+
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse, parse_float=finite)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no letter
     except RecursionError:

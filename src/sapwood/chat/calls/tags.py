@@ -80,7 +80,7 @@ _XML_NEXT = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=[^>\n]+>|\Z))")
 
 
 def _xml(text: str, tools: Tools) -> Scan:
-    return _first_that_reads(text, _XML_END, lambda end: _read_xml(text[: end.start()], tools))
+    return _first_that_reads(text, _XML_HEAD, _XML_END, lambda end: _read_xml(text[: end.start()], tools))
 
 
 def _read_xml(text: str, tools: Tools) -> ToolCall | None:
@@ -105,7 +105,7 @@ _GLM_PAIR = re.compile(r"\s*<arg_key>([^<]+)</arg_key>\s*<arg_value>(.*?)</arg_v
 
 
 def _glm(text: str, tools: Tools) -> Scan:
-    return _first_that_reads(text, _GLM_END, lambda end: _read_glm(text[: end.start()], tools))
+    return _first_that_reads(text, _GLM_HEAD, _GLM_END, lambda end: _read_glm(text[: end.start()], tools))
 
 
 def _read_glm(text: str, tools: Tools) -> ToolCall | None:
@@ -122,8 +122,10 @@ def _read_glm(text: str, tools: Tools) -> ToolCall | None:
     return ToolCall(head[1], arguments)
 
 
-def _first_that_reads(text: str, ending: re.Pattern[str], read: Callable[[re.Match[str]], ToolCall | None]) -> Scan:
+def _first_that_reads(text: str, head: re.Pattern[str], ending: re.Pattern[str], read: Callable[[re.Match[str]], ToolCall | None]) -> Scan:
     """The first end up to which the text reads as a call: an argument may hold the closing tags as text."""
+    if not head.match(text):
+        return MORE
     for end in ending.finditer(text):
         call = read(end)
         if call is not None:
