@@ -164,6 +164,27 @@ def test_a_tokenizer_with_a_dummy_space_that_adds_bos(template_writes_bos: bool,
     assert chat.decode(turn.ids) == "the sap<|im_end|>"
 
 
+def test_a_processor_s_template_in_its_own_file_goes_before_the_tokenizer_s(tmp_path: Path) -> None:
+    folder = write_media_model(tmp_path, "llava")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages[0].content }}"}))
+    chat, inner = media_chat(folder)
+    assert chat.template == inner.chat_template == template
+
+
+def test_what_is_saved_beside_a_model_makes_the_same_prompts_of_media(llava: Any, tmp_path: Path) -> None:
+    folder, chat, _, uri = llava
+    for name, content in chat.saved_files().items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    again, _ = media_chat(tmp_path)
+    assert again.prompt(ask("what?", uri)).ids == chat.prompt(ask("what?", uri)).ids
+    assert again._media.fingerprint == chat._media.fingerprint
+
+
 def test_features_are_made_again_and_alike(llava: Any) -> None:
     folder, _, _, uri = llava
     processor = load_processor(folder)

@@ -102,6 +102,9 @@ def _templates(path: Path, settings: Mapping[str, Any]) -> tuple[dict[str, str],
     elif isinstance(setting, list):
         found = {entry["name"]: entry["template"] for entry in setting}
         origin = str(path / "tokenizer_config.json")
+    of_processor = read_json(path / "chat_template.json").get("chat_template")  # how processors were saved before transformers 4.50
+    if isinstance(of_processor, str):
+        found, origin = {"default": of_processor}, str(path / "chat_template.json")
     files = {"default": path / "chat_template.jinja", "tool_use": path / "additional_chat_templates" / "tool_use.jinja"}
     for name, file in files.items():
         if file.is_file():

@@ -1,8 +1,9 @@
 """The files by which others chat as a run did: transformers, peft, vLLM, llama.cpp's converter.
 
 In: a folder's values (with tokens a given template added), the template, the stop tokens. Out: file names and contents.
-tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja and generation_config.json; what the model's
-own files say beside what is changed here is kept. config.json belongs to the weights and is not written.
+tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja and generation_config.json, and those of a
+processor for images or sounds; what the model's own files say beside what is changed here is kept. config.json belongs to
+the weights and is not written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 import orjson
 
 from sapwood.chat.files import Folder, read_json
+
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What transformers makes the processor of a model for images or sounds of; a copy is as good as the original."""
 
 
 def saved_files(folder: Folder, given: str | None, turn_end: int | None, stop_ids: Iterable[int]) -> dict[str, bytes]:
@@ -48,6 +52,9 @@ def saved_files(folder: Folder, given: str | None, turn_end: int | None, stop_id
     }
     if "default" in folder.templates:
         files["chat_template.jinja"] = folder.templates["default"].encode()
+    for name in _PROCESSORS:
+        if (folder.path / name).is_file():
+            files[name] = orjson.dumps(read_json(folder.path / name), option=orjson.OPT_INDENT_2)
     return files
 
 
