@@ -74,6 +74,7 @@ class Template:
                 f"{origin}:{error.lineno}: the chat template is not valid Jinja ({error.message}). Mend it there, or give another with "
                 "`--template FILE`."
             ) from None
+        self._globals = dict(self._compiled.globals)
         self._usual = False
         self.form = Form()
         self.form = self._learned_form(special or {})
@@ -104,16 +105,19 @@ class Template:
                 "choose a template that reads it, with `--template FILE`."
             )
         try:
-            return self._compiled.render(
-                {
-                    **special,
-                    **_plain(arguments),
-                    "messages": [self.written(message) for message in messages],
-                    "tools": [_plain(tool) for tool in tools] or None,
-                    "documents": None,
-                    "add_generation_prompt": generation_prompt,
-                }
-            )
+            variables = {
+                **self._globals,
+                **special,
+                **_plain(arguments),
+                "messages": [self.written(message) for message in messages],
+                "tools": [_plain(tool) for tool in tools] or None,
+                "documents": None,
+                "add_generation_prompt": generation_prompt,
+            }
+            # what `jinja2.Template.render` does, with the globals made a plain dictionary once and not at every rendering
+            compiled = self._compiled
+            context = jinja2.runtime.new_context(compiled.environment, compiled.name, compiled.blocks, variables, shared=True)
+            return "".join(compiled.root_render_func(context))
         except _CAUSES as error:
             roles = ", ".join(message.role for message in messages) or "none"
             cause = str(error).rstrip(".") or type(error).__name__

@@ -129,10 +129,10 @@ def _told_apart(example: Example) -> tuple[list[tuple[int, int, int, float]], li
         weight = row.weights_T[0]
         if row.media or (row.weights_T != weight).any():
             return [], []
-        whole = np.concatenate([row.prompt_T, row.completion_T]).astype(np.int32)
+        whole = np.concatenate([row.prompt_T, row.completion_T], dtype=np.int32, casting="unsafe")
         size = min(len(before), len(whole))
-        parted = np.flatnonzero(before[:size] != whole[:size])
-        kept = int(parted[0]) if len(parted) else size
+        parted = before[:size] != whole[:size]
+        kept = int(parted.argmax()) if parted.any() else size
         rows.append((kept, len(row.prompt_T), len(row.completion_T), float(weight)))
         tokens.append(whole[kept:])
         before = whole

@@ -7,6 +7,7 @@ reports with the place, and a worker that dies (the system ran out of memory, sa
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -166,6 +167,8 @@ def serve() -> None:
     chat = Chat.planned(plan.encode())
     assert chat.fingerprint == fingerprint, "a worker's chat is not the one that was planned"
     named = {field: Text(value[0]) if isinstance(value, list) else value for field, value in columns.items()}
+    gc.freeze()
+    gc.set_threshold(200_000)  # rows are lists of numbers: looking through them for cycles finds none
     preparer = Preparer(chat, named, cluster)
     while True:
         try:
