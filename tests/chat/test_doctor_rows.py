@@ -15,7 +15,7 @@ from template_conversations import random_conversation
 from template_families import folder
 
 from sapwood.chat import Chat
-from sapwood.chat.doctor import diagnose, examine, survey_findings
+from sapwood.chat.doctor import diagnose, examine, in_light_of, survey_findings
 from sapwood.chat.doctor_rows import Survey, Surveyor
 from sapwood.chat.doctor_sharing import SharingCount, unique_tokens
 from sapwood.chat.doctor_spans import KINDS, spans_of, token_kinds
@@ -242,3 +242,19 @@ def test_a_prefilled_thought_is_no_fault_of_the_rows(tmp_path: Path) -> None:
     found = survey(chat, row)
     assert found.taken == 1
     assert found.tokens.by_kind["reasoning"] > 0
+
+
+def test_what_no_row_makes_use_of_is_no_note(tmp_path: Path) -> None:
+    chat = load(tmp_path, "chatml")
+    plain, spaced = said("Where?", "Below.", system="Be brief."), said("Where?", "Below.", system="Be brief. ")
+    tooled = Conversation((Message("user", "a"), Message("assistant", "b")), ({"type": "function", "function": {"name": "f"}},))
+    found = in_light_of(examine(chat), survey(chat, plain))
+    assert [finding.kind for finding in found if finding.severity == "note"] == []
+    assert any("none of these rows has any" in finding.sentence for finding in found)
+    assert diagnose(found, survey(chat, plain)).verdict == "healthy"
+    notes = [finding.kind for finding in in_light_of(examine(chat), survey(chat, plain, tooled)) if finding.severity == "note"]
+    assert "tools" in notes, "rows that were refused may have wanted it"
+    trimming = load(tmp_path / "headers", "headers")
+    for row, severity in ((plain, "ok"), (spaced, "note")):
+        found = in_light_of(examine(trimming), survey(trimming, row))
+        assert {finding.severity for finding in found if finding.kind == "text-trimmed"} == {severity}

@@ -183,6 +183,30 @@ def survey_findings(survey: Survey) -> list[Finding]:
     return found
 
 
+_CONCERNS = {
+    "tools": ("tools", "none of these rows has any"),
+    "calls": ("tools", "none of these rows has any"),
+    "tool-results": ("tools", "none of these rows has any"),
+    "read-back": ("tools", "none of these rows has any"),
+    "reasoning": ("reasoning", "none of these rows has any"),
+    "system-refused": ("system", "none of these rows has any"),
+    "own-text": ("no system", "each of these rows has one"),
+    "text-trimmed": ("spaces", "none of these rows has any to lose"),
+}
+"""Notes that concern rows of one make alone: the feature that these have, and what is said where no row has it."""
+
+
+def in_light_of(findings: Sequence[Finding], survey: Survey) -> list[Finding]:
+    """Findings about a template as they concern these rows: a note about what no row makes use of is none."""
+    found = []
+    for finding in findings:
+        feature, words = _CONCERNS.get(finding.kind, ("", ""))
+        if finding.severity == "note" and feature and survey.taken == survey.rows_in and feature not in survey.features:
+            finding = Finding("ok", f"{finding.sentence.rstrip('.')} ({words}).", kind=finding.kind)
+        found.append(finding)
+    return found
+
+
 Verdict = Literal["healthy", "usable", "not trainable"]
 
 

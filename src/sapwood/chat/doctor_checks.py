@@ -137,6 +137,20 @@ def _texts(conversation: Conversation) -> Iterator[RowNote]:
         yield RowNote("mixed-thought", where, f"{len(trained)} trained turns")
 
 
+def features_of(conversation: Conversation) -> set[str]:
+    """What of a template a conversation makes use of (see `doctor_rows.Survey.features`)."""
+    messages = conversation.messages
+    led = messages[0].role in ("system", "developer")
+    found = {"system" if led else "no system"}
+    if conversation.tools or any(message.tool_calls or message.role == "tool" for message in messages):
+        found.add("tools")
+    if any(taken_apart(message).reasoning for message in messages if message.role == "assistant"):
+        found.add("reasoning")
+    if any(message.content != message.content.strip() for message in messages):
+        found.add("spaces")
+    return found
+
+
 def same_text(chat: Chat, turn: Turn) -> bool:
     """Whether the ids give the text back, but for the space that a tokenizer with a dummy space hides at the front."""
     found = chat.decode(turn.ids)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sapwood.chat.chat import Chat
-from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, Severity, row_notes
+from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, Severity, features_of, row_notes
 from sapwood.chat.doctor_repeats import Repeats
 from sapwood.chat.doctor_sharing import Ids, Sharing, SharingCount, common_beginning
 from sapwood.chat.doctor_spans import KINDS, Kinds, document_kinds, spans_of, token_kinds
@@ -77,6 +77,8 @@ class Survey:
     sharing: Sharing
     kinds: dict[str, KindCount]
     """By kind, in the order of `ROW_KINDS`; only kinds that were met."""
+    features: frozenset[str]
+    """What the rows make use of: `tools`, `reasoning`, `system`, `no system` (rows without one), `spaces` (at the ends of texts)."""
     most_common_answer: tuple[str, float] | None
     """The last answer that most rows share and their share of all rows, where it is at least a tenth."""
 
@@ -103,6 +105,7 @@ class Surveyor:
         self._lengths = array("I")
         self._longest = 0
         self._longest_at = ""
+        self._features: set[str] = set()
         self._repeats = Repeats()
         self._sharing = SharingCount(batch=batch)
 
@@ -130,6 +133,7 @@ class Surveyor:
         self._rows_in += 1
         self._count(conversation, turns)
         self._repeats.add(conversation, turns[-1])
+        self._features |= features_of(conversation)
         for note in row_notes(self._chat, conversation, turns, self._limit):
             self.note(note)
         return turns
@@ -160,6 +164,7 @@ class Surveyor:
             self._length_counts(),
             self._sharing.result(),
             {kind: self._kinds[kind] for kind in ROW_KINDS if kind in self._kinds},
+            frozenset(self._features),
             self._repeats.most_common_answer(),
         )
 

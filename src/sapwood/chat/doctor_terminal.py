@@ -78,9 +78,8 @@ def kind_lines(survey: Survey) -> Iterator[Line]:
 def _tokens(tokens: Tokens) -> Iterator[Line]:
     share = tokens.trained / tokens.row_tokens
     plural = "s" * (tokens.rows != 1)
-    yield Line(
-        2, Text(f"{tokens.rows:,} training row{plural} of {tokens.row_tokens:,} tokens; {tokens.trained:,} ({share:.0%}) are trained")
-    )
+    in_all = f"{tokens.trained:,} ({share:.0%}) are trained"
+    yield Line(2, Text(f"{tokens.rows:,} training row{plural} of {tokens.row_tokens:,} tokens; {in_all}"))
     most = max(tokens.by_kind.values())
     for kind, count in sorted(tokens.by_kind.items(), key=lambda entry: -entry[1]):
         trained = tokens.trained_by_kind.get(kind, 0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sapwood.assets import Report, resolve_data
 from sapwood.chat import Chat
-from sapwood.chat.doctor import Diagnosis, diagnose, examine, survey_findings
+from sapwood.chat.doctor import Diagnosis, diagnose, examine, in_light_of, survey_findings
 from sapwood.chat.doctor_checks import ROW_KINDS
 from sapwood.chat.doctor_rows import Survey, Surveyor
 from sapwood.chat.doctor_tokenizer import Finding
@@ -149,7 +149,7 @@ def examined(
     survey = None
     if rows is not None:
         survey = examine_rows(chat, rows, total=rows.total, batch=batch, advance=advance)
-        findings += survey_findings(survey)
+        findings = [*in_light_of(findings, survey), *survey_findings(survey)]
     return Examination(model, findings, survey, diagnose(findings, survey, max_refused), rows.notes if rows else [])
 
 
