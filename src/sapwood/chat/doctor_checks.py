@@ -103,12 +103,14 @@ def row_notes(chat: Chat, conversation: Conversation, turns: Sequence[Turn], lim
 def _lost_on_the_way_back(chat: Chat, message: Message, turn: Turn) -> str:
     """What a reader of the turn, as generated, would get otherwise than the message has it; empty if nothing.
 
-    A plain text without a bracket in it is what it is, and is not parsed: most turns are such.
+    A plain text without a bracket in it is what it is, and is not parsed: most turns are such. Ids of calls do not count: most
+    templates write none, and servers make their own.
     """
     end = chat.tokens.token_of(turn.ids[-1]) or ""
     if turn.text == message.content + end and not (message.tool_calls or message.reasoning or _BRACKETS.search(message.content)):
         return ""
-    return next((f"{kind}: {sentence}" for kind, sentence in compare(message, chat.parse(turn.ids, turn.prompt).message)), "")
+    losses = compare(message, chat.parse(turn.ids, turn.prompt).message)
+    return next((f"{kind}: {sentence}" for kind, sentence in losses if not kind.startswith("call ids")), "")
 
 
 def _texts(conversation: Conversation) -> Iterator[RowNote]:

@@ -145,6 +145,7 @@ def _next(found: Examination, config: DoctorConfig) -> str:
     words = [str(config.fix)] if config.fix is not None else [*config.data] or ["my.jsonl"]
     words += ["--model", config.model] if config.model != DEFAULT_MODEL else []
     words += ["--template", str(config.template)] if config.template is not None else []
+    words += ["--tools-in-system"] if config.tools_in_system else []
     for option in fields(config.rows):
         value = getattr(config.rows, option.name)
         if value != getattr(_ROWS, option.name):
