@@ -13,7 +13,7 @@ import transformers
 import sapwood
 from sapwood.chat import Chat
 from sapwood.errors import DataError
-from sapwood.recipes.prepare import DataConfig, prepare, read_files
+from sapwood.recipes.prepare import DataConfig, prepare, read_files, scan_files
 from sapwood.recipes.tune import load_chat
 from tiny.folder import write_model
 from tiny.media_models import image_bytes, sound_bytes, write_media_model
@@ -63,6 +63,26 @@ def test_a_model_of_text_alone_refuses_rows_with_media_by_its_family_s_name(tmp_
     rows = read_files([str(write_rows(tmp_path, "image"))], DataConfig(), lambda *_: None)
     with pytest.raises(DataError, match=r"(?s)12.*not covered for the family 'llama'.*"):
         prepare(rows, chat, DataConfig(held_out=0))
+
+
+def test_the_web_is_asked_when_the_config_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    part = {"type": "image", "url": "http://127.0.0.1:9/a.png"}  # nobody answers there
+    row = {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "x"}]}
+    file.write_text(json.dumps(row))
+    for allowed, said in ((False, "pass --allow-urls"), (True, "cannot be fetched")):
+        [refusal] = read_files([str(file)], DataConfig(allow_urls=allowed), lambda *_: None).refused
+        assert said in str(refusal)
+
+
+def test_a_scan_is_made_again_where_rows_depend_on_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path / "cache"))
+    file = write_rows(tmp_path, "image", 4)
+    picture = (tmp_path / "1.image").read_bytes()
+    (tmp_path / "1.image").unlink()
+    assert len(scan_files([str(file)], DataConfig(), lambda *_: None).refused.kept) == 2
+    (tmp_path / "1.image").write_bytes(picture)
+    assert not scan_files([str(file)], DataConfig(), lambda *_: None).refused.kept
 
 
 def test_a_processor_is_part_of_what_a_run_was_made_with(tmp_path: Path) -> None:

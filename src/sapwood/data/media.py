@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from sapwood.assets.cache import cache_root
 from sapwood.chat.media import CHECKS, MAX_BYTES, medium_bytes, require_library
@@ -187,7 +188,7 @@ def _found(medium: Media, folder: Path, where: str, allow_urls: bool) -> Media:
                 )
             uri = str(_fetched(uri))
         elif uri[:5].lower() != "data:" and not _OTHER_SCHEME.match(uri):
-            path = Path(uri.removeprefix("file://")).expanduser()
+            path = Path(unquote(uri[7:]) if uri[:7].lower() == "file://" else uri).expanduser()
             uri = str(path if path.is_absolute() else folder / path)
         return dataclasses.replace(medium, uri=uri, digest=_digest(medium.kind, uri, where))
     except DataError as error:
