@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chat.chat_folders import CHATML, ENDLESS, NO_SYSTEM, TOOLFUL, write_folder
+from sapwood.chat.doctor_checks import ROW_KINDS
+from sapwood.chat.doctor_spans import KINDS
 from sapwood.cli.main import main
 
 
@@ -197,3 +200,22 @@ def test_one_template_and_a_row_of_ones_own(place: Path, capsys: pytest.CaptureF
 def test_refusals(place: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) != 0
     assert expected in capsys.readouterr().err
+
+
+def words_of(section: str) -> set[str]:
+    return set(re.findall(r"`([a-z][a-z_-]*)`", section))
+
+
+def test_the_reference_names_every_key_and_every_kind(place: Path) -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    parts = dict(part.split("\n", 1) for part in reference.split("\n## "))
+    _, found = result("doctor", "sick.jsonl", "--model", "model", "--fix", "mended.jsonl")
+    keys = words_of(parts["`--json FILE`"])
+    rows = found["rows"]
+    for produced in (found, rows, rows["tokens"], rows["lengths"], rows["sharing"], found["fix"], found["findings"][0]):
+        assert produced.keys() <= keys, "a key that nobody was told of"
+    assert set(ROW_KINDS) == words_of(parts["What is looked at in rows"].partition("\n|---|---|\n")[2]) - {"enable_thinking"}
+    assert set(KINDS) == words_of(parts["Tokens, by who wrote them"])
+    _, both = result("template", "model", "model")
+    for produced in (both, both["templates"][0], both["side_by_side"][0], both["side_by_side"][0]["left"], both["findings"][0]):
+        assert produced.keys() <= keys
