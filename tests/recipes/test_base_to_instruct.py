@@ -105,7 +105,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_questions(folder / "my.jsonl")
     for family in FAMILIES:
         write_base(folder / family, family)
-        tune(folder, family, f"run-{family}", "--epochs", "40")
+        tune(folder, family, f"run-{family}", "--epochs", "24")
     return folder
 
 
@@ -254,7 +254,7 @@ def test_a_run_that_trains_other_tokens_is_another_run(tmp_path: Path) -> None:
 
 
 def test_full_training_saves_a_model_that_needs_nothing_else(place: Path) -> None:
-    run = tune(place, "llama-tied", "full", "--full", "--epochs", "20", "--lr", "3e-3")
+    run = tune(place, "llama-tied", "full", "--full", "--epochs", "16", "--lr", "3e-3")
     tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
     model = transformers.AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
     assert model.config.vocab_size == len(tokenizer) == base_tokenizer().get_vocab_size() + 2
