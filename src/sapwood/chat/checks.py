@@ -46,7 +46,7 @@ def check_prompt(
             if refusal is not None:
                 return refusal
         written = message.content.strip()
-        if message.role == "assistant" or not written or (len(written) >= CHANCE and written in text):
+        if message.role == "assistant" or not written or (len(written) >= CHANCE and _holds(text, written)):
             continue
         shape = _shape(place, messages, tools)
         if written in text and shape in seen:
