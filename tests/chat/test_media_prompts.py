@@ -127,7 +127,7 @@ def test_pictures_are_turned_as_they_were_taken() -> None:
     assert picture(out.getvalue(), "a test").size == (10, 20)
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"])
 def test_prompt_ids_are_those_of_apply_chat_template(family: str, tmp_path: Path) -> None:
     chat, inner = media_chat(write_media_model(tmp_path, family))
     for conversation in conversations("image", write_media(tmp_path, "image")):

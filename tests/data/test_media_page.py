@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pages
 import pytest
 
+import pages
 from sapwood.model.media import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "media.md"
@@ -19,6 +19,7 @@ NAMES = {
     "qwen2_vl": "Qwen2-VL",
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL",
+    "internvl": "InternVL",
     "qwen2_audio": "Qwen2-Audio",
 }
 

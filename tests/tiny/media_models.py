@@ -32,6 +32,9 @@ SPECIALS = [
     "<fake_token_around_image>",
     "<end_of_utterance>",
     "<global-img>",
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 ]
 CORPUS = ["what is in this picture or sound: a red square, a low tone, noise", "one two three four five", "system user assistant answer"]
@@ -57,6 +60,7 @@ TEMPLATES = {
     "qwen2_vl": _TURNS % ("image", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen2_5_vl": _TURNS % ("image", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen3_vl": _TURNS % ("image", "<|vision_start|><|image_pad|><|vision_end|>"),
+    "internvl": _TURNS % ("image", "<IMG_CONTEXT>\n"),
     "qwen2_audio": _TURNS % ("audio", "Audio: <|audio_bos|><|AUDIO|><|audio_eos|>\n"),
 }
 IMAGE_FAMILIES = [name for name in TEMPLATES if name != "qwen2_audio"]
@@ -83,7 +87,7 @@ def make_tokenizer() -> Any:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=360, special_tokens=SPECIALS, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=370, special_tokens=SPECIALS, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
@@ -95,7 +99,14 @@ def write_media_model(folder: Path, family: str, *, seed: int = 0) -> Path:
     tokenizer = make_tokenizer()
     ids = {token: tokenizer.token_to_id(token) for token in SPECIALS}
     tokenizer.save(str(folder / "tokenizer.json"))
-    described = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    described: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    if family == "internvl":
+        described["extra_special_tokens"] = {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        }
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
     (folder / "chat_template.jinja").write_text(TEMPLATES[family])
     config, settings = _MAKERS[family](ids, tokenizer.get_vocab_size())
@@ -228,6 +239,21 @@ def _tiled(ids: dict[str, int], vocabulary: int, name: str, kind: Any) -> tuple[
     }
 
 
+def _internvl(ids: dict[str, int], vocabulary: int) -> tuple[Any, dict[str, Any]]:
+    config = transformers.InternVLConfig(
+        vision_config={**_VISION, "image_size": [28, 28], "patch_size": [7, 7]},
+        text_config=_text(vocabulary, transformers.Qwen2Config),
+        image_token_id=ids["<IMG_CONTEXT>"],
+        image_seq_length=4,
+        architectures=["InternVLForConditionalGeneration"],
+    )
+    images = {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": 28, "width": 28}, "max_patches": 4}
+    return config, {
+        "preprocessor_config.json": images,
+        "processor_config.json": {"processor_class": "InternVLProcessor", "image_seq_length": 4},
+    }
+
+
 def _qwen2_vl(ids: dict[str, int], vocabulary: int) -> tuple[Any, dict[str, Any]]:
     vision = {"embed_dim": 16, "depth": 2, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4, "spatial_merge_size": 2}
     return _axes(ids, vocabulary, "Qwen2VL", transformers.Qwen2VLConfig, vision)
@@ -321,5 +347,6 @@ _MAKERS: dict[str, Callable[[dict[str, int], int], tuple[Any, dict[str, Any]]]] 
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "internvl": _internvl,
     "qwen2_audio": _qwen2_audio,
 }

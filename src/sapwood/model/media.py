@@ -46,6 +46,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", ("image",), several_axes=True),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", ("image",), several_axes=True),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", ("image",), several_axes=True),
+    "internvl": Family("InternVLForConditionalGeneration", "InternVLProcessor", ("image",)),
     "qwen2_audio": Family("Qwen2AudioForConditionalGeneration", "Qwen2AudioProcessor", ("audio",)),
 }
 """By `model_type`. Each is tested against transformers' own processor and forward."""
@@ -54,6 +55,9 @@ WHY_NOT = {
     "gemma3": "its image tokens see each other in both directions, which sharing prefixes does not do yet",
     "paligemma": "its prompt is seen in both directions, which sharing prefixes does not do yet",
     "mllama": "it reads images by cross-attention, which is not done yet",
+    "mistral3": "its processor needs torchvision, which Sapwood does not use",
+    "pixtral": "its processor needs torchvision, which Sapwood does not use",
+    "granite_speech": "its processor needs torchaudio, which Sapwood does not use",
     "voxtral": "its tokenizer is not in the tokenizers format",
 }
 """Families that people will try, and what stands in the way."""
@@ -118,8 +122,9 @@ def _features(base: Any, family: Family, content: Content) -> list[Tensor]:
 
 
 def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Features (F, D) of an image, which some families give in a list."""
-    return features if isinstance(features, Tensor) else torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
+    """Features (F, D) of an image, which families give as one tensor, in tiles, or in a list."""
+    parts = [features] if isinstance(features, Tensor) else features
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 def tower_is_trained(base: Any) -> bool:
