@@ -97,6 +97,14 @@ def test_documents_are_trained_on_and_measured_in_bits(tmp_path: Path, model: Pa
     assert "held-out" in next(iter(result.bits)).lower()
 
 
+def test_prompts_are_evaluated_by_a_column_of_what_is_right(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i} the colour of the sky", "right": "blue"}) + "\n" for i in range(6)))
+    result = sapwood.evaluate(path, reference="right", model=model, out=tmp_path / "eval", dtype="fp32", max_new_tokens=2, quiet=True)
+    assert [arm.items for arm in result.arms.values()] == [6]
+    assert {item["reference"] for item in read_records(result.path / "items.jsonl")} == {"blue"}
+
+
 def test_the_flags_say_what_the_columns_are() -> None:
     columns = columns_from(["tools=functions"], prompt="a {b}", completion="c", system="s")
     assert columns == {"tools": "functions", "prompt": Text("a {b}"), "completion": "c", "system": Text("s")}

@@ -13,7 +13,7 @@ from sapwood.chat.other_rows import document_example
 from sapwood.data import read
 from sapwood.errors import DataError
 from sapwood.evaluate import items_from
-from sapwood.recipes.prepare import DataConfig, prepare, prepare_files, scan_files
+from sapwood.recipes.prepare import DataConfig, prepare, prepare_files, prepare_questions, scan_files
 from sapwood.recipes.screen import Screen
 from sapwood.records import Document
 
@@ -61,6 +61,23 @@ def test_what_cannot_be_imitated_is_refused_by_name_before_a_model_is_loaded(tmp
         scan_files([file], DataConfig(cache=False), lambda *_: None)
     assert str(caught.value).startswith(f"{file}: ")
     assert said in str(caught.value)
+
+
+def test_prompts_are_asked_where_a_column_holds_what_is_right(tmp_path: Path) -> None:
+    chat = load(tmp_path / "model", "two-roles")
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+    rows = [{"prompt": "q", "right": ["a", "b"], "page": 1}, {"prompt": talk, "right": 4, "page": 2}]
+    refused = {"prompt": [{"role": "system", "content": "s"}, *talk[:1]], "right": 1, "page": 3}
+    file, config = write(tmp_path, *rows, refused), DataConfig(reference="right", max_refused=0.5, cluster="page", cache=False)
+    prepared = prepare_questions(scan_files([file], config, lambda *_: None, questions=True), chat, config, Screen(quiet=True))
+    items = items_from(prepared.train, cluster="page", reference="right")
+    assert [(item.reference, item.cluster) for item in items] == [(["a", "b"], "1"), (4, "2")]
+    assert [[m.content for m in item.conversation.messages] for item in items] == [["q"], ["q", "a", "r"]]
+    assert prepared.ledger.counts()["refused"] == 1, "the template allows no system turn, which is found before a model is loaded"
+    with pytest.raises(DataError, match="to evaluate on them, name the one that holds what is right, with --reference COLUMN"):
+        scan_files([file], DataConfig(cache=False), lambda *_: None, questions=True)
+    with pytest.raises(DataError, match="nothing to imitate"):
+        scan_files([file], config, lambda *_: None)
 
 
 def test_the_choices_that_the_refusal_names_work(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def check_imitated(formats: Mapping[str, Format]) -> None:
         if form == "prompts":
             raise DataError(
                 f"{file}: prompts without answers, so there is nothing to imitate or to compare with. Name the column that answers, with "
-                "--prompt prompt --completion COLUMN."
+                "--prompt prompt --completion COLUMN; to evaluate on them, name the one that holds what is right, with --reference COLUMN."
             )
 
 

@@ -27,7 +27,8 @@ def items_from(
 
     The reference is the turn's text, or its calls as `{"name", "arguments"}` (a list where there are several).
     `cluster` names the column of `meta` that says which rows belong together; rows without it, or all if None, stand alone.
-    `reference` names a column that holds the scorer's reference instead (such as BFCL's possible answers).
+    `reference` names a column that holds the scorer's reference instead (such as BFCL's possible answers); with it, a
+    conversation without an answer to train is asked as a whole.
     Rows that ask and expect the very same become one item, and `meta["copies"]` says of how many.
     Documents ask nothing, so they are no items. Raises `DataError` naming the row where there is no assistant turn, nothing
     asked before it, or no such column.
@@ -51,6 +52,9 @@ def clusters_of(conversations: Sequence[Conversation | Document], *, cluster: st
 
 def _item(conversation: Conversation, cluster: str | None, reference: str | None) -> Item:
     places = [place for place, message in enumerate(conversation.messages) if message.role == "assistant"]
+    if reference is not None and reference in conversation.meta and not any(conversation.messages[place].weight for place in places):
+        whole = conversation  # a question whose answer nobody wrote down, only what is right
+        return Item(whole, whole.meta[reference], None if cluster is None else _group(whole, cluster), meta={COPIES: 1})
     if not places or places[-1] == 0:
         raise DataError(
             f"{conversation.where}: nothing to ask: an item needs an assistant turn as its reference and a message before it. "
@@ -59,13 +63,17 @@ def _item(conversation: Conversation, cluster: str | None, reference: str | None
     answer = conversation.messages[places[-1]]
     if reference is not None and reference not in conversation.meta:
         raise DataError(f"{conversation.where}: no column `{reference}` to take the reference from; it has {sorted(conversation.meta)}.")
-    group = None if cluster is None else conversation.meta.get(cluster)
     return Item(
         conversation=dataclasses.replace(conversation, messages=conversation.messages[: places[-1]]),
         reference=conversation.meta[reference] if reference is not None else _reference(answer),
-        cluster=None if group is None else str(group),
+        cluster=None if cluster is None else _group(conversation, cluster),
         meta={ANSWER: answer, COPIES: 1},
     )
+
+
+def _group(conversation: Conversation, cluster: str) -> str | None:
+    group = conversation.meta.get(cluster)
+    return None if group is None else str(group)
 
 
 def _reference(answer: Message) -> Any:

@@ -20,7 +20,7 @@ from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare, scan_files
+from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
 from sapwood.records import Item
@@ -96,12 +96,12 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
             "No data is named. Give a file of conversations, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter"
         )
     with screen.progress("reading") as advance:
-        rows = scan_files(config.data, config.rows, advance)
+        rows = scan_files(config.data, config.rows, advance, questions=True)
     folder = fetch_model(config.model, screen)
     run_before = _run_of(config.adapter)
     folded = config.tools_in_system or (run_before is not None and run_before.tools_in_system)
     chat = load_chat(folder, config.template, trained=config.adapter, tools_in_system=folded)
-    prepared = prepare(rows, chat, config.rows, screen)
+    prepared = prepare_questions(rows, chat, config.rows, screen)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
     items = items_from(conversations_among(asked), cluster=config.rows.cluster, reference=config.rows.reference)
@@ -190,6 +190,8 @@ def _ask(
             else:
                 scores += (arms.free() if prepared.held_out else []) + arms.base(engine)
         clusters = clusters_of(prepared.held_out or prepared.train, cluster=config.rows.cluster)
+        if not (prepared.held_out_examples or prepared.examples):
+            continue  # questions without answers: there is no token to count bits of
         bits = bits_per_token(model, prepared.held_out_examples or prepared.examples, clusters=clusters)
         lines.append(f"{name}: {bits.mean:.3f} bits a token [{bits.interval.low:.3f}, {bits.interval.high:.3f}]")
         screen.say(lines[-1])

@@ -16,13 +16,14 @@ from sapwood.data.columns import Columns
 from sapwood.data.formats import check_imitated
 from sapwood.data.ledger import Located
 from sapwood.data.locations import locate
+from sapwood.data.messages import Notes
 from sapwood.data.packed import Packed
 from sapwood.data.prepared import kept_scan, prepared_rows
-from sapwood.data.preparing import made_of
+from sapwood.data.preparing import made_of, refusal_of
 from sapwood.data.reading import Scan
 from sapwood.data.sequences import Order, PackedExamples, PackedRecords
 from sapwood.data.splitting import split_keys
-from sapwood.errors import ConfigError, DataError
+from sapwood.errors import ConfigError, DataError, TemplateError
 from sapwood.recipes import bfcl
 from sapwood.recipes.screen import Screen
 from sapwood.records import Conversation, Document, Example, Record
@@ -105,8 +106,11 @@ def prepare_files(files: Sequence[str], chat: Chat, config: DataConfig, screen: 
     return prepare(rows, chat, config, screen)
 
 
-def scan_files(files: Sequence[str], config: DataConfig, report: Report) -> Scan | Reading:
-    """Check every row of files, or of a data set or task by name, and hold none of a file's. Raises `DataError` with file:line."""
+def scan_files(files: Sequence[str], config: DataConfig, report: Report, *, questions: bool = False) -> Scan | Reading:
+    """Check every row of files, or of a data set or task by name, and hold none of a file's. Raises `DataError` with file:line.
+
+    `questions` takes prompts without answers, too, if a column of references is named: see `prepare_questions`.
+    """
     if tuple(files) == (bfcl.TASK,):
         return bfcl.read_calls(report)
     found = kept_scan(
@@ -117,7 +121,8 @@ def scan_files(files: Sequence[str], config: DataConfig, report: Report) -> Scan
         keep=config.cache,
         allow_urls=config.allow_urls,
     )
-    check_imitated(found.recipe.formats)
+    if not (questions and _are_questions(found, config)):
+        check_imitated(found.recipe.formats)
     return found
 
 
@@ -170,6 +175,35 @@ def prepare(rows: Scan | Reading, chat: Chat, config: DataConfig, screen: Screen
         rows.lines_for_people(),
         cached,
     )
+
+
+def _are_questions(rows: Scan | Reading, config: DataConfig) -> bool:
+    """Whether all rows are prompts without answers, with a column of references beside them."""
+    return isinstance(rows, Scan) and config.reference is not None and set(rows.recipe.formats.values()) == {"prompts"}
+
+
+def prepare_questions(rows: Scan | Reading, chat: Chat, config: DataConfig, screen: Screen) -> Prepared:
+    """`prepare`; but prompts without answers are only rendered, to be asked and compared with their references."""
+    if not isinstance(rows, Scan) or not _are_questions(rows, config):
+        return prepare(rows, chat, config, screen)
+    ledger = Ledger(rows.total, rows.left_out)
+    asked: list[Conversation | Document] = []
+    for form, source, value in rows.recipe.rows():
+        taken: Record | Refusal = rows.recipe.record(form, source, value, Notes())
+        if isinstance(taken, Conversation):
+            try:
+                chat.prompt(taken.messages, taken.tools, taken.template_arguments, where=taken.where)
+            except (DataError, TemplateError) as error:
+                taken = refusal_of(taken, str(error))
+        if isinstance(taken, Conversation):
+            asked.append(taken)
+            ledger.hold_out(taken.source)
+        else:
+            assert isinstance(taken, Refusal), "a row of prompts is a conversation or a refusal"
+            ledger.refuse(taken)
+    ledger.check(config.max_refused)
+    ledger.assert_whole()
+    return Prepared(asked, [], [], [], ledger, [*rows.lines_for_people(), *ledger.lines_for_people()])
 
 
 def _sides_of(packed: Packed, config: DataConfig) -> tuple[Order, Order]:
