@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from functools import cache
 from random import Random
 from typing import Any
@@ -14,9 +16,10 @@ from template_families import folder, templates
 
 from sapwood.chat import Answer, Chat, Delta, round_trip
 from sapwood.chat.parsing import CoveredDecoder
+from sapwood.cli import chat_verb
 from sapwood.errors import DataError, TemplateError
 from sapwood.generate.answer import Answer as Sampled
-from sapwood.records import Conversation, Ended, Message, Prompt, SamplingParams, ToolCall
+from sapwood.records import Completion, Conversation, Ended, Message, Prompt, SamplingParams, ToolCall
 
 STYLES = {
     "qwen2_5": "Hermes",
@@ -236,6 +239,36 @@ def test_a_json_answer_is_a_call_only_where_tools_are_offered() -> None:
     text = '{"name": "find_tree", "parameters": {}}'
     assert model.parse(text, model.prompt([ASK])).message == Message("assistant", text)
     assert model.parse(text, model.prompt([ASK], (TOOL,))).message.tool_calls == (ToolCall("find_tree", {}),)
+
+
+class Scripted:
+    """An engine that writes given ids."""
+
+    def __init__(self, model: Chat, ids: list[int]) -> None:
+        self.model, self.ids = model, ids
+
+    def generate(self, prompts: list[Prompt], params: SamplingParams, *, on_token: Callable[[int, int], None]) -> list[Completion]:
+        answer = Sampled(0, prompts[0], params, self.model)
+        for token in self.ids:
+            answer.push(token, -1.0)
+            on_token(0, token)
+        return [answer.completion()]
+
+
+def test_a_conversation_in_the_terminal_shows_no_marks_and_keeps_messages() -> None:
+    model = chat("gptoss")
+    said = Message("assistant", "Below the bark.", reasoning="It is young wood.")
+    turn = model.turns(Conversation((ASK, said)))[0]
+    out = io.StringIO()
+    answer = chat_verb._answer(Scripted(model, list(turn.ids)), model, turn.prompt, chat_verb.ChatConfig(), out)
+    assert answer == said
+    assert out.getvalue() == "(thinks) It is young wood.\n\nBelow the bark.\n"
+    call = ToolCall("find_tree", {"rings": 3})
+    turn = model.turns(Conversation((ASK, Message("assistant", tool_calls=(call,))), (TOOL,)))[0]
+    out = io.StringIO()
+    answer = chat_verb._answer(Scripted(model, list(turn.ids)), model, turn.prompt, chat_verb.ChatConfig(), out)
+    assert answer == Message("assistant", tool_calls=(call,))
+    assert out.getvalue() == 'find_tree{"rings": 3}\n'
 
 
 def test_completions_hold_their_message() -> None:

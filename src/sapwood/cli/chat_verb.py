@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,7 +11,7 @@ from typing import Any, TextIO
 import orjson
 
 from sapwood.assets import DEFAULT_MODEL
-from sapwood.chat import Chat
+from sapwood.chat import Chat, Delta
 from sapwood.cli.options import parse, take_json, take_names
 from sapwood.errors import ConfigError, storage
 from sapwood.generate import Engine
@@ -123,11 +124,20 @@ def _ask() -> str:
 
 def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out: TextIO) -> Message | None:
     """Stream one answer, and give it as a message for the history; None if the prompt could not be answered."""
-    stream = chat.stream()
+    stream = chat.parse_stream(prompt)
+    shown = ""
+
+    def show(deltas: Sequence[Delta]) -> None:
+        nonlocal shown
+        for delta in deltas:
+            kind = "content" if delta.content else "reasoning" if delta.reasoning else f"call {delta.index}"
+            lead = ("\n\n" if shown else "") + ("(thinks) " if kind == "reasoning" else "")
+            out.write((lead if kind != shown else "") + delta.reasoning + delta.content + delta.name + delta.arguments)
+            shown = kind
+        out.flush()
 
     def on_token(_: int, token: int) -> None:
-        out.write(stream.push(token))
-        out.flush()
+        show(stream.push(token))
 
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
     try:
@@ -136,7 +146,8 @@ def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out:
         out.write("\n")
         print("The answer was stopped; the question is forgotten.", file=sys.stderr)
         return None
-    out.write(stream.finish() + "\n")
+    show(stream.finish()[0])
+    out.write("\n")
     if completion.ended is Ended.ERROR:
         print(completion.error, file=sys.stderr)
         return None
