@@ -17,11 +17,10 @@ from sapwood.chat.doctor_terminal import Line, finding_lines, kind_lines, survey
 from sapwood.chat.other_rows import example_of
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError, DataError, SapwoodError
-from sapwood.recipes.examine import Examination, Rows, chat_folder, examined, open_rows, picked, write_page
+from sapwood.recipes.examine import Examination, Rows, examined, open_chat, open_rows, picked, write_page
 from sapwood.recipes.mend import check_target, mend_rows
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.tune import load_chat
 
 DESCRIPTION = "Check a model's chat template, and every row of your files against it, without loading the model's weights."
 _ROWS = DataConfig(held_out=0)
@@ -70,7 +69,7 @@ def run(words: list[str]) -> None:
     if config.data:  # first: a broken file should cost a second, not a download
         with screen.progress("reading") as advance:
             rows = open_rows(config.data, config.rows, advance)
-    chat = load_chat(chat_folder(config.model, screen), config.template, tools_in_system=config.tools_in_system)
+    chat = open_chat(config.model, config.template, screen, tools_in_system=config.tools_in_system)
     with screen.progress("rows") as advance:
         found = examined(
             config.model, chat, rows, max_refused=config.rows.max_refused, batch=config.batch, advance=advance if rows else None

@@ -11,22 +11,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sapwood.assets import Report, resolve_data
-from sapwood.chat import Chat
+from sapwood.assets import Report, resolve_model
+from sapwood.chat import Chat, named_template
 from sapwood.chat.doctor import Diagnosis, diagnose, examine, in_light_of, survey_findings
 from sapwood.chat.doctor_checks import ROW_KINDS
 from sapwood.chat.doctor_rows import Survey, Surveyor
 from sapwood.chat.doctor_tokenizer import Finding
 from sapwood.chat.page import ShownRow, doctor_page, shown_row
-from sapwood.data import Only, Refusal, columns_from
+from sapwood.data import Reading, Refusal
 from sapwood.data.messages import Notes
 from sapwood.data.preparing import not_trained
-from sapwood.data.reading import Scan, scan
+from sapwood.data.reading import Scan
 from sapwood.errors import DataError, storage
-from sapwood.recipes import bfcl
-from sapwood.recipes.prepare import DataConfig
+from sapwood.recipes.prepare import DataConfig, scan_files
 from sapwood.recipes.screen import Advance, Screen
-from sapwood.recipes.tune import fetch_model
 from sapwood.records import Conversation, Document, Record
 from sapwood.run import write_atomic
 
@@ -55,23 +53,27 @@ class Rows:
 
 def open_rows(files: Sequence[str], config: DataConfig, report: Report) -> Rows:
     """Scan files, or a data set or task by name. Raises `DataError` and its kin with file:line."""
-    if tuple(files) == (bfcl.TASK,):
-        reading = bfcl.read_calls(report)
-        return Rows(reading.total, reading.lines_for_people(), 0, held=[*reading.refused, *reading.conversations])
-    paths = [Path(name) if Path(name).exists() or Path(name).suffix else resolve_data(name, report=report) for name in files]
-    found = scan(
-        paths,
-        format=config.format,
-        columns=columns_from(config.columns, prompt=config.prompt, completion=config.completion, system=config.system),
-        only=Only.parse(config.only) if config.only else None,
-    )
+    found = scan_files(files, config, report)
+    if isinstance(found, Reading):
+        return Rows(found.total, found.lines_for_people(), 0, held=[*found.refused, *found.conversations])
     return Rows(found.total - found.left_out, found.lines_for_people(), found.left_out, scan=found)
 
 
-def chat_folder(name: str, screen: Screen) -> Path:
-    """A model's folder, for its tokenizer and template alone: a local folder needs no weights here."""
+def open_chat(name: str, template: str | Path | None, screen: Screen, *, tools_in_system: bool = False) -> Chat:
+    """A model's chat, for its tokenizer and template alone: a local folder needs no weights here, and nothing of torch is loaded.
+
+    `template` is another template by name or file. Only a model that takes images or sounds needs transformers, for its processor.
+    """
     folder = Path(name)
-    return folder if (folder / "tokenizer.json").is_file() else fetch_model(name, screen)
+    if not (folder / "tokenizer.json").is_file():
+        with screen.progress(f"model {name}") as advance:
+            folder = resolve_model(name, report=advance)
+    if any(folder.glob("*processor_config.json")):
+        from sapwood.recipes.tune import load_chat
+
+        return load_chat(folder, template, tools_in_system=tools_in_system)
+    chat = Chat.load(folder, template=None if template is None else named_template(template, folder))
+    return chat.with_tools_in_system() if tools_in_system else chat
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from sapwood.chat.doctor_rows import Survey
 from sapwood.chat.doctor_tokenizer import Finding
 from sapwood.chat.page_compare import comparison_page
 from sapwood.errors import ConfigError, DataError, storage
-from sapwood.recipes.examine import chat_folder, examine_rows, open_rows, picked
+from sapwood.recipes.examine import examine_rows, open_chat, open_rows, picked
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.tune import load_chat
 from sapwood.records import Conversation
 from sapwood.run import write_atomic
 
@@ -83,8 +82,8 @@ def open_template(name: str, tokenizer: str, screen: Screen) -> Chat:
     """A model's chat by its name or folder; or a template by name or file, with the tokenizer of the model `tokenizer`."""
     path = Path(name)
     if name in NAMES or (path.suffix in SUFFIXES and not path.is_dir()) or path.is_file():
-        return load_chat(chat_folder(tokenizer, screen), name)
-    return load_chat(chat_folder(name, screen), None)
+        return open_chat(tokenizer, name, screen)
+    return open_chat(name, None, screen)
 
 
 def compare_templates(
