@@ -369,7 +369,7 @@ def test_files_of_different_formats_are_read_each_in_its_own(tmp_path: Path) -> 
 
 def test_no_clear_format_says_what_was_found(tmp_path: Path) -> None:
     for row, hint in [
-        ({"title": "q", "reply": "a"}, "Name the file's own columns, such as --prompt text --completion category"),
+        ({"title": "q", "reply": "a"}, "Name the file's own columns, such as --prompt title --completion reply"),
         ({"mesages": []}, "Did you mean 'messages'"),
     ]:
         with pytest.raises(DataError, match="columns of no known format") as caught:

@@ -94,3 +94,11 @@ def test_names_of_runs(tmp_path: Path) -> None:
     (tmp_path / "my-1").mkdir()
     (tmp_path / "my-1" / "config.yaml").write_bytes(orjson.dumps({}))
     assert new_run_path(tmp_path, "my").name == "my-2"
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("my", "my-1"), ("train-*.jsonl", "train-.jsonl-1"), ("test@v2", "test-v2-1"), ("daté 1", "daté-1-1"), ("**", "run-1")],
+)
+def test_runs_are_called_after_data_but_not_after_patterns(tmp_path: Path, name: str, folder: str) -> None:
+    assert new_run_path(tmp_path, name) == tmp_path / folder

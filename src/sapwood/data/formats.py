@@ -151,11 +151,12 @@ class Tally:
         source, names = self.first_without
         known = [form for form in FORMATS if form not in PAIRS]
         pairs = ", ".join("/".join(pair) for pair in PAIRS.values())
+        own = (names[0], names[-1]) if len(names) > 1 else ("text", "category")
         return (
             f"{self.file}: {self.shapes[()]} of {self.rows} rows have the columns of no known format; the first is {source}, with "
             f"{', '.join(names[:12]) or 'no columns'}.{_hint(names)} Known: "
             + "; ".join(f"{form} ({', '.join(REQUIRED[form])})" for form in known)
-            + f"; and the pairs {pairs}. Name the file's own columns, such as --prompt text --completion category"
+            + f"; and the pairs {pairs}. Name the file's own columns, such as --prompt {own[0]} --completion {own[1]}"
             + (f", or pass --format {best} to have these rows refused one by one." if self.counts[best] else ".")
         )
 
