@@ -87,7 +87,7 @@ def test_a_run_tells_what_a_template_spoils() -> None:
 REFUSED = {
     "system-dropped": r"drops message 1 \(system\)",
     "message-dropped": r"drops message \d \(user\)|not render this turn as a continuation",
-    "text-changed": "leaves out or rewrites the assistant's answers",
+    "text-changed": "drops or rewrites this turn's content",
 }
 
 

@@ -280,17 +280,17 @@ class Chat:
             )
         if not (thought.answer.strip() or thought.reasoning or message.tool_calls):
             raise DataError(f"{where}: the answer is empty. Write one, give it `weight: 0`, or remove the row.")
-        first: Refusal | None = None
+        refusal: Refusal | None = None
         for added in self._thinking_arguments(conversation, bool(thought.reasoning)):
             arguments = {**conversation.template_arguments, **added}
             prompt, covered = self._prompt(conversation.messages[:index], conversation.tools, arguments, where)
             text = self._completion(conversation, index, covered, arguments, where)
             if isinstance(text, Refusal):
-                first = first or text
+                refusal = text  # the last says most: there, thinking is switched to what the turn has
                 continue
             ids = self._completion_ids(prompt, covered, text, where)
             return Turn(index, prompt, self.tokens.shield.reveal(text), ids, message.weight, added)
-        raise TemplateError(f"{where}: {first}")
+        raise TemplateError(f"{where}: {refusal}")
 
     def _thinking_arguments(self, conversation: Conversation, thinking: bool) -> Iterator[dict[str, Any]]:
         yield {}

@@ -17,7 +17,7 @@ from sapwood.chat.tokens import Tokens
 from sapwood.errors import TemplateError
 from sapwood.records import Message, ToolCall
 
-_ASK, _ANSWER = "Where does sapwood grow?", "Right below the bark."
+_ASK, _ANSWER = "Where does sapwood grow?", "right below the bark"
 _PROBES = (
     (Message("user", _ASK), Message("assistant", _ANSWER)),
     (Message("system", "Be brief."), Message("user", _ASK), Message("assistant", _ANSWER)),
