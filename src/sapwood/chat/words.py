@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import chain
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -117,10 +117,11 @@ class Words:
     def _read(self, part: str, word: re.Pattern[str]) -> list[int]:
         """The ids between two added tokens; remembered, because histories and system prompts come again."""
         words = word.findall(part)
-        read = list(map(self._ids.get, words))
-        if None in read:
-            read = [self._learn(one) if ids is None else ids for one, ids in zip(words, read, strict=True)]
-        found = list(chain.from_iterable(cast("list[tuple[int, ...]]", read)))
+        try:
+            found = list(chain.from_iterable(map(self._ids.__getitem__, words)))
+        except KeyError:
+            self._learn(words)
+            found = list(chain.from_iterable(map(self._ids.__getitem__, words)))
         self._letters += len(part)
         if self._letters > MOST_LETTERS:
             self._parts.clear()
@@ -133,12 +134,14 @@ class Words:
             return True
         return _stranger().search(text) is None and (self._form is None or unicodedata.is_normalized(self._form, text))
 
-    def _learn(self, word: str) -> tuple[int, ...]:
-        if len(self._ids) >= MOST_WORDS:
+    def _learn(self, words: list[str]) -> None:
+        """Remember the words that are new, and forget the others where there are too many."""
+        new = [word for word in dict.fromkeys(words) if word not in self._ids]
+        if len(self._ids) + len(new) > MOST_WORDS:
             self._ids.clear()
-        ids = tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
-        self._ids[word] = ids
-        return ids
+            new = list(dict.fromkeys(words))
+        for word, encoding in zip(new, self._tokenizer.encode_batch_fast(new, add_special_tokens=False), strict=True):
+            self._ids[word] = tuple(encoding.ids)
 
 
 def _cutting(content: Mapping[str, Any]) -> re.Pattern[str] | None:
