@@ -22,7 +22,7 @@ from chat.chat_folders import SPECIALS, metaspace
 from sapwood.chat import Chat
 from sapwood.chat.media import medium_bytes, picture, waveform
 from sapwood.chat.shield import Shield
-from sapwood.errors import DataError, TemplateError
+from sapwood.errors import DataError, ModelError, TemplateError
 from sapwood.model.processor import load_processor
 from sapwood.records import Conversation, Media, Message
 from tiny.media_models import image_bytes, sound_bytes, write_media_model
@@ -183,6 +183,23 @@ def test_what_is_saved_beside_a_model_makes_the_same_prompts_of_media(llava: Any
     again, _ = media_chat(tmp_path)
     assert again.prompt(ask("what?", uri)).ids == chat.prompt(ask("what?", uri)).ids
     assert again._media.fingerprint == chat._media.fingerprint
+
+
+def test_a_tokenizer_that_adds_more_than_bos_is_refused(tmp_path: Path) -> None:
+    folder = write_media_model(tmp_path, "llava")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(ModelError, match=r"its tokenizer puts the tokens \[2\] around every text"):
+        load_processor(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = write_media_model(tmp_path, "llava")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "image_token_index": 7, "image_token_id": 7}))
+    with pytest.raises(ModelError, match=r"its image token '<image>' has id 3 in the tokenizer and 7 in config\.json"):
+        load_processor(folder)
 
 
 def test_features_are_made_again_and_alike(llava: Any) -> None:

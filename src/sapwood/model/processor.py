@@ -75,6 +75,11 @@ class Processor:
         own = {key: value for key, value in vars(inner).items() if isinstance(value, str | int | float)}
         content = orjson.dumps([family.processor, settings, own], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
         self.fingerprint = hashlib.sha256(content).hexdigest()
+        self._lead = tuple(inner.tokenizer("")["input_ids"])
+        if self._lead not in ((), (inner.tokenizer.bos_token_id,)):
+            raise ValueError(
+                f"its tokenizer puts the tokens {list(self._lead)} around every text, where at most BOS in front is understood."
+            )
         self._kept: OrderedDict[str, tuple[str, Arrays]] = OrderedDict()
         self._kept_bytes = 0
         for kind, (token, token_id) in self.placeholders.items():
@@ -103,10 +108,8 @@ class Processor:
 
     def lead(self, text: str) -> tuple[int, ...]:
         """See `MediaProcessor`: transformers adds what the tokenizer adds, unless the text begins with BOS."""
-        tokenizer = self._inner.tokenizer
-        if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
-            return ()
-        return tuple(tokenizer("")["input_ids"])
+        bos = self._inner.tokenizer.bos_token
+        return () if bos and text.startswith(bos) else self._lead
 
     def _processed(self, key: str, kind: MediaKind, content: bytes, several: bool, where: str) -> tuple[str, Arrays]:
         """What transformers' processor makes of a text that is this one medium, or the first of two where `several`."""
