@@ -35,7 +35,7 @@ SCHEMA = 1
 
 def new_run_path(root: Path, name: str) -> Path:
     """The first of root/name-1, root/name-2, … that does not exist. Of the name, what a folder should not be called is left out."""
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    name = re.sub(r"[^\w.]+", "-", name).strip("-.") or "run"
     return next(path for n in itertools.count(1) if not (path := root / f"{name}-{n}").exists())
 
 

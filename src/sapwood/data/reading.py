@@ -210,7 +210,8 @@ def _one_file(path: Path, given: Format | None, recipe: Recipe, hold: bool, limi
         array = "" if path.suffix.lower() == ".json" else " If it is one JSON array, let its name end in .json."
         first = found.refused.kept[0]
         raise DataError(f"{path}: none of its {found.rows} rows could be read; the first: {first}. Expected one JSON object a line.{array}")
-    for column in (name for value in recipe.columns.values() for name in names_in(value)):
+    named = [name for value in recipe.columns.values() for name in names_in(value)]
+    for column in (*named, *(recipe.only.wanted if recipe.only is not None else ())):
         if column not in tally.names:
             known = sorted(tally.names)
             raise DataError(
