@@ -44,10 +44,12 @@ def load_processor(folder: Path) -> Processor:
     try:
         return Processor(_built(folder, family), family, config)
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise ModelError(
-            f"{folder}: the processor of this {config.model_type} model could not be built: {_line(error)} The folder needs "
-            'preprocessor_config.json or processor_config.json, and reading images and sounds needs: pip install "sapwood[media]"'
-        ) from error
+        hint = (
+            'The folder needs preprocessor_config.json or processor_config.json, and reading images and sounds: pip install "sapwood[media]"'
+            if isinstance(error, OSError | ImportError)
+            else "Fetch the model's folder again, or choose another model."
+        )
+        raise ModelError(f"{folder}: the processor of this {config.model_type} model could not be built: {_line(error)} {hint}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 
