@@ -238,6 +238,8 @@ def test_only_rows_with_these_values(tmp_path: Path) -> None:
     assert [(c.meta["lang"], c.meta["n"]) for c in reading.conversations] == [("de", 1), ("en", 1)]
     assert (reading.left_out, len(reading.refused), reading.total) == (4, 1, 7)
     assert [c.meta["lang"] for c in read([path], only=Only.parse(["lang=null"])).conversations] == [None, None]
+    with pytest.raises(DataError, match=r"no row has the column 'lan'\. Did you mean 'lang'"):
+        read([path], only=Only.parse(["lan=de"]))
     for entry in ("lang", "=de"):
         with pytest.raises(ConfigError, match="is not COLUMN=VALUE"):
             Only.parse([entry])
