@@ -24,8 +24,9 @@ from sapwood.chat.turns import taken_apart
 from sapwood.errors import SapwoodError
 from sapwood.records import Conversation, Media, Message, Row, ToolCall
 
-KINDS = ("template", "system", "tools", "user", "tool", "reasoning", "content", "calls", "end", "unknown")
-"""What a token can be: the template's own, a text of system, tool list, user or tool result, an answer's parts and end; or unclear."""
+KINDS = ("template", "system", "tools", "user", "tool", "reasoning", "content", "calls", "marks", "end", "unknown")
+"""What a token can be: the template's own; a text of system, tool list, user or tool result; an answer's parts, the marks around them
+(thought and call tags, which the model must write) and its end; or unclear."""
 KIND_WORDS = {
     "template": "the template's own",
     "system": "system",
@@ -35,6 +36,7 @@ KIND_WORDS = {
     "reasoning": "reasoning",
     "content": "answers",
     "calls": "tool calls",
+    "marks": "tags to write",
     "end": "ends of turns",
     "unknown": "not told apart",
 }
@@ -233,7 +235,8 @@ def _with_brackets(text: str, span: Span) -> Span:
 def token_kinds(chat: Chat, turn: Turn, spans: Sequence[Span] | None) -> Kinds:
     """(T,) the kind of each token of prompt and completion, as a place in `KINDS`. A token is what its last letter is.
 
-    The stop token at the end of a trained turn is of its own kind: the template writes it, and the model must learn to.
+    What a template puts around a trained turn's parts, and the stop token at its end, are of kinds of their own: the model must
+    learn to write them.
     """
     text = turn.prompt.text + turn.text
     ends_T = token_ends(chat, turn) if spans is not None else None
@@ -243,6 +246,8 @@ def token_kinds(chat: Chat, turn: Turn, spans: Sequence[Span] | None) -> Kinds:
     for span in spans:
         letters[span.start : span.end] = KINDS.index(span.kind)
     kinds_T = letters[np.maximum(ends_T - 1, 0)]
+    written_T = kinds_T[len(turn.prompt.ids) :]
+    written_T[written_T == KINDS.index("template")] = KINDS.index("marks")
     kinds_T[-1] = KINDS.index("end")
     return kinds_T
 

@@ -3,8 +3,8 @@
 // parsed as HTML. A row is drawn when it is opened.
 (() => {
   const rows = JSON.parse(document.getElementById("rows-data").textContent);
-  const words = JSON.parse(document.getElementById("words-data").textContent);
-  const kinds = ["template", "system", "tools", "user", "tool", "reasoning", "content", "calls", "end", "unknown"];
+  const named = JSON.parse(document.getElementById("words-data").textContent);
+  const kinds = named.map((pair) => pair[0]), words = named.map((pair) => pair[1]);
   const inspector = document.getElementById("inspector");
   const drawn = document.getElementById("drawn");
   const pieces = new WeakMap();
