@@ -93,6 +93,7 @@ def findings(name: str) -> Findings:
     for feature in served:
         edged = with_texts(FEATURES[feature], lambda place, part: f"\n \n{part} {place} \n \n" if part in _EDGED else "oak")
         conversations.append((edged, chat.turns(edged)))
+    _tools_in_system(chat, name, found)
     for seed in SEEDS[:1] if name.endswith("_training") else SEEDS:
         conversation = random_conversation(seed, list(served), (*CONTROL_TEXTS, family_of(name).eos) if seed % 2 else ())
         try:
@@ -113,6 +114,25 @@ def findings(name: str) -> Findings:
                 found.added_stops.add(str(chat.tokens.token_of(turn.ids[-1])))
     found.trims |= set(_trims(explained))
     return found
+
+
+FOLDED = "tools in system"
+"""The column for a call whose tools are offered in the system message, with or without reasoning as the template asks."""
+
+
+def _tools_in_system(chat: Chat, name: str, found: Findings) -> None:
+    folded, reasons = chat.with_tools_in_system(), []
+    for feature in ("call", "call with reasoning"):
+        try:
+            turns = folded.turns(FEATURES[feature])
+        except (TemplateError, DataError) as error:
+            reasons.append(_reason(error))
+            continue
+        _read_back(folded, name, FEATURES[feature], turns, found)
+        if any(turn.ids[-1] not in folded.stop_ids for turn in turns):
+            found.failures.append(f"tools in the system message: a turn does not end at a stop token: {turns[0].text!r}")
+        return
+    found.refused[FOLDED] = reasons[0]
 
 
 def _trims(explained: dict[Shape, list[Way]]) -> Iterator[str]:
@@ -272,7 +292,7 @@ def _cells(found: Findings, notes: _Notes) -> Iterator[str]:
 
 
 def _features(found: Findings, notes: _Notes) -> Iterator[str]:
-    for feature in FEATURES:
+    for feature in (*FEATURES, FOLDED):
         reason = found.refused.get(feature)
         yield "✓" if reason is None else f"refused {notes.mark(reason)}"
 
@@ -311,8 +331,10 @@ def _middle() -> list[str]:
         "",
         "A refused row is named with its place and this reason, before anything is trained; nothing is dropped in silence.",
         "",
-        "| template | " + " | ".join(FEATURES) + " |",
-        "|---|" + "---|" * len(FEATURES),
+        "In the last column tools are offered in the system message, and calls and results are text (`--tools-in-system`).",
+        "",
+        "| template | " + " | ".join((*FEATURES, FOLDED)) + " |",
+        "|---|" + "---|" * (len(FEATURES) + 1),
     ]
 
 

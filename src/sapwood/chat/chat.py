@@ -36,6 +36,8 @@ from sapwood.chat.vocabulary import Extended, extended
 from sapwood.errors import DataError, TemplateError
 from sapwood.records import Content, Conversation, Example, Message, Prompt
 
+COVERS = 1000
+"""Covered messages that are remembered."""
 THINKING = ("enable_thinking", "thinking")
 """Template arguments that switch thinking on or off, in the order in which they are tried."""
 
@@ -67,6 +69,7 @@ class Chat:
         """The id with which the template ends an assistant turn; None if it ends in no stop token."""
         self.notes: tuple[str, ...] = tuple(self._stops.notes) if given is None else given.notes(self.tokens, self.turn_end)
         """Sentences that a person should read once."""
+        self._covers: dict[int, tuple[Message, Message]] = {}
         self._checked: set[Hashable] = set()  # shapes of prompts that need no second rendering any more, see `checks`
         self._opening = opening_of(self._drawn)
         self.faults = tuple(rendering_faults(self._drawn, self.special_tokens.get("bos_token")))
@@ -121,6 +124,7 @@ class Chat:
         chat.__dict__.pop("form", None)
         chat._folding = learn_folding(lambda messages: self._drawn(messages, True))
         chat._checked = set()
+        chat._stops = replace(self._stops, implied_call=self._stops.implied)  # calls are text there, and results a user's
         chat.fingerprint = hashlib.sha256(f"{self.fingerprint} {chat._folding}".encode()).hexdigest()
         return chat
 
@@ -218,8 +222,10 @@ class Chat:
 
     def protected(self, conversation: Conversation) -> int:
         """How many control tokens stand as text in messages and tools; they stay text."""
-        written = [message.content if message.plain else message.for_template() for message in conversation.messages]
-        return self.tokens.shield.count([written, list(conversation.tools)] if conversation.tools else written)
+        odd = [message for message in conversation.messages if not message.plain or self._cover_one(message) is not message]
+        if not odd and not conversation.tools:
+            return 0
+        return self.tokens.shield.count([[message.for_template() for message in odd], list(conversation.tools)])
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ids."""
@@ -314,8 +320,8 @@ class Chat:
         with named(where):
             ids = self.tokens.continuation(grown, prompt.ids[len(lead) :], text)
         refuse_placeholders(ids, self._media, where)
-        stops = [place for place, token_id in enumerate(ids) if token_id in self.stop_ids]
-        if stops != [len(ids) - 1]:
+        if not ids or ids[-1] not in self.stop_ids or not self.stop_ids.isdisjoint(ids[:-1]):
+            stops = [place for place, token_id in enumerate(ids) if token_id in self.stop_ids]
             raise TemplateError(
                 f"{where}: the turn's tokens hold stop tokens at {stops} of {len(ids)}, where only the last may be one: the tokenizer "
                 "reads the answer's own text as a stop token. Change that text, or choose another tokenizer."
@@ -375,7 +381,18 @@ class Chat:
         return self._covered(messages, (), {}, False, "a probe")
 
     def _cover(self, messages: Sequence[Message]) -> list[Message]:
-        return [self.tokens.shield.cover_message(message, THOUGHT_TAGS) for message in messages]
+        return [self._cover_one(message) for message in messages]
+
+    def _cover_one(self, message: Message) -> Message:
+        """The message covered. Each is covered for many renderings, so the last few are remembered."""
+        known = self._covers.get(id(message))
+        if known is not None and known[0] is message:
+            return known[1]
+        covered = self.tokens.shield.cover_message(message, THOUGHT_TAGS)
+        if len(self._covers) >= COVERS:
+            self._covers.clear()
+        self._covers[id(message)] = (message, covered)
+        return covered
 
     def _template(self, tools: Sequence[Mapping[str, Any]]) -> Template:
         """The template for tools, where the folder has one of its own and there are tools."""
