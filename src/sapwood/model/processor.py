@@ -45,7 +45,7 @@ def load_processor(folder: Path) -> Processor:
         return Processor(_built(folder, family), family, config)
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         hint = (
-            'The folder needs preprocessor_config.json or processor_config.json, and reading images and sounds: pip install "sapwood[media]"'
+            'The folder needs preprocessor_config.json or processor_config.json, and reading media: pip install "sapwood[media]"'
             if isinstance(error, OSError | ImportError)
             else "Fetch the model's folder again, or choose another model."
         )
