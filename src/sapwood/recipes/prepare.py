@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -130,8 +130,9 @@ def read_files(files: Sequence[str], config: DataConfig, report: Report) -> Read
     """Read the rows of files into memory, or of a data set or task by name. Raises `DataError` and its kin with file:line."""
     if tuple(files) == (bfcl.TASK,):
         return bfcl.read_calls(report)
-    paths = locate(files, report).files
-    return read(paths, format=config.format, columns=_columns(config), only=_only(config), allow_urls=config.allow_urls)
+    located = locate(files, report)
+    found = read(located.files, format=config.format, columns=_columns(config), only=_only(config), allow_urls=config.allow_urls)
+    return replace(found, guess="\n".join([*located.said, found.guess]))
 
 
 def _columns(config: DataConfig) -> Columns:
