@@ -129,6 +129,25 @@ def test_every_template_at_hand_that_writes_calls_can_be_read_back() -> None:
     assert not {name: note for name, note in notes.items() if note}
 
 
+@pytest.mark.parametrize("name", ["mistral_v3_tekken", "mistral_v7_spm", "mistral_v11_tekken"])
+def test_ids_that_mistral_refuses_are_hashed_alike_in_calls_and_results(name: str) -> None:
+    model = chat(name)
+    talk = (
+        ASK,
+        Message("assistant", tool_calls=(ToolCall("find_tree", {"rings": 3}, "call_1"), ToolCall("find_tree", {}, "a1b2c3d4e"))),
+        Message("tool", "One.", tool_call_id="call_1"),
+        Message("tool", "None.", tool_call_id="a1b2c3d4e"),
+        Message("assistant", "There is one."),
+    )
+    turns = model.turns(Conversation(talk, (TOOL,)))
+    first, second = (call.id for call in model.parse(turns[0].ids, turns[0].prompt).message.tool_calls)
+    assert second == "a1b2c3d4e"
+    assert first is not None
+    assert len(first) == 9
+    assert turns[1].prompt.text.count(first) == 2
+    assert [loss.kind for loss in round_trip(model, Conversation(talk, (TOOL,)))] == ["call ids changed"]
+
+
 def test_a_form_that_nobody_knows_is_told_by_name() -> None:
     source = templates()["qwen2_5"].replace("<tool_call>\\n{", "<strange>\\n{").replace("}\\n</tool_call>", "}\\n</strange>")
     strange = Chat.load(folder("qwen2_5", source))

@@ -11,6 +11,7 @@ Source of the conventions: transformers, `utils/chat_template_utils.py`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,8 @@ class Form:
     """Content None, not an empty string, in a message that only calls (DeepSeek drops the calls otherwise)."""
     text_arguments: bool = False
     """The arguments of a call as JSON text instead of an object (DeepSeek joins them to a string)."""
+    short_ids: bool = False
+    """Ids of calls as nine letters or digits (Mistral refuses others): those that are not so are hashed."""
     thoughts_apart: bool = False
     """Inline `<think>…</think>` handed over as the reasoning, which the template writes in its own way (gpt-oss, Mistral, Qwen3)."""
 
@@ -78,7 +81,9 @@ class Template:
         self._usual = False
         self.form = Form()
         self.form = self._learned_form(special or {})
-        self._usual = self.form in [replace(form, parts=False) for form in _CALL_FORMS]  # all that these change are calls
+        self._usual = replace(self.form, short_ids=False) in [
+            replace(form, parts=False) for form in _CALL_FORMS
+        ]  # all that these change are calls
 
     def knows(self, name: str) -> bool:
         """Whether the source speaks of `name` at all (a template argument, a message field)."""
@@ -141,6 +146,11 @@ class Template:
             fields["content"] = None
         elif self.form.parts and isinstance(fields["content"], str):
             fields["content"] = [{"type": "text", "text": fields["content"]}]
+        if self.form.short_ids:
+            for call in (*fields.get("tool_calls", ()), fields):
+                for key in ("id", "tool_call_id"):
+                    if key in call:
+                        call[key] = _short_id(call[key])
         if self.form.text_arguments:
             for call in fields.get("tool_calls", ()):
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
@@ -154,7 +164,9 @@ class Template:
         for form in _CALL_FORMS:
             tried = replace(form, parts=parts, thoughts_apart=apart)
             if self._shows(tried, (_ASK, _CALL), ("probe_function", "heartwood"), special):
-                return tried
+                long = replace(_CALL, tool_calls=tuple(replace(call, id="call_with_a_long_id") for call in _CALL.tool_calls))
+                takes = self._shows(tried, (_ASK, long), ("probe_function", "heartwood"), special)
+                return replace(tried, short_ids=not takes)
         return Form(parts=parts, thoughts_apart=apart)
 
     def _shows(self, form: Form, messages: Sequence[Message], texts: Sequence[str], special: Mapping[str, str]) -> bool:
@@ -166,6 +178,12 @@ class Template:
         finally:
             self.form = Form()
         return all(text in rendered for text in texts)
+
+
+def _short_id(call_id: str) -> str:
+    """Nine letters or digits: the id itself where it is so, else the beginning of its hash."""
+    fits = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
+    return call_id if fits else hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _plain(value: Any) -> Any:
