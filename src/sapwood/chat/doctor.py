@@ -78,9 +78,13 @@ def _tools(chat: Chat) -> Iterator[Finding]:
         yield Finding("note", chat.form.note or f"Calls written as {_short(turn.text)} cannot be read back.", kind="calls")
     else:
         yield Finding("ok", f"Tool calls are written as {_short(turn.text)}, and read back (style: {style.name}).", kind="calls")
-        losses = list(compare(call, chat.parse(turn.ids, turn.prompt).message))
+        losses = [
+            sentence
+            for kind, sentence in compare(call, chat.parse(turn.ids, turn.prompt).message)
+            if not kind.startswith("call ids")  # most templates write none, and servers make their own
+        ]
         if losses:
-            what = "; ".join(sentence for _, sentence in losses)
+            what = "; ".join(losses)
             yield Finding("note", f"A call comes back changed: {what}.", "Nothing that is trained changes.", "read-back")
     try:
         chat.prompt([_ASK, call, _RESULT], [_TOOL], where="a probe")
@@ -108,9 +112,7 @@ def _prompt(chat: Chat) -> Iterator[Finding]:
         sentence = f"The template puts text of its own before a question without a system message: {words!r}."
         yield Finding("note", sentence, "Rows with a system message of their own replace it, in most templates.", kind="own-text")
     if prompt == bare:
-        yield Finding(
-            "note", "The template adds no generation prompt; the model speaks right behind the question.", kind="generation-prompt"
-        )
+        yield _no_generation_prompt(chat)
     else:
         added = prompt[len(bare) :] if prompt.startswith(bare) else prompt[-40:]
         yield Finding("ok", f"The generation prompt is {added!r}.", kind="generation-prompt")
@@ -119,6 +121,20 @@ def _prompt(chat: Chat) -> Iterator[Finding]:
     if opened:
         sentence = f"The prompt opens a thought ({opened}): each trained turn needs reasoning."
         yield Finding("note", sentence, "Give turns `reasoning`.", kind="prefill")
+
+
+def _no_generation_prompt(chat: Chat) -> Finding:
+    """Fine where the answer stands right behind the question; else the model has to write its own header."""
+    try:
+        text = chat.turns(Conversation((_ASK, _TELL)))[0].text
+    except SapwoodError:
+        text = ""
+    if text.lstrip().startswith(_TELL.content):
+        return Finding("ok", "The answer stands right behind the question, without a generation prompt.", kind="generation-prompt")
+    sentence = (
+        f"The template adds no generation prompt; the model has to begin its turns by itself, with {text.partition(_TELL.content)[0]!r}."
+    )
+    return Finding("note", sentence, kind="generation-prompt")
 
 
 def _opened(chat: Chat) -> str | None:
@@ -191,9 +207,11 @@ _CONCERNS = {
     "reasoning": ("reasoning", "none of these rows has any"),
     "system-refused": ("system", "none of these rows has any"),
     "own-text": ("no system", "each of these rows has one"),
+    "history": ("turns", "each of these rows trains one turn"),
+    "prefill": ("", "all of these rows do have it"),
     "text-trimmed": ("spaces", "none of these rows has any to lose"),
 }
-"""Notes that concern rows of one make alone: the feature that these have, and what is said where no row has it."""
+"""Notes that concern rows of one make alone: the feature that these have, and what is said where no row has it, and all are taken."""
 
 
 def in_light_of(findings: Sequence[Finding], survey: Survey) -> list[Finding]:
@@ -201,7 +219,7 @@ def in_light_of(findings: Sequence[Finding], survey: Survey) -> list[Finding]:
     found = []
     for finding in findings:
         feature, words = _CONCERNS.get(finding.kind, ("", ""))
-        if finding.severity == "note" and feature and survey.taken == survey.rows_in and feature not in survey.features:
+        if finding.severity == "note" and words and survey.taken == survey.rows_in and feature not in survey.features:
             finding = Finding("ok", f"{finding.sentence.rstrip('.')} ({words}).", kind=finding.kind)
         found.append(finding)
     return found

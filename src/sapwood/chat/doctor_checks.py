@@ -146,6 +146,8 @@ def features_of(conversation: Conversation) -> set[str]:
     found = {"system" if led else "no system"}
     if conversation.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         found.add("tools")
+    if sum(message.role == "assistant" and message.weight > 0 for message in messages) > 1:
+        found.add("turns")
     if any(taken_apart(message).reasoning for message in messages if message.role == "assistant"):
         found.add("reasoning")
     if any(message.content != message.content.strip() for message in messages):

@@ -78,7 +78,8 @@ class Survey:
     kinds: dict[str, KindCount]
     """By kind, in the order of `ROW_KINDS`; only kinds that were met."""
     features: frozenset[str]
-    """What the rows make use of: `tools`, `reasoning`, `system`, `no system` (rows without one), `spaces` (at the ends of texts)."""
+    """What the rows make use of: `tools`, `reasoning`, `system`, `no system` (rows without one), `turns` (several trained), `spaces`
+    (at the ends of texts)."""
     most_common_answer: tuple[str, float] | None
     """The last answer that most rows share and their share of all rows, where it is at least a tenth."""
 
