@@ -148,6 +148,24 @@ def test_ids_that_mistral_refuses_are_hashed_alike_in_calls_and_results(name: st
     assert [loss.kind for loss in round_trip(model, Conversation(talk, (TOOL,)))] == ["call ids changed"]
 
 
+def test_ids_that_are_missing_are_made_where_a_template_needs_them() -> None:
+    talk = (
+        ASK,
+        Message("assistant", tool_calls=(ToolCall("find_tree", {"rings": 3}), ToolCall("find_tree", {"rings": 3}))),
+        Message("tool", "One.", name="find_tree"),
+        Message("tool", "None.", name="find_tree"),
+        Message("assistant", "There is one."),
+    )
+    model = chat("mistral_v3_tekken")
+    turns = model.turns(Conversation(talk, (TOOL,)))
+    ids = [call.id for call in model.parse(turns[0].ids, turns[0].prompt).message.tool_calls]
+    assert len(set(ids)) == 2
+    places = [turns[1].prompt.text.rindex(str(call_id)) for call_id in ids]
+    assert places[0] < turns[1].prompt.text.index("None.") < places[1] + 40
+    assert {loss.kind for loss in round_trip(model, Conversation(talk, (TOOL,)))} == {"call ids invented"}
+    assert model.prompt(talk[:4], (TOOL,)).ids == turns[1].prompt.ids
+
+
 def test_a_form_that_nobody_knows_is_told_by_name() -> None:
     source = templates()["qwen2_5"].replace("<tool_call>\\n{", "<strange>\\n{").replace("}\\n</tool_call>", "}\\n</strange>")
     strange = Chat.load(folder("qwen2_5", source))

@@ -87,6 +87,8 @@ def _of_calls(wanted: tuple[ToolCall, ...], found: tuple[ToolCall, ...]) -> Iter
             yield "calls changed", f"call {number} of {one.name!r} comes back as a call of {other.name!r}"
         if one.id is not None and other.id is None:
             yield "call ids lost", f"the id {one.id!r} of call {number} is not written"
+        elif one.id is None and other.id is not None:
+            yield "call ids invented", f"call {number} has no id, and the template needs one: {other.id!r}"
         elif one.id != other.id:
             yield "call ids changed", f"the id {one.id!r} of call {number} comes back as {other.id!r}"
         yield from _of_arguments(f"call {number} ({one.name})", one.arguments, other.arguments)

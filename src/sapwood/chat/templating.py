@@ -50,6 +50,8 @@ class Form:
     """The arguments of a call as JSON text instead of an object (DeepSeek joins them to a string)."""
     short_ids: bool = False
     """Ids of calls as nine letters or digits (Mistral refuses others): those that are not so are hashed."""
+    needs_ids: bool = False
+    """An id for every call and result (Mistral): those that have none get one made of the call."""
     thoughts_apart: bool = False
     """Inline `<think>…</think>` handed over as the reasoning, which the template writes in its own way (gpt-oss, Mistral, Qwen3)."""
 
@@ -81,9 +83,8 @@ class Template:
         self._usual = False
         self.form = Form()
         self.form = self._learned_form(special or {})
-        self._usual = replace(self.form, short_ids=False) in [
-            replace(form, parts=False) for form in _CALL_FORMS
-        ]  # all that these change are calls
+        without_ids = replace(self.form, short_ids=False, needs_ids=False)
+        self._usual = without_ids in [replace(form, parts=False) for form in _CALL_FORMS]  # all that these change are calls
 
     def knows(self, name: str) -> bool:
         """Whether the source speaks of `name` at all (a template argument, a message field)."""
@@ -109,6 +110,8 @@ class Template:
                 f"{where}: the chat template does not read the template argument `{unknown[0]}`, so it would change nothing. Remove it, or "
                 "choose a template that reads it, with `--template FILE`."
             )
+        if self.form.needs_ids:
+            messages = _with_ids(messages)
         try:
             variables = {
                 **self._globals,
@@ -164,9 +167,11 @@ class Template:
         for form in _CALL_FORMS:
             tried = replace(form, parts=parts, thoughts_apart=apart)
             if self._shows(tried, (_ASK, _CALL), ("probe_function", "heartwood"), special):
-                long = replace(_CALL, tool_calls=tuple(replace(call, id="call_with_a_long_id") for call in _CALL.tool_calls))
-                takes = self._shows(tried, (_ASK, long), ("probe_function", "heartwood"), special)
-                return replace(tried, short_ids=not takes)
+                takes_long, takes_none = (
+                    self._shows(tried, (_ASK, _with_id(call_id)), ("probe_function", "heartwood"), special)
+                    for call_id in ("call_with_a_long_id", None)
+                )
+                return replace(tried, short_ids=not takes_long, needs_ids=not takes_none)
         return Form(parts=parts, thoughts_apart=apart)
 
     def _shows(self, form: Form, messages: Sequence[Message], texts: Sequence[str], special: Mapping[str, str]) -> bool:
@@ -178,6 +183,31 @@ class Template:
         finally:
             self.form = Form()
         return all(text in rendered for text in texts)
+
+
+def _with_id(call_id: str | None) -> Message:
+    """The probe's call with another id."""
+    return replace(_CALL, tool_calls=tuple(replace(call, id=call_id) for call in _CALL.tool_calls))
+
+
+def _with_ids(messages: Sequence[Message]) -> list[Message]:
+    """The messages with ids for calls that have none, and for the results that answer them in order."""
+    found: list[Message] = []
+    waiting: list[str | None] = []
+    number = 0
+    for message in messages:
+        calls = []
+        for call in message.tool_calls:
+            made = _short_id(json.dumps([number, call.name, _plain(call.arguments)]))
+            calls.append(call if call.id is not None else replace(call, id=made))
+            number += 1
+        if calls:
+            message, waiting = replace(message, tool_calls=tuple(calls)), [call.id for call in calls]
+        elif message.role == "tool" and waiting:
+            message = message if message.tool_call_id is not None else replace(message, tool_call_id=waiting[0])
+            waiting = [each for each in waiting if each != message.tool_call_id]
+        found.append(message)
+    return found
 
 
 def _short_id(call_id: str) -> str:
