@@ -2,7 +2,7 @@
 
     out   {"ready": {"trl": "1.16.0", …}}                     once, when everything is imported
     in    {"task": "prepare", "file": "…"}
-    out   {"reply": {…}}  or  {"error": "traceback"}
+    out   {"reply": {…, "cpu_seconds": 1.5}}  or  {"error": "traceback"}
 
 Standard output belongs to the replies: whatever a library prints goes to standard error. Standard library only, for this
 file runs in every peer's environment. Left out on purpose: more than one request at a time.
@@ -35,9 +35,16 @@ def serve(tasks: Mapping[str, Task], versions: Mapping[str, str]) -> None:
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                _reply(out, {"reply": tasks[request["task"]](request)})
+                before = _cpu_seconds()
+                reply = tasks[request["task"]](request)
+                _reply(out, {"reply": {**reply, "cpu_seconds": _cpu_seconds() - before}})
             except Exception:  # noqa: BLE001 - the other side says which contestant it was, and stops
                 _reply(out, {"error": traceback.format_exc()})
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended: what the work costs, whoever else keeps the cores busy."""
+    return sum(os.times()[:4])
 
 
 def _reply(out: Any, content: dict[str, Any]) -> None:

@@ -112,6 +112,7 @@ class _Bench:
         self.config, self.screen, self.folder, self.model, self.python = config, screen, folder, model, python
         self.file = folder / "conversations.jsonl"
         self.small = folder / "small.jsonl"
+        self.cpu: dict[str, list[float]] = {}
         screen.title(f"{config.rows:,} conversations, {model.name}")
         self.sha256 = write_conversations(self.file, config.rows, config.seed)
         write_conversations(self.small, 64, config.seed + 1)
@@ -120,15 +121,16 @@ class _Bench:
         """A B A B …, and whether it was the same work."""
         with ExitStack() as stack:
             ours = stack.enter_context(self._ours())
-            work: dict[str, Callable[[], float]] = {OURS: partial(self._prepare, ours)}
+            work: dict[str, Callable[[], float]] = {OURS: partial(self._prepare, OURS, ours)}
             versions = {OURS: dict(ours.versions)}
             if self.python is not None:
                 trl = stack.enter_context(self._trl())
                 versions["TRL"] = dict(trl.versions)
                 for name, processes in TRL_PROCESSES.items():
-                    work[name] = partial(self._prepare, trl, processes=processes)
+                    work[name] = partial(self._prepare, name, trl, processes=processes)
             with self._instead(self.small):  # what a process does once (imports on first use, first fork) is in no round
                 alternate(work, 1)
+            self.cpu.clear()
             times = alternate(work, self.config.rounds, self._say)
             alike = self._compare(ours, trl) if self.python is not None else None
             validation = [ours.ask("validate", file=str(self.file)).reply["seconds"] for _ in range(self.config.rounds)]
@@ -142,7 +144,8 @@ class _Bench:
         return {
             "ratio": ratio(least(times, peers), times[OURS]) if peers else None,
             "ratio_of_each": {name: ratio(times[name], times[OURS]) for name in peers},
-            "preparation": {name: summary(seconds, rows) for name, seconds in times.items()},
+            "preparation": {name: {**summary(seconds, rows), "cpu_seconds": self.cpu[name]} for name, seconds in times.items()},
+            "ratio_of_cpu_time": ratio(least(self.cpu, peers), self.cpu[OURS]) if peers else None,
             "validation_rows_per_second": rows / statistics.median(validation),
             "validation": summary(validation, rows),
             "same_work": alike,
@@ -206,10 +209,12 @@ class _Bench:
         finally:
             self.file = before
 
-    def _prepare(self, contestant: Contestant, **more: Any) -> float:
+    def _prepare(self, name: str, contestant: Contestant, **more: Any) -> float:
         """From nothing: the caches are emptied first, off the clock."""
         self._clear(contestant)
-        return float(self._ask(contestant, **more).reply["seconds"])
+        reply = self._ask(contestant, **more).reply
+        self.cpu.setdefault(name, []).append(reply["cpu_seconds"])
+        return float(reply["seconds"])
 
     def _cache(self, contestant: Contestant) -> Path:
         return self.folder / f"cache-{contestant.name}"
@@ -259,7 +264,8 @@ def show(result: dict[str, Any], screen: Screen) -> None:
         )
     if result["ratio"] is not None:
         alike = result["same_work"]
-        screen.say(f"{result['ratio']:.2f} times as fast as TRL at its best of each round", "bold")
+        cpu = result["ratio_of_cpu_time"]
+        screen.say(f"{result['ratio']:.2f} times as fast as TRL at its best of each round ({cpu:.2f} times by processor time)", "bold")
         screen.say(
             f"same work: {alike['rows']:,} conversations each, {alike['alike']:,} of them token for token alike "
             f"({alike['tokens_ours']:,} and {alike['tokens_peer']:,} tokens)"
