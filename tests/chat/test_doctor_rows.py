@@ -66,7 +66,7 @@ def test_tokens_are_given_to_who_wrote_them(name: str) -> None:
     """The letters of each kind are those that the messages hold, for rows whose ids can be laid beside their text."""
     chat = Chat.load(folder(name))
     told_apart = 0
-    for conversation in random_conversations(chat, 12):
+    for conversation in random_conversations(chat, 7):
         for turn in chat.turns(conversation):
             kinds_T = token_kinds(chat, turn, spans_of(chat, conversation, turn))
             ids = np.array([*turn.prompt.ids, *turn.ids])
@@ -83,20 +83,21 @@ def test_tokens_are_given_to_who_wrote_them(name: str) -> None:
             written = [c.arguments["kind"] for m in conversation.messages[: turn.index + 1] for c in m.tool_calls]
             calls = chat.decode(ids[kinds_T == KINDS.index("calls")].tolist())
             assert calls.count("find_tree") == len(written)
-    assert told_apart >= 12, "most rows must be told apart, or this test shows nothing"
+    assert told_apart >= 7, "most rows must be told apart, or this test shows nothing"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_counts_add_up(name: str) -> None:
     chat = Chat.load(folder(name))
-    conversations = random_conversations(chat, 10)
+    conversations = random_conversations(chat, 6)
     found = survey(chat, *conversations, batch=3)
     turns = [turn for conversation in conversations for turn in chat.turns(conversation)]
     assert found.rows_in == found.taken == len(conversations)
     assert found.tokens.rows == len(turns)
     assert found.tokens.row_tokens == sum(len(turn.prompt.ids) + len(turn.ids) for turn in turns)
     assert found.tokens.trained == sum(len(turn.ids) for turn in turns) == sum(found.tokens.trained_by_kind.values())
-    assert found.tokens.own == sum(found.tokens.by_kind.values()) <= found.tokens.row_tokens
+    trees = [[np.array([*turn.prompt.ids, *turn.ids]) for turn in chat.turns(conversation)] for conversation in conversations]
+    assert found.tokens.own == sum(found.tokens.by_kind.values()) == sum(map(unique_tokens, trees))
     assert found.lengths is not None
     assert sum(found.lengths.counts) == len(conversations)
     assert found.lengths.longest == max(len(turn.prompt.ids) + len(turn.ids) for turn in turns) <= found.lengths.top
@@ -173,9 +174,10 @@ def test_repeats_contradictions_and_short_answers(tmp_path: Path) -> None:
     long = "a long answer about how the sap rises in spring and where it goes then"
     rows = [said(f"q{n}", f"{long} {n}", line=n + 1) for n in range(5)]
     rows += [said("q0", f"{long} 0", line=6), said("Q1 ", f"{long} otherwise", line=7), said("q9", "no", line=8)]
+    rows += [said("Q1 ", f"{long} otherwise", line=9)]
     found = survey(chat, *rows)
     places = {kind: [note.where for note in count.first] for kind, count in found.kinds.items()}
-    assert places == {"duplicate": ["my.jsonl:6"], "contradiction": ["my.jsonl:7"], "short-answer": ["my.jsonl:8"]}
+    assert places == {"duplicate": ["my.jsonl:6", "my.jsonl:9"], "contradiction": ["my.jsonl:7"], "short-answer": ["my.jsonl:8"]}
     assert "my.jsonl:1" in found.kinds["duplicate"].first[0].sentence
     assert "my.jsonl:2" in found.kinds["contradiction"].first[0].sentence
 
