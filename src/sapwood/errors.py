@@ -8,6 +8,7 @@
     ├── ModelError        a model that cannot be loaded, or has a layer that Sapwood cannot serve exactly
     ├── CheckpointError   a checkpoint that is missing, damaged, or belongs to another run
     ├── TrainingError     a run that must stop: a loss that is not finite, a rehearsal that failed
+    ├── ExportError       an export that differs from what was trained, or a format that cannot hold it
     └── StorageError      a disk that is full, a folder that is read-only, a run another process is writing
 
 A message is one paragraph for a person: what was found, where (file:line, row, dotted key), what is
@@ -52,6 +53,10 @@ class CheckpointError(SapwoodError, OSError):
 
 class TrainingError(SapwoodError, RuntimeError):
     """A run must stop: a loss that is not finite, a rehearsal that failed."""
+
+
+class ExportError(SapwoodError, RuntimeError):
+    """An export differs from what was trained, or the format that was asked for cannot hold it."""
 
 
 class StorageError(SapwoodError, OSError):

@@ -114,11 +114,13 @@ def _with_addresses(message: Message) -> dict[str, Any]:
 
 
 def item_records(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Records of `items.jsonl`: {item, messages: [{role, content, …}], reference, tags, cluster, source}."""
+    """Records of `items.jsonl`: {item, messages: [{role, content, …}], tools, template_arguments, reference, tags, cluster, source}."""
     return [
         {
             "item": item.id,
             "messages": [_with_addresses(message) for message in item.conversation.messages],
+            "tools": list(item.conversation.tools),
+            "template_arguments": dict(item.conversation.template_arguments),
             "reference": item.reference,
             "tags": list(item.tags),
             "cluster": item.cluster,
