@@ -18,7 +18,7 @@ from sapwood.chat import Chat
 from sapwood.chat.doctor import diagnose, examine, in_light_of, survey_findings
 from sapwood.chat.doctor_rows import Survey, Surveyor
 from sapwood.chat.doctor_sharing import SharingCount, unique_tokens
-from sapwood.chat.doctor_spans import KINDS, spans_of, token_kinds
+from sapwood.chat.doctor_spans import KINDS, kinds_of_rows, spans_of, token_kinds
 from sapwood.chat.doctor_tree import tree
 from sapwood.chat.turns import taken_apart
 from sapwood.errors import SapwoodError
@@ -67,8 +67,11 @@ def test_tokens_are_given_to_who_wrote_them(name: str) -> None:
     chat = Chat.load(folder(name))
     told_apart = 0
     for conversation in random_conversations(chat, 7):
-        for turn in chat.turns(conversation):
+        turns = chat.turns(conversation)
+        at_once = kinds_of_rows(chat, conversation, turns)
+        for turn, whole_T in zip(turns, at_once, strict=True):
             kinds_T = token_kinds(chat, turn, spans_of(chat, conversation, turn))
+            assert (whole_T == kinds_T).all(), "rows that go on from each other are told apart alike"
             ids = np.array([*turn.prompt.ids, *turn.ids])
             assert len(kinds_T) == len(ids)
             assert KINDS[kinds_T[-1]] == "end"

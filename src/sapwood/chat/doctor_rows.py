@@ -17,7 +17,7 @@ from sapwood.chat.chat import Chat
 from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, Severity, features_of, row_notes
 from sapwood.chat.doctor_repeats import Repeats
 from sapwood.chat.doctor_sharing import Ids, Sharing, SharingCount, common_beginning
-from sapwood.chat.doctor_spans import KINDS, Kinds, document_kinds, spans_of, token_kinds
+from sapwood.chat.doctor_spans import KINDS, Kinds, document_kinds, kinds_of_rows
 from sapwood.chat.other_rows import document_example
 from sapwood.chat.trained import Turn
 from sapwood.errors import SapwoodError
@@ -171,11 +171,9 @@ class Surveyor:
 
     def _count(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
         """Tokens by kind: of each turn those that do not stand in the turn before."""
-        rows = []
-        for turn in turns:
-            ids = np.array([*turn.prompt.ids, *turn.ids], dtype=np.int64)
-            rows.append((ids, token_kinds(self._chat, turn, spans_of(self._chat, conversation, turn)), len(turn.ids)))
-        self._enter(rows, conversation.where)
+        kinds = kinds_of_rows(self._chat, conversation, turns)
+        ids = [np.array([*turn.prompt.ids, *turn.ids], dtype=np.int64) for turn in turns]
+        self._enter([(row, kinds_T, len(turn.ids)) for row, kinds_T, turn in zip(ids, kinds, turns, strict=True)], conversation.where)
 
     def _enter(self, rows: Sequence[tuple[Ids, Kinds, int]], where: str) -> None:
         """Rows of one example as (ids, kinds, trained tokens at the end)."""

@@ -9,6 +9,7 @@ guessing. Where that fails, all tokens of the row count as not told apart.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -245,8 +246,23 @@ def token_kinds(chat: Chat, turn: Turn, spans: Sequence[Span] | None) -> Kinds:
     letters = np.zeros(len(text) + 1, dtype=np.int8)
     for span in spans:
         letters[span.start : span.end] = KINDS.index(span.kind)
-    kinds_T = letters[np.maximum(ends_T - 1, 0)]
-    written_T = kinds_T[len(turn.prompt.ids) :]
+    return _written(letters[np.maximum(ends_T - 1, 0)], len(turn.prompt.ids))
+
+
+def kinds_of_rows(chat: Chat, conversation: Conversation, turns: Sequence[Turn]) -> list[Kinds]:
+    """The kinds of all rows of a conversation. Where each row goes on from the one before, the last is looked at alone."""
+    rows = [(*turn.prompt.ids, *turn.ids) for turn in turns]
+    if any(after[: len(row)] != row for row, after in itertools.pairwise(rows)):
+        return [token_kinds(chat, turn, spans_of(chat, conversation, turn)) for turn in turns]
+    whole_T = token_kinds(chat, turns[-1], spans_of(chat, conversation, turns[-1]))
+    if whole_T[0] == KINDS.index("unknown"):
+        return [whole_T[: len(row)] for row in rows]
+    return [_written(whole_T[: len(row)].copy(), len(turn.prompt.ids)) for turn, row in zip(turns, rows, strict=True)]
+
+
+def _written(kinds_T: Kinds, begin: int) -> Kinds:
+    """Name what the model must write of the template's own, from `begin` on: the tags around its parts, and the end."""
+    written_T = kinds_T[begin:]
     written_T[written_T == KINDS.index("template")] = KINDS.index("marks")
     kinds_T[-1] = KINDS.index("end")
     return kinds_T

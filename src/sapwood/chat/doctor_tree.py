@@ -14,7 +14,7 @@ import numpy as np
 from sapwood.chat.chat import Chat
 from sapwood.chat.colour import letters, visible
 from sapwood.chat.doctor_sharing import Ids, common_beginning
-from sapwood.chat.doctor_spans import KINDS, Kinds, spans_of, token_kinds
+from sapwood.chat.doctor_spans import KINDS, Kinds, kinds_of_rows
 from sapwood.chat.trained import Turn
 from sapwood.records import Conversation, Row
 
@@ -51,7 +51,7 @@ class _Part:
 
 def tree(chat: Chat, conversation: Conversation, turns: Sequence[Turn]) -> list[Branch]:
     """The branches of a conversation's rows; every row is the path from a root to the last branch that names it."""
-    return branches_of(chat, [turn.row for turn in turns], [token_kinds(chat, turn, spans_of(chat, conversation, turn)) for turn in turns])
+    return branches_of(chat, [turn.row for turn in turns], kinds_of_rows(chat, conversation, turns))
 
 
 def branches_of(chat: Chat, given: Sequence[Row], kinds: Sequence[Kinds]) -> list[Branch]:
