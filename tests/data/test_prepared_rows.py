@@ -17,8 +17,11 @@ from data.chat_rows import conversations, write
 from sapwood.chat import Chat
 from sapwood.data import cache as cache_module
 from sapwood.data import packed as packed_module
+from sapwood.data import reading as reading_module
 from sapwood.data.cache import folder_of_prepared
+from sapwood.data.locations import locate
 from sapwood.data.packed import ChunkMaker, Packed, PackedWriter
+from sapwood.data.prepared import kept_scan, prepared_rows
 from sapwood.data.stored import read_back, written
 from sapwood.errors import DataError, StorageError
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare_files, read_files
@@ -284,3 +287,24 @@ def test_refused_rows_are_all_in_the_ledgers_file(tmp_path: Path, monkeypatch: p
     assert refused == list(range(6, 15))
     assert "  6 × broken JSON" in found.ledger.lines_for_people()
     assert "      … and 3 more" in found.ledger.lines_for_people()
+
+
+def test_long_work_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading and preparing say how far they are, and how fast."""
+    monkeypatch.setattr(reading_module, "REPORT_ROWS", 10)
+    located = locate([write(tmp_path / "rows.jsonl", conversations(random.Random(1), 35))])
+    heard: list[tuple[int, int, str]] = []
+    found = kept_scan(located, format=None, columns={}, only=None, keep=False, report=lambda *said: heard.append(said))
+    assert [done for done, _, _ in heard] == [10, 20, 30]
+    assert all("rows/s" in what for _, _, what in heard)
+    heard.clear()
+    prepared_rows(
+        found,
+        load(tmp_path / "model", "chatml"),
+        cluster=None,
+        keep=False,
+        report=lambda *said: heard.append(said),
+        say=lambda _: None,
+    )
+    assert heard[-1][:2] == (35, 35)
+    assert "rows/s" in heard[-1][2]

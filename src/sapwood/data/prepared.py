@@ -45,8 +45,9 @@ def kept_scan(
     only: Only | None,
     keep: bool,
     allow_urls: bool = False,
+    report: Report = lambda done, total, what: None,
 ) -> Scan:
-    """`scan`, or what it found in these very files before. Raises as `scan` does."""
+    """`scan`, or what it found in these very files before. Raises as `scan` does. `report` hears of rows read and their speed."""
     paths = located.files
     key = _scan_key(paths, format, columns, only) if keep and all(path.is_file() for path in paths) else None
     kept = scan_entry(key) if key is not None else None
@@ -54,7 +55,12 @@ def kept_scan(
         found = _scan_from(kept, columns, only)
     else:
         before = stamps(paths) if key is not None else []
-        found = scan(paths, format=format, columns=columns, only=only, allow_urls=allow_urls)
+        began = time.monotonic()
+
+        def seen(path: Path, rows: int) -> None:
+            report(rows, 0, f"{path.name}  {rows / max(time.monotonic() - began, 1e-3):,.0f} rows/s")
+
+        found = scan(paths, format=format, columns=columns, only=only, allow_urls=allow_urls, report=seen)
         if HOLDS_MEDIA in found.notes:
             key = None  # what was found depends on more files than are named here
         if key is not None and stamps(paths) == before and key == _scan_key(paths, format, columns, only):

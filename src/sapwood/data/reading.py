@@ -7,7 +7,7 @@ repaired by guessing and nothing is left out in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ from sapwood.data.messages import Notes
 from sapwood.data.refusal import Refusal, Refusals, Refused
 from sapwood.errors import DataError
 from sapwood.records import Conversation, Document, Preference, Record, Source
+
+Seen = Callable[[Path, int], None]
+REPORT_ROWS = 4096
+
+
+def _unheard(path: Path, rows: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +148,13 @@ def scan(
     only: Only | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
     allow_urls: bool = False,
+    report: Seen = _unheard,
 ) -> Scan:
-    """Check every row as `read` does, and keep none: memory does not grow with the files. Arguments and errors are those of `read`."""
-    return _scan(files, format, columns, only, max_line_bytes, None, Refusals(limit=KEPT), allow_urls)
+    """Check every row as `read` does, and keep none: memory does not grow with the files. Arguments and errors are those of `read`.
+
+    `report` hears now and then how many rows of which file were read.
+    """
+    return _scan(files, format, columns, only, max_line_bytes, None, Refusals(limit=KEPT), allow_urls, report)
 
 
 KEPT = 100
@@ -159,6 +170,7 @@ def _scan(
     records: list[Record] | None,
     refused: Refusals,
     allow_urls: bool,
+    report: Seen = _unheard,
 ) -> Scan:
     if format is not None and format not in FORMATS:
         raise DataError(f"format: {format!r} is not known.{did_you_mean(format, list(FORMATS))} Known: {', '.join(FORMATS)}.")
@@ -171,7 +183,7 @@ def _scan(
     notes, places = Notes(), dict[str, Source]()
     located = locate(files)
     for path in located.files:
-        one = _one_file(path, given, Recipe({}, renamed, only, max_line_bytes, allow_urls), records is not None, refused.limit)
+        one = _one_file(path, given, Recipe({}, renamed, only, max_line_bytes, allow_urls), records is not None, refused.limit, report)
         formats[str(path)] = one.form
         sentences.append(one.sentence)
         total, left_out = total + one.rows, left_out + one.left_out
@@ -200,10 +212,10 @@ class _File:
     places: dict[str, Source] = field(default_factory=dict)
 
 
-def _one_file(path: Path, given: Format | None, recipe: Recipe, hold: bool, limit: int | None) -> _File:
+def _one_file(path: Path, given: Format | None, recipe: Recipe, hold: bool, limit: int | None, report: Seen) -> _File:
     """Tally and convert in one pass, with the format of the first row that has one; again where the tally decides otherwise."""
     tally = Tally(str(path), recipe.columns)
-    found = _pass(path, given, recipe, hold, limit, tally)
+    found = _pass(path, given, recipe, hold, limit, tally, report)
     if not found.rows:
         raise DataError(f"{path}: no rows, only blank lines. Write one JSON object a line into it, or choose another file.")
     if not tally.rows:
@@ -219,17 +231,19 @@ def _one_file(path: Path, given: Format | None, recipe: Recipe, hold: bool, limi
             )
     form = given or tally.decide()
     if form != found.form or not found.firm:
-        found = _pass(path, form, recipe, hold, limit, None)
+        found = _pass(path, form, recipe, hold, limit, None, report)
     found.sentence = tally.sentence(form, given=given is not None)
     return found
 
 
-def _pass(path: Path, form: Format | None, recipe: Recipe, hold: bool, limit: int | None, tally: Tally | None) -> _File:
+def _pass(path: Path, form: Format | None, recipe: Recipe, hold: bool, limit: int | None, tally: Tally | None, report: Seen) -> _File:
     """Read a file as rows of `form`, or of the first format that is met; not `firm` if rows before that were of another."""
     found = _File(form or FORMATS[0], Refusals(limit=limit), firm=True)
     sure, early = form is not None, False
     for source, value in parsed_rows(path, recipe.max_line_bytes, found.notes):
         found.rows += 1
+        if not found.rows % REPORT_ROWS:
+            report(path, found.rows)
         if not isinstance(value, Refusal):
             if tally is not None:
                 tally.add(source, value)

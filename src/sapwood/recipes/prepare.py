@@ -120,6 +120,7 @@ def scan_files(files: Sequence[str], config: DataConfig, report: Report, *, ques
         only=_only(config),
         keep=config.cache,
         allow_urls=config.allow_urls,
+        report=report,
     )
     if not (questions and _are_questions(found, config)):
         check_imitated(found.recipe.formats)
