@@ -6,6 +6,7 @@ are streams; memory does not grow with the conversations (see `doctor_rows`). Le
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,7 +128,7 @@ def _record(survey: Survey) -> dict[str, Any]:
 
 def examine_rows(chat: Chat, rows: Iterable[Record | Refusal], *, total: int = 0, batch: int = 8, advance: Advance | None = None) -> Survey:
     """Go through every row. Takes any iterable of conversations and refusals; only what `Surveyor` keeps is held."""
-    surveyor = Surveyor(chat, batch=batch)
+    surveyor, began = Surveyor(chat, batch=batch), time.monotonic()
     for done, row in enumerate(rows, 1):
         if isinstance(row, Refusal):
             surveyor.refuse(str(row.source or "a row made in code"), row.reason, row.fix)
@@ -139,7 +140,7 @@ def examine_rows(chat: Chat, rows: Iterable[Record | Refusal], *, total: int = 0
             refusal = not_trained(row)
             surveyor.refuse(row.where, refusal.reason, refusal.fix)
         if advance is not None and done % 64 == 0:
-            advance(done, total, "rows")
+            advance(done, total, f"{done / max(time.monotonic() - began, 1e-3):,.0f} rows/s")
     return surveyor.survey()
 
 
