@@ -99,8 +99,9 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
         rows = scan_files(config.data, config.rows, advance, questions=True)
     folder = fetch_model(config.model, screen)
     run_before = _run_of(config.adapter)
-    folded = config.tools_in_system or (run_before is not None and run_before.tools_in_system)
-    chat = load_chat(folder, config.template, trained=config.adapter, tools_in_system=folded)
+    if run_before is not None and run_before.tools_in_system:
+        config = replace(config, tools_in_system=True)
+    chat = load_chat(folder, config.template, trained=config.adapter, tools_in_system=config.tools_in_system)
     prepared = prepare_questions(rows, chat, config.rows, screen)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
