@@ -28,6 +28,7 @@ from sapwood.data.refusal import Refusal
 from sapwood.data.splitting import label_key, prompt_key
 from sapwood.data.stored import read_back, written
 from sapwood.records import FACT, Conversation, Document, Example, Row, Source, fact_of
+from sapwood.records.facts import digest_of
 
 ROW = np.dtype([("kept", "<u4"), ("prompt", "<u4"), ("completion", "<u4"), ("weight", "<f4")])
 ENTRY = np.dtype(
@@ -82,7 +83,7 @@ class ChunkMaker:
 
     def add(self, record: Conversation | Document, example: Example) -> None:
         """An example and the record that it was made of."""
-        rows, tokens = _told_apart(example)
+        rows, tokens, fact = _told_apart(example)
         text = written(record)
         size = sum(map(len, tokens))
         source = record.source
@@ -94,7 +95,7 @@ class ChunkMaker:
                 *(int(example.meta.get("protected_specials", 0)), "template_arguments" in example.meta, label is not None),
                 prompt_key(record),
                 b"" if label is None else label_key(label),
-                fact_of(example),
+                fact,
             )
         )
         self._rows += rows
@@ -121,22 +122,30 @@ class ChunkMaker:
         return Chunk(parts, list(self._files), len(self._entries), len(self._refused))
 
 
-def _told_apart(example: Example) -> tuple[list[tuple[int, int, int, float]], list[NDArray[np.int32]]]:
-    """Rows, and for each the tokens behind what it shares with the row before; nothing where files cannot hold the rows."""
+def _told_apart(example: Example) -> tuple[list[tuple[int, int, int, float]], list[NDArray[np.int32]], tuple[Any, ...]]:
+    """Rows, for each the tokens behind what it shares with the row before, and the example's facts.
+
+    No rows where files cannot hold them. The facts are those of `fact_of`, found in fewer steps where a row has one weight.
+    """
     rows, tokens = [], []
     before = np.empty(0, dtype=np.int32)
+    trained, largest, total = 0, 0, 0.0
     for row in example.rows:
-        weight = row.weights_T[0]
+        weight, prompt, completion = float(row.weights_T[0]), len(row.prompt_T), len(row.completion_T)
         if row.media or (row.weights_T != weight).any():
-            return [], []
+            return [], [], fact_of(example)
         whole = np.concatenate([row.prompt_T, row.completion_T], dtype=np.int32, casting="unsafe")
         size = min(len(before), len(whole))
         parted = before[:size] != whole[:size]
         kept = int(parted.argmax()) if parted.any() else size
-        rows.append((kept, len(row.prompt_T), len(row.completion_T), float(weight)))
+        rows.append((kept, prompt, completion, weight))
         tokens.append(whole[kept:])
         before = whole
-    return rows, tokens
+        trained += completion if weight > 0 else 0
+        largest = max(largest, int(whole.max()))
+        total += weight * completion
+    lengths = [prompt + completion for _, prompt, completion, _ in rows]
+    return rows, tokens, (sum(lengths), max(lengths), trained, largest, total, digest_of(example))
 
 
 class PackedWriter:
