@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from sapwood.config import from_dict, to_dict
-from sapwood.errors import ConfigError, DataError, StorageError, TrainingError
+from sapwood.errors import ConfigError, DataError, ModelError, StorageError, TrainingError
 from sapwood.model import LanguageModel, LoraConfig, add_lora, trainable_parameters
 from sapwood.records import Example, facts_of, hash_of_rows
 from sapwood.run import Run, step_records
@@ -138,8 +138,10 @@ def sft(
     epochs = max(config.epochs, steps * config.batch / len(examples)) if config.max_steps else config.epochs
     fingerprint = _fingerprint(model, examples, config)
 
-    # what is trained: a fresh adapter, or everything
-    if config.full:
+    # what is trained: everything, the adapter that the model carries, or a fresh one
+    if hasattr(model.module, "peft_config"):
+        _refuse_beside_adapter(model, config)
+    elif config.full:
         model.module.requires_grad_(True)
     else:
         model = add_lora(model, config.lora, config.seed)
@@ -220,6 +222,14 @@ def _rescue(save: Callable[[], Path], say: Callable[[str], None]) -> None:
         say(f"The run ends here. What was trained so far is kept in {save()}. Name the run directory to continue from there.")
     except StorageError as error:
         say(f"What was trained since the last checkpoint is lost: {error}")
+
+
+def _refuse_beside_adapter(model: LanguageModel, config: SftConfig) -> None:
+    """An adapter that the caller brought is trained as it is. Raises `ModelError` where that cannot be what was meant."""
+    if config.full:
+        raise ModelError("This model carries an adapter, and training all weights would change what lies below it. Merge it first.")
+    if not trainable_parameters(model):
+        raise ModelError("This model carries an adapter of which nothing is trainable. Load it with `is_trainable=True`, or merge it.")
 
 
 def _refuse_untrainable(model: LanguageModel, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
