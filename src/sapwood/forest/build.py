@@ -82,11 +82,13 @@ class _Branch:
     parent: int
 
 
-def plant(rows: Sequence[Row], *, min_saving: int = MIN_SAVING) -> Forest:
-    """Build the forest of `rows`. `min_saving=1` shares every common token (used by tests)."""
+def plant(rows: Sequence[Row], *, min_saving: int = MIN_SAVING, share: bool = True) -> Forest:
+    """Build the forest of `rows`. `min_saving=1` shares every common token (used by tests); without `share` each row stands alone."""
     inputs = [row.keys_T for row in rows]
     order = sorted(range(len(rows)), key=lambda row: sort_key(inputs[row]))
-    shared = np.array([0, *(common_prefix(inputs[a], inputs[b]) for a, b in itertools.pairwise(order))], dtype=np.int64)
+    shared = np.zeros(len(rows), dtype=np.int64)
+    if share:
+        shared[1:] = [common_prefix(inputs[a], inputs[b]) for a, b in itertools.pairwise(order)]
 
     nodes: list[tuple[int, int, int]] = []
     depths: list[int] = []

@@ -31,25 +31,25 @@ class MicroBatch:
     forest: Forest
 
 
-def unique_tokens(example: Example) -> int:
-    """Tokens of one example once its own rows share their beginnings."""
-    return plant(example.rows, min_saving=1).num_tokens
+def unique_tokens(example: Example, *, share: bool = True) -> int:
+    """Tokens of one example once its own rows share their beginnings; without `share`, those of all its rows."""
+    return plant(example.rows, min_saving=1).num_tokens if share else sum(row.length - 1 for row in example.rows)
 
 
-def cut(examples: Sequence[Example], budget: int) -> list[MicroBatch]:
+def cut(examples: Sequence[Example], budget: int, *, share: bool = True) -> list[MicroBatch]:
     """Cut one step's examples into micro-batches of at most `budget` unique tokens each (an oversized example stands alone).
 
     Counted is what would be left if every common token were shared; a pass holds a few more where a branching saves too
-    little to be made (`MIN_SAVING`).
+    little to be made (`MIN_SAVING`). Without `share`, rows stand side by side and no token is shared.
     """
     order = sorted(range(len(examples)), key=lambda index: sort_key(examples[index].rows[0].keys_T))
-    sizes = [unique_tokens(examples[index]) for index in order]
-    shared = [0, *(_shared(examples[a], examples[b]) for a, b in itertools.pairwise(order))]
+    sizes = [unique_tokens(examples[index], share=share) for index in order]
+    shared = [0, *(_shared(examples[a], examples[b]) if share else 0 for a, b in itertools.pairwise(order))]
     batches = []
     for first, last in _cheapest_cut(sizes, shared, budget):
         chosen = tuple(order[first:last])
         rows = [row for index in chosen for row in examples[index].rows]
-        batches.append(MicroBatch(chosen, plant(rows)))
+        batches.append(MicroBatch(chosen, plant(rows, share=share)))
     return batches
 
 

@@ -4,9 +4,11 @@ In: a folder of safetensors. Out: a `LanguageModel`, which turns forests into lo
 training changes and saves.
 """
 
-from sapwood.model.adapters import LoraConfig, add_lora, load_adapter, save_adapter, trainable_parameters
+from sapwood.model.adapters import load_adapter, save_adapter, saved_values, trainable_parameters
+from sapwood.model.checkpointing import checkpoint_layers
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.load import Dtype, load_model
+from sapwood.model.lora import LoraConfig, add_lora, drawing
 from sapwood.model.new_tokens import learn_tokens
 
 __all__ = [
@@ -14,9 +16,12 @@ __all__ = [
     "LanguageModel",
     "LoraConfig",
     "add_lora",
+    "checkpoint_layers",
+    "drawing",
     "learn_tokens",
     "load_adapter",
     "load_model",
     "save_adapter",
+    "saved_values",
     "trainable_parameters",
 ]

@@ -1,111 +1,29 @@
-"""LoRA adapters in peft's own layers and file format, so that a saved adapter loads in plain peft.
+"""Adapters as files, in peft's own format: loading, saving, and reading back what was saved.
 
-Hu et al., arXiv:2106.09685: h = W x + (alpha / r) B A x, with B = 0 at the start.
+In: a `LanguageModel` with or without an adapter, and a folder. Out: the other of the two. A saved adapter loads in plain peft
+on the very base it was trained on, also where its start has rewritten the base weights (PiSSA, OLoRA): it is then saved as the
+difference from that start, with twice the rank.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
 import safetensors
+import safetensors.torch
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
-from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
+from sapwood.errors import CheckpointError, ModelError, storage
 from sapwood.model.fused import fuse
 from sapwood.model.language_model import LanguageModel
-from sapwood.model.new_tokens import check_wrapped, fuse_tokens, make_room, token_indices
+from sapwood.model.new_tokens import fuse_tokens, make_room
 from sapwood.model.norms import fuse_norms
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """The adapter."""
-
-    r: int = 16
-    """Rank of the update. More can express more and costs more memory; 8 to 32 suits most tasks."""
-    alpha: float = 32.0
-    """Scale of the update: it is multiplied by alpha / r."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linear layers that get an adapter, or `all-linear` for every one but the head."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(r) instead (arXiv:2312.03732), which keeps large ranks stable."""
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ConfigError(f"lora.r is {self.r}; give a rank of at least 1, or train all weights with `full: true`.")
-        if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"lora.alpha is {self.alpha}; give a number above 0.")
-
-
-def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageModel:
-    """Wrap the model in a fresh adapter, in fp32 whatever the base is in. The draw of A depends on `seed` alone.
-
-    Raises `ConfigError` where one of `targets` matches no layer of the model, `ModelError` for a model that carries an adapter.
-    """
-    if any(isinstance(layer, BaseTunerLayer) for layer in model.module.modules()):
-        raise ModelError(
-            "This model carries an adapter already, and a second one would mix with it. Load the model again, or merge the first."
-        )
-    _refuse_unknown_targets(model, config.targets)
-    tokens = token_indices(model) if model.new_tokens else None
-    targets: Any = config.targets[0] if config.targets == ("all-linear",) else list(config.targets)
-    lora = peft.LoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        target_modules=targets,
-        use_rslora=config.rslora,
-        exclude_modules=_outside_the_language_model(model),
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-        trainable_token_indices=tokens,
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        try:
-            module = peft.get_peft_model(model.module, lora)
-        except ValueError as error:
-            raise ConfigError(f"lora.targets is {config.targets!r}: {error} {_linear_layers(model)}") from error
-    wrapped = _same_but(model, module)
-    if tokens is not None:
-        check_wrapped(wrapped)
-    return wrapped
-
-
-def _refuse_unknown_targets(model: LanguageModel, targets: tuple[str, ...]) -> None:
-    """peft is content if one name of several matches; a misspelt one among them would be accepted and ignored."""
-    if targets == ("all-linear",):
-        return
-    names = [name for name, _ in model.module.named_modules()]
-    unknown = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
-    if unknown or not targets:
-        found = f"no layer is called {', '.join(map(repr, unknown))}" if targets else "it is empty"
-        raise ConfigError(f"lora.targets is {targets!r}: {found}. {_linear_layers(model)} Or give `all-linear` alone.")
-
-
-def _outside_the_language_model(model: LanguageModel) -> str | None:
-    """A pattern for the towers of images and sounds, which stay as they are; None where the model reads text alone."""
-    decoder = model.base.get_decoder()
-    name = next((name for name, module in model.base.named_modules() if module is decoder), "")
-    own = {id(parameter) for part in (decoder, model.base.get_output_embeddings()) for parameter in part.parameters()}
-    if not name or all(id(parameter) in own for parameter in model.base.parameters()):
-        return None
-    return rf"(?!{re.escape(name)}\.).*"
-
-
-def _linear_layers(model: LanguageModel) -> str:
-    names = sorted({name.rsplit(".", 1)[-1] for name, layer in model.module.named_modules() if isinstance(layer, nn.Linear)})
-    return f"Linear layers here: {', '.join(names)}."
 
 
 def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False) -> LanguageModel:
@@ -130,7 +48,7 @@ def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False)
             f"{folder}: this adapter belongs to another model: {len(wanted - saved)} of the tensors it should hold are missing and "
             f"{len(saved - wanted)} have no layer here, such as {min(saved ^ wanted)}. Load the model it was trained on."
         )
-    return _same_but(model, module)
+    return wrapped_in(model, module)
 
 
 def _make_room(model: LanguageModel, folder: Path) -> None:
@@ -153,6 +71,48 @@ def save_adapter(model: LanguageModel, folder: Path) -> None:
     with storage(folder, "write the adapter to"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks a hub about the base model's vocabulary
         model.module.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        if model.taken_out:
+            _save_as_difference(model, folder)
+
+
+def _save_as_difference(model: LanguageModel, folder: Path) -> None:
+    """Turn a saved adapter, whose base has lost s B0 A0, into one on the base as it was.
+
+    W - s B0 A0 + s B A = W + s [B, -B0] [A; A0], a plain adapter of twice the rank (peft's conversion of PiSSA and OLoRA).
+    """
+    file, described = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors = safetensors.torch.load_file(file)
+    for name, key in _keys_of(model).items():
+        start = model.taken_out.get(name)
+        if start is not None:
+            rows = ".lora_A." in name
+            tensors[key] = torch.cat([tensors[key], start.cpu() if rows else -start.cpu()], dim=0 if rows else 1).contiguous()
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads(described.read_bytes())
+    wider = math.sqrt(2) if config["use_rslora"] else 2
+    config |= {"r": 2 * config["r"], "lora_alpha": wider * config["lora_alpha"], "init_lora_weights": True}
+    config["rank_pattern"] = {key: 2 * rank for key, rank in config["rank_pattern"].items()}
+    config["alpha_pattern"] = {key: wider * alpha for key, alpha in config["alpha_pattern"].items()}
+    described.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def saved_values(model: LanguageModel, folder: Path) -> dict[str, Tensor]:
+    """What `save_adapter` wrote for each trained parameter of `model`, by the parameter's name; what is missing there is missing here."""
+    with storage(folder, "read the adapter in"):
+        saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    found = {name: saved[key] for name, key in _keys_of(model).items() if key in saved}
+    for name in found.keys() & model.taken_out.keys():
+        found[name] = torch.tensor_split(found[name], 2, dim=0 if ".lora_A." in name else 1)[0]
+    return found
+
+
+def _keys_of(model: LanguageModel) -> dict[str, str]:
+    """The name in an adapter file of each trained parameter, by the parameter's own name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = peft.get_peft_model_state_dict(model.module, save_embedding_layers=False)
+    by_place = {tensor.data_ptr(): key for key, tensor in written.items()}
+    return {name: by_place[p.data_ptr()] for name, p in trainable_parameters(model).items() if p.data_ptr() in by_place}
 
 
 def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
@@ -160,7 +120,8 @@ def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
 
 
-def _same_but(model: LanguageModel, module: Any) -> LanguageModel:
+def wrapped_in(model: LanguageModel, module: Any) -> LanguageModel:
+    """The model with `module`, which wraps its own, and the fast paths in it."""
     fuse(module)
     fuse_norms(module)
     fuse_tokens(module)

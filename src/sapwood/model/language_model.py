@@ -41,6 +41,10 @@ class LanguageModel:
         """False for models with layers that cannot share prefixes: their micro-batches hold one row each."""
         self.new_tokens: tuple[int, ...] = ()
         """Ids whose embeddings train with an adapter, set by `learn_tokens`."""
+        self.taken_out: dict[str, Tensor] = {}
+        """By name, the start of an adapter that was taken out of the base weights (PiSSA, OLoRA), set by `add_lora`."""
+        self.draws = False
+        """Whether training draws random numbers (dropout). It then shares no prefixes: a shared token would have one draw for all rows."""
         self._own_head = True
         if probe:
             self._probe()

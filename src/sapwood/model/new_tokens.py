@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-from peft.utils.other import TrainableTokensWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -105,8 +105,15 @@ def rows_of(model: LanguageModel) -> int:
 
 
 def bare(layer: Any) -> Any:
-    """The frozen embedding or head below peft's wrapper, if there is one: its `.weight` costs nothing to look at."""
+    """The embedding or head below peft's wrapper, if there is one: its `.weight` costs nothing to look at."""
+    if isinstance(layer, ModulesToSaveWrapper):
+        return layer.modules_to_save[layer.active_adapters[0]] if _serves_copy(layer) else layer.original_module
     return layer.token_adapter.base_layer if isinstance(layer, TrainableTokensWrapper) else layer
+
+
+def _serves_copy(layer: Any) -> bool:
+    """Whether a layer that is trained whole computes with the trained copy now."""
+    return not layer.disable_adapters and len(layer.active_adapters) == 1 and layer.active_adapters[0] in layer.modules_to_save
 
 
 def token_indices(model: LanguageModel) -> dict[str, list[int]]:
@@ -142,6 +149,8 @@ def head_parts(head: Any) -> tuple[nn.Linear, Tensor | None, Tensor | None] | No
 
     None where it is something else, or its adapter is in a state that only peft's own forward serves.
     """
+    if isinstance(head, ModulesToSaveWrapper):
+        head = bare(head)
     if isinstance(head, nn.Linear):
         return head, None, None
     if not isinstance(head, TrainableTokensWrapper) or not isinstance(bare(head), nn.Linear):
