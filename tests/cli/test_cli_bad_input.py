@@ -73,9 +73,12 @@ def test_a_gigabyte_line(tmp_path: Path, model: Path, capsys: pytest.CaptureFixt
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000, "kibibytes: the line is not held in memory"
 
 
-def test_a_folder_instead_of_a_file(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_rows(tmp_path / "inside.jsonl")
-    assert "inside.jsonl" in refuse(["sft", str(tmp_path), "--model", str(model)], capsys)
+def test_a_folder_without_a_file_that_can_be_read(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.docx").write_bytes(b"PK")
+    error = refuse(["sft", str(tmp_path / "data"), "--model", str(model)], capsys)
+    assert str(tmp_path / "data") in error
+    assert ".jsonl" in error
 
 
 def test_a_model_without_a_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,8 +108,11 @@ def _kinds(found: Examination) -> set[str]:
 
 
 def show_lines(screen: Screen, lines: Iterable[Line]) -> None:
-    """Each line wrapped at its own indent."""
+    """Each line wrapped at its own indent on a terminal; whole in a file, so that a place in it can be searched for."""
     for line in lines:
+        if not screen.console.is_terminal:
+            screen.console.print(" " * line.indent + f"{line.mark} " * bool(line.mark) + line.text.plain, markup=False, soft_wrap=True)
+            continue
         beside = Table.grid(padding=(0, 1, 0, 0))
         beside.add_row(*([Text(line.mark, style=line.style)] if line.mark else []), line.text)
         screen.show(Padding(beside, (0, 0, 0, line.indent), expand=False))
