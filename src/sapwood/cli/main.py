@@ -6,6 +6,7 @@
     chat         talk to a model or a run
     doctor       what a model's template does, and what your rows become
     template     what models or templates make of one conversation, side by side
+    export       a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained
     pull         fetch a model or a data set by name
     bench        measured side by side with other tools (from a checkout)
 
@@ -32,6 +33,7 @@ VERBS = {
     "chat": "talk to a model or a run",
     "doctor": "what a model's template does, and what your rows become",
     "template": "what models or templates make of one conversation, side by side",
+    "export": "a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained",
     "pull": "fetch a model or a data set by name",
     "bench": "measured side by side with other tools (from a checkout)",
 }
