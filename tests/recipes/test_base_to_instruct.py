@@ -249,7 +249,7 @@ def test_a_run_that_trains_other_tokens_is_another_run(tmp_path: Path) -> None:
         if tokens == (5, 6):
             train(tmp_path, SftConfig(max_steps=2), model=model)
             continue
-        with pytest.raises(CheckpointError, match="other data, settings or another model"):
+        with pytest.raises(CheckpointError, match="on another model"):
             train(tmp_path, SftConfig(max_steps=2), model=model)
 
 

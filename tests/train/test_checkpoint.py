@@ -17,21 +17,24 @@ from hypothesis import strategies as st
 
 from sapwood.errors import CheckpointError, StorageError
 from sapwood.train import checkpoint as checkpoint_file
-from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint, saved_steps
+from sapwood.train.checkpoint import made_with, newest_checkpoint, save_checkpoint, saved_steps
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
     return {"a": torch.full((3, 2), float(step)), "step.a": torch.tensor(float(step)), "bf16": torch.ones(4, dtype=torch.bfloat16)}
 
 
-def save(run: Path, step: int, *, keep: int = 2, fingerprint: str = "mine") -> Path:
-    return save_checkpoint(run, step, tensors(step), budget=1024, fingerprint=fingerprint, keep=keep)
+MINE = {"rows": "a", "settings": "b", "model": "c"}
+
+
+def save(run: Path, step: int, *, keep: int = 2, **other: str) -> Path:
+    return save_checkpoint(run, step, tensors(step), budget=1024, fingerprint={**MINE, **other}, keep=keep)
 
 
 def read(run: Path) -> tuple[int | None, list[str]]:
     """Step of the checkpoint that is used, and what was said."""
     said: list[str] = []
-    found = newest_checkpoint(run, "mine", said.append)
+    found = newest_checkpoint(run, MINE, said.append)
     if found is None:
         return None, said
     assert found.budget == 1024
@@ -121,10 +124,33 @@ def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path_factory: pytest.TempPat
     assert (step, len(said)) == (2, 1)
 
 
-def test_a_run_of_something_else_is_refused(tmp_path: Path) -> None:
-    save(tmp_path, 2, fingerprint="other")
-    with pytest.raises(CheckpointError, match=r"step-2 belongs to a run on other data.*--out"):
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"rows": "x"}, "on other rows"),
+        ({"settings": "x"}, "on other settings"),
+        ({"model": "x"}, "on another model"),
+        ({"rows": "x", "model": "x"}, "on other rows and another model"),
+    ],
+)
+def test_a_run_of_something_else_is_refused_by_what_differs(tmp_path: Path, other: dict[str, str], named: str) -> None:
+    save(tmp_path, 2, **other)
+    with pytest.raises(CheckpointError, match=rf"step-2 belongs to a run {named}\. .*--out"):
         read(tmp_path)
+
+
+def test_what_computes_otherwise_now_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 2)
+    now = made_with()
+    assert set(now) == {"sapwood", "torch", "transformers", "peft", "Sapwood's training code"}
+    monkeypatch.setattr(checkpoint_file, "made_with", lambda: {**now, "torch": "9.9", "Sapwood's training code": "abc"})
+    step, said = read(tmp_path)
+    assert step == 2
+    [sentence] = said
+    assert f"torch ({now['torch']} then, 9.9 now)" in sentence
+    assert "training code" in sentence
+    assert "peft" not in sentence
+    assert "on the same rows, but not to the same bits" in sentence
 
 
 def test_a_good_checkpoint_outlives_a_damaged_later_one(tmp_path: Path) -> None:
@@ -193,4 +219,4 @@ def test_a_crash_at_any_write_leaves_whole_checkpoints(tmp_path: Path, monkeypat
 
 def test_the_seal_covers_every_number(tmp_path: Path) -> None:
     state = orjson.loads((save(tmp_path, 2) / "state.json").read_bytes())
-    assert set(state) == {"schema", "step", "budget", "fingerprint", "sha256", "seal"}
+    assert set(state) == {"schema", "step", "budget", "fingerprint", "made_with", "sha256", "seal"}

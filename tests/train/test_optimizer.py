@@ -123,8 +123,8 @@ def test_a_run_stops_at_a_gradient_that_is_not_finite_and_keeps_what_was_good(tm
     sft_file = sys.modules["sapwood.train.sft"]  # the package's own `sft` is the function
     accumulate, calls = sft_file.accumulate, []
 
-    def spoiled(model, examples, budget):  # type: ignore[no-untyped-def]
-        sums = accumulate(model, examples, budget)
+    def spoiled(model, examples, budget, **keywords):  # type: ignore[no-untyped-def]
+        sums = accumulate(model, examples, budget, **keywords)
         calls.append(1)
         if len(calls) == 6:
             next(p for p in model.module.parameters() if p.grad is not None).grad[0] = torch.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,23 +60,53 @@ def test_seeds_and_epochs_are_shuffled_apart() -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@given(steps=st.integers(3, 300), warmup=st.floats(0, 0.9), final=st.floats(0, 1))
-def test_the_schedule_is_the_closed_form(schedule: str, steps: int, warmup: float, final: float) -> None:
-    config = OptimConfig(lr=0.5, schedule=schedule, warmup=warmup, final=final)  # type: ignore[arg-type]
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+@given(steps=st.integers(3, 300), warmup=st.floats(0, 0.9), final=st.floats(0, 1), decay=st.floats(0, 0.1))
+def test_the_schedule_is_the_closed_form(schedule: str, steps: int, warmup: float, final: float, decay: float) -> None:
+    read: dict[str, Any] = {"final": final} if schedule != "constant" else {}
+    config = OptimConfig(lr=0.5, schedule=schedule, warmup=warmup, **read, **({"decay": decay} if schedule == "wsd" else {}))  # type: ignore[arg-type]
     rates = [learning_rate(config, step, steps) for step in range(steps)]
     rising = max(1, round(warmup * steps)) if warmup else 0
+    late = round(decay * steps)
     for step, rate in enumerate(rates):
         if step < rising:
-            expected = 0.5 * (step + 1) / rising
-        else:
-            progress = (step - rising) / max(1, steps - 1 - rising)
-            falling = {"cosine": 0.5 + 0.5 * math.cos(math.pi * progress), "linear": 1 - progress, "constant": 1.0}[schedule]
-            expected = 0.5 * falling if schedule == "constant" else 0.5 * (final + (1 - final) * falling)
+            assert rate == pytest.approx(0.5 * (step + 1) / rising, abs=1e-12)
+            continue
+        progress = (step - rising) / max(1, steps - 1 - rising)
+        falling = {
+            "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
+            "linear": 1 - progress,
+            "constant": 1.0,
+            "wsd": 1.0 if step < steps - late else 1 - (step - (steps - 1 - late)) / late,
+        }[schedule]
+        expected = 0.5 * falling if schedule == "constant" else 0.5 * (final + (1 - final) * falling)
         assert rate == pytest.approx(expected, abs=1e-12)
     assert max(rates) <= 0.5 + 1e-12
-    if steps - 1 - rising >= 1 and schedule != "constant":
+    if steps - 1 - rising >= 1 and (schedule in ("cosine", "linear") or (schedule == "wsd" and late)):
         assert rates[-1] == pytest.approx(0.5 * final, abs=1e-12)
+
+
+def test_a_late_fall_keeps_the_peak_until_then() -> None:
+    config = OptimConfig(lr=1.0, schedule="wsd", warmup=0.1, decay=0.3, final=0.0)
+    rates = [learning_rate(config, step, 20) for step in range(20)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[1:14] == [1.0] * 13
+    assert rates[13:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "named"),
+    [
+        ({"schedule": "constant", "final": 0.5}, "optim.final is 0.5, but optim.schedule constant"),
+        ({"decay": 0.5}, "optim.decay is 0.5, but optim.schedule cosine"),
+        ({"optimizer": "adafactor", "beta1": 0.5}, "optim.beta1 is 0.5, but optim.optimizer adafactor"),
+        ({"optimizer": "adafactor", "eps": 1e-6}, "optim.eps is 1e-06, but optim.optimizer adafactor"),
+        ({"schedule": "wsd", "warmup": 0.5, "decay": 0.6}, "together they are at most 1"),
+    ],
+)
+def test_a_knob_that_nothing_would_read_is_refused(knobs: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        OptimConfig(**knobs)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -90,6 +121,8 @@ def test_a_run_of_one_or_two_steps_trains_at_the_peak(steps: int) -> None:
         ("lr", math.nan),
         ("lr", math.inf),
         ("warmup", -0.1),
+        ("decay", -0.1),
+        ("b_ratio", 0.0),
         ("warmup", math.nan),
         ("final", 1.1),
         ("weight_decay", -1.0),

@@ -4,7 +4,7 @@ In: a folder of safetensors. Out: a `LanguageModel`, which turns forests into lo
 training changes and saves.
 """
 
-from sapwood.model.adapters import load_adapter, save_adapter, saved_values, trainable_parameters
+from sapwood.model.adapters import Parameters, count_parameters, load_adapter, save_adapter, saved_values, trainable_parameters
 from sapwood.model.checkpointing import checkpoint_layers
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.load import Dtype, load_model
@@ -15,8 +15,10 @@ __all__ = [
     "Dtype",
     "LanguageModel",
     "LoraConfig",
+    "Parameters",
     "add_lora",
     "checkpoint_layers",
+    "count_parameters",
     "drawing",
     "learn_tokens",
     "load_adapter",

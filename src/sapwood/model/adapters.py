@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sapwood.model.fused import fuse
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.new_tokens import fuse_tokens, make_room
 from sapwood.model.norms import fuse_norms
+from sapwood.model.quantized import before_peft
 
 
 def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False) -> LanguageModel:
@@ -33,6 +35,7 @@ def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False)
     """
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{folder} holds no adapter_config.json with adapter_model.safetensors. Name a run's `adapter` folder.")
+    before_peft()
     _make_room(model, folder)
     try:
         with warnings.catch_warnings():
@@ -118,6 +121,25 @@ def _keys_of(model: LanguageModel) -> dict[str, str]:
 def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:
     """Names and parameters that training changes, in a stable order."""
     return {name: parameter for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """How many numbers there are in a model, adapter included, and how many of them training changes."""
+
+    trained: int
+    total: int
+
+
+def count_parameters(model: LanguageModel) -> Parameters:
+    """Count the parameters; weights of 4 bits count each, not the bytes that hold two."""
+    trained = total = 0
+    for parameter in model.module.parameters():
+        count = parameter.numel()
+        quantized = getattr(parameter, "quant_state", None)
+        total += math.prod(quantized.shape) if quantized is not None else count
+        trained += count if parameter.requires_grad else 0
+    return Parameters(trained, total)
 
 
 def wrapped_in(model: LanguageModel, module: Any) -> LanguageModel:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
 
 from sapwood.attention import NAME, Attention, TreeAttention, for_text
 from sapwood.attention.interface import LayerCall
@@ -43,8 +44,6 @@ class LanguageModel:
         """Ids whose embeddings train with an adapter, set by `learn_tokens`."""
         self.taken_out: dict[str, Tensor] = {}
         """By name, the start of an adapter that was taken out of the base weights (PiSSA, OLoRA), set by `add_lora`."""
-        self.draws = False
-        """Whether training draws random numbers (dropout). It then shares no prefixes: a shared token would have one draw for all rows."""
         self._own_head = True
         if probe:
             self._probe()
@@ -65,6 +64,16 @@ class LanguageModel:
         """The type of the base weights."""
         dtype: torch.dtype = self.base.dtype
         return dtype
+
+    @property
+    def draws(self) -> bool:
+        """Whether training draws random numbers (dropout). It then shares no prefixes: a shared token would have one draw for all rows."""
+        return any(
+            isinstance(drop, nn.Dropout)
+            for layer in self.module.modules()
+            if isinstance(layer, LoraLayer)
+            for drop in layer.lora_dropout.values()
+        )
 
     @property
     def vocabulary(self) -> int:

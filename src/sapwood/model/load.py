@@ -14,16 +14,17 @@ from sapwood.attention import NAME, for_text, register
 from sapwood.errors import ModelError
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.media import FAMILIES
+from sapwood.model.quantized import compute_alike, nf4
 
-Dtype = Literal["auto", "bf16", "fp32", "fp64"]
-"""Type of the base weights. `auto` takes bf16 where the processor computes in it, else fp32."""
+Dtype = Literal["auto", "bf16", "fp32", "fp64", "nf4"]
+"""Type of the base weights. `auto` takes bf16 where the processor computes in it, else fp32; `nf4` keeps 4 bits and computes as `auto`."""
 
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """The torch type of a `Dtype`; `auto` looks at the machine."""
-    return _TYPES["bf16" if _has_bf16() else "fp32"] if dtype == "auto" else _TYPES[dtype]
+    """The torch type in which a `Dtype` computes; `auto` looks at the machine."""
+    return _TYPES["bf16" if _has_bf16() else "fp32"] if dtype in ("auto", "nf4") else _TYPES[dtype]
 
 
 def _has_bf16() -> bool:
@@ -34,8 +35,12 @@ def _has_bf16() -> bool:
 
 
 def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.device = "cpu") -> LanguageModel:
-    """Load a causal language model for computing on forests. Raises `ModelError` with what to do."""
+    """Load a causal language model for computing on forests. Raises `ModelError` with what to do.
+
+    `nf4` raises `ConfigError` where bitsandbytes is missing.
+    """
     register()
+    extra = {"quantization_config": nf4(torch_dtype(dtype)), "device_map": {"": device}} if dtype == "nf4" else {}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -50,13 +55,15 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            **extra,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder}: transformers could not load this model: {' '.join(str(error).split())[:500]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
-    model = LanguageModel(module.to(device).eval())
+    compute_alike(module)
+    model = LanguageModel((module if extra else module.to(device)).eval())
     if family is not None:
         model.notes.append(
             f"{family.model} takes {' and '.join(family.kinds)}: an adapter trains its language model alone, and leaves the rest as it is."

@@ -28,6 +28,7 @@ from sapwood.errors import ConfigError, ModelError
 from sapwood.model.adapters import wrapped_in
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.new_tokens import check_wrapped, token_indices
+from sapwood.model.quantized import before_peft
 
 Start = Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16", "mica"]
 REWRITING: tuple[Start, ...] = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
@@ -113,6 +114,7 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
         raise ModelError(
             "This model carries an adapter already, and a second one would mix with it. Load the model again, or merge the first."
         )
+    before_peft()
     _refuse_unknown(model, config)
     tokens = token_indices(model) if model.new_tokens else None
     lora = peft.LoraConfig(
@@ -142,7 +144,6 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
             raise ConfigError(f"lora.targets is {config.targets!r}: {error} {_linear_layers(model)}") from error
     _refuse_unmatched(module, config)
     wrapped = wrapped_in(model, module)
-    wrapped.draws = config.dropout > 0
     if config.init in REWRITING:
         wrapped.taken_out = _starts(module)
     if tokens is not None:

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent.
 
     checkpoints/step-N/state.safetensors    parameters, moments, masters
-    checkpoints/step-N/state.json           step, what the run was made of (fingerprint), the budget, sha256 of the tensors and of itself
+    checkpoints/step-N/state.json           step, what the run was made of (fingerprint) and with (versions), the budget, sha256 of the
+                                            tensors and of itself
 
 A checkpoint is written beside its place, flushed to the disk and renamed into it; `state.json` carries the checksums, so a
 truncated or flipped file, be it of tensors or of numbers, is noticed on reading and the checkpoint before it is used.
@@ -12,17 +13,27 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import orjson
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from sapwood.errors import CheckpointError, storage
 from sapwood.run import SCHEMA
+
+PARTS = {"rows": "other rows", "settings": "other settings", "model": "another model"}
+"""What a fingerprint holds, and what is said where a part of it differs."""
+
+PACKAGES = ("sapwood", "torch", "transformers", "peft")
+ROOMS = ("attention", "forest", "model", "records", "train")
+"""Folders of Sapwood whose code decides what a step computes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,17 @@ class Checkpoint:
     path: Path
 
 
-def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget: int, fingerprint: str, keep: int) -> Path:
+@cache
+def made_with() -> dict[str, str]:
+    """What computes here: versions, and a hash of the code that training runs, by name. Read once a process."""
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        for file in sorted((Path(__file__).parent.parent / room).glob("*.py")):
+            digest.update(file.read_bytes())
+    return {name: version(name) for name in PACKAGES} | {"Sapwood's training code": digest.hexdigest()[:12]}
+
+
+def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget: int, fingerprint: Mapping[str, str], keep: int) -> Path:
     """Write `checkpoints/step-N` and keep it with the `keep - 1` before it. Raises `StorageError`; older ones are then untouched.
 
     Later ones are deleted too: they are damaged, or this step would not have been reached from before them.
@@ -47,7 +68,8 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget:
         "schema": SCHEMA,
         "step": step,
         "budget": budget,
-        "fingerprint": fingerprint,
+        "fingerprint": dict(fingerprint),
+        "made_with": {**made_with(), "threads": str(torch.get_num_threads())},
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     with storage(path, "write the checkpoint"):
@@ -78,8 +100,8 @@ def saved_steps(run: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def newest_checkpoint(run: Path, fingerprint: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named through `say` and passed over.
+def newest_checkpoint(run: Path, fingerprint: Mapping[str, str], say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are named through `say` and passed over, and so is what computes otherwise now.
 
     Raises `CheckpointError` if the run has checkpoints but was made of other data, settings or another model, or if none
     of them is whole.
@@ -88,7 +110,7 @@ def newest_checkpoint(run: Path, fingerprint: str, say: Callable[[str], None]) -
     for step in reversed(steps):
         path = run / "checkpoints" / f"step-{step}"
         try:
-            return _read(path, fingerprint)
+            return _read(path, fingerprint, say)
         except _DamagedError as error:
             say(f"{path} is damaged ({error}); trying the checkpoint before it.")
     if steps:
@@ -100,7 +122,7 @@ class _DamagedError(Exception):
     pass
 
 
-def _read(path: Path, fingerprint: str) -> Checkpoint:
+def _read(path: Path, fingerprint: Mapping[str, str], say: Callable[[str], None]) -> Checkpoint:
     try:
         state = orjson.loads((path / "state.json").read_bytes())
         data = (path / "state.safetensors").read_bytes()
@@ -112,11 +134,18 @@ def _read(path: Path, fingerprint: str) -> Checkpoint:
         raise _DamagedError("state.json does not match its checksum")
     if hashlib.sha256(data).hexdigest() != state["sha256"]:
         raise _DamagedError("state.safetensors does not match its checksum")
-    if state["fingerprint"] != fingerprint:
+    before = state["fingerprint"] if isinstance(state["fingerprint"], dict) else {}
+    changed = [what for part, what in PARTS.items() if before.get(part) != fingerprint.get(part)]
+    if changed:
         raise CheckpointError(
-            f"{path} belongs to a run on other data, settings or another model. To continue it, give it what it was started with; "
+            f"{path} belongs to a run on {' and '.join(changed)}. To continue it, give it what it was started with; "
             "to start anew, choose another folder with --out."
         )
+    now = {**made_with(), "threads": str(torch.get_num_threads())}
+    was = state.get("made_with", {})
+    moved = [f"{name} ({was.get(name, 'unknown')} then, {now[name]} now)" for name in now if was.get(name) != now[name]]
+    if moved:
+        say(f"Since {path.name} something has changed: {', '.join(moved)}. The run goes on, on the same rows, but not to the same bits.")
     return Checkpoint(state["step"], state["budget"], safetensors.torch.load(data), path)
 
 

@@ -16,16 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import safetensors.torch
 import torch
 
 from sapwood.errors import TrainingError
-from sapwood.forest import unique_tokens
-from sapwood.model import LanguageModel, save_adapter
+from sapwood.model import LanguageModel, save_adapter, saved_values
 from sapwood.records import Example, facts_of
 from sapwood.train.optimizer import Optimizer
 from sapwood.train.result import save_whole
-from sapwood.train.step import accumulate, evaluate
+from sapwood.train.step import accumulate, evaluate, is_out_of_memory, tokens_in_a_pass
 
 BUDGETS = (1024, 2048, 4096)
 """Unique tokens a micro-batch that are tried: larger ones fill the matrix products better, smaller ones the caches."""
@@ -56,7 +54,7 @@ def rehearse(
         optimizer.clear()
         if budget is None:
             budget = _fastest(model, optimizer, by_size)
-        full = _filled(by_size, max(budget, worst_tokens))
+        full = _filled(model, by_size, max(budget, worst_tokens))
         seconds = _pass(model, full, budget)
     finally:
         optimizer.clear()
@@ -87,7 +85,7 @@ def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, in
     for place in np.argsort(-length_B, kind="stable"):
         if length_B[place] <= most:
             break  # unique tokens are fewer than row tokens: no later example can have more
-        tokens = unique_tokens(examples[int(place)])
+        tokens = tokens_in_a_pass(model, examples[int(place)])
         if tokens > most:
             largest, most = int(place), tokens
     return largest, most
@@ -98,23 +96,23 @@ def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example])
     speeds: dict[int, float] = {}
     process = psutil.Process()
     for budget in BUDGETS:
-        chosen = _filled(by_size, budget)
+        chosen = _filled(model, by_size, budget)
         before = process.memory_info().rss
         free = psutil.virtual_memory().available
         seconds = _pass(model, chosen, budget)
         optimizer.clear()
         grown = max(0, process.memory_info().rss - before)
-        speeds[budget] = sum(unique_tokens(example) for example in chosen) / seconds
+        speeds[budget] = sum(tokens_in_a_pass(model, example) for example in chosen) / seconds
         if len(chosen) == len(by_size) or 3 * grown > free:
             break  # a larger budget would hold no more, or would not fit
     return max(speeds, key=lambda key: speeds[key])
 
 
-def _filled(by_size: list[Example], budget: int) -> list[Example]:
+def _filled(model: LanguageModel, by_size: list[Example], budget: int) -> list[Example]:
     """The largest examples that together fill one micro-batch."""
-    chosen, total = [by_size[0]], unique_tokens(by_size[0])
+    chosen, total = [by_size[0]], tokens_in_a_pass(model, by_size[0])
     for example in by_size[1:]:
-        total += unique_tokens(example)
+        total += tokens_in_a_pass(model, example)
         if total > budget:
             break
         chosen.append(example)
@@ -126,18 +124,13 @@ def _pass(model: LanguageModel, examples: list[Example], budget: int) -> float:
     try:
         accumulate(model, examples, budget)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, TrainingError) or not _is_out_of_memory(error):
+        if isinstance(error, TrainingError) or not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"The worst-case step ({sum(e.length for e in examples)} tokens, {examples[0].where}) does not fit into memory. "
             "Lower `budget`, leave out the longest rows, or choose a smaller model."
         ) from error
     return time.perf_counter() - begin
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # on a CPU torch raises a plain RuntimeError
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: int) -> None:
@@ -155,15 +148,14 @@ def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: 
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter.zero_()
-            saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            saved = saved_values(model, folder)
             for name, parameter in parameters.items():
-                key = name.replace(".default.", ".").removesuffix(".default")
-                if key not in saved:
+                if name not in saved:
                     raise TrainingError(
-                        f"The adapter was saved, but without {key}, which is trained. Nothing was trained yet. "
+                        f"The adapter was saved, but without {name}, which is trained. Nothing was trained yet. "
                         "This is a defect of the model family's saving; please report it with the model's name."
                     )
-                parameter.copy_(saved[key])
+                parameter.copy_(saved[name])
         after = evaluate(model, [example], budget).loss
         if not np.isclose(before, after, rtol=1e-9, atol=0):
             raise TrainingError(

@@ -18,13 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import orjson
 
 from sapwood.config import from_dict, to_dict
 from sapwood.errors import ConfigError, DataError, ModelError, StorageError, TrainingError
-from sapwood.model import LanguageModel, LoraConfig, add_lora, trainable_parameters
+from sapwood.model import LanguageModel, LoraConfig, Parameters, add_lora, checkpoint_layers, count_parameters, trainable_parameters
 from sapwood.records import Example, facts_of, hash_of_rows
 from sapwood.run import Run, step_records
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
@@ -59,6 +60,8 @@ class SftConfig:
     """Steps between checkpoints; 0 saves about four times a run."""
     keep: int = 2
     """Checkpoints that are kept."""
+    checkpointing: bool = False
+    """Compute each layer's inside again in the backward pass: about a third slower, and far less memory for long rows."""
     full: bool = False
     """Train all weights instead of an adapter (fp32 masters; several times the memory)."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -104,6 +107,7 @@ class SftResult:
     unique_tokens: int
     seconds: float
     """Of training steps alone. This and the tokens do not include those of earlier sittings."""
+    parameters: Parameters
     first_eval_loss: float | None
     """Before the first step, be it of an earlier sitting."""
     last_eval_loss: float | None
@@ -145,7 +149,13 @@ def sft(
         model.module.requires_grad_(True)
     else:
         model = add_lora(model, config.lora, config.seed)
+    if config.checkpointing:
+        checkpoint_layers(model)
     optimizer = Optimizer(trainable_parameters(model), config.optim)
+    parameters = count_parameters(model)
+    say(f"Training {parameters.trained:,} of {parameters.total:,} parameters ({parameters.trained / parameters.total:.2%}).")
+    if model.draws:
+        say("Dropout draws for each row apart, so training shares no prefixes.")
 
     # continue, or try everything once
     checkpoint = newest_checkpoint(run.path, fingerprint, say)
@@ -185,7 +195,7 @@ def sft(
                 for index in step_examples(step, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed)
             ]
             lr = learning_rate(config.optim, step, steps)
-            sums = accumulate(model, chosen, budget)
+            sums = accumulate(model, chosen, budget, draw=(config.seed, step))
             with unbroken():
                 whole = None  # an update under way must not be saved
                 norm = optimizer.step(lr)
@@ -213,7 +223,7 @@ def sft(
 
     save_result(model, run.path, beside)
     first_eval, last_eval = (eval_losses[0], eval_losses[-1]) if eval_losses else (None, None)
-    return SftResult(model, steps, row_tokens, unique_tokens, seconds, first_eval, last_eval, rehearsal)
+    return SftResult(model, steps, row_tokens, unique_tokens, seconds, parameters, first_eval, last_eval, rehearsal)
 
 
 def _rescue(save: Callable[[], Path], say: Callable[[str], None]) -> None:
@@ -274,18 +284,21 @@ def _record(done: StepReport) -> dict[str, float | str]:
     }
 
 
-def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftConfig) -> str:
-    """Hash of all that the result depends on: model, types, examples in order, and every knob but those of speed and space."""
+def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftConfig) -> dict[str, str]:
+    """Hashes of all that the result depends on: rows in order, every knob but those of speed and space, and the model."""
     settings = to_dict(from_dict(SftConfig, to_dict(config), "the config"))  # a 2 for 2.0 is the same knob when read back
-    for harmless in ("budget", "eval_every", "save_every", "keep"):
+    for harmless in ("budget", "eval_every", "save_every", "keep", "checkpointing"):
         del settings[harmless]
     shape = model.base.config.to_dict()
     for changing in ("_name_or_path", "transformers_version"):  # where it lies and who reads it do not change what is computed
         shape.pop(changing, None)
-    facts = [settings, str(model.dtype), type(model.base).__name__, shape, *([model.new_tokens] if model.new_tokens else [])]
-    digest = hashlib.sha256(orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS))
+    facts = [str(model.dtype), type(model.base).__name__, shape, *([model.new_tokens] if model.new_tokens else [])]
+    digest = hashlib.sha256(_as_bytes(facts))
     for name, parameter in model.base.named_parameters():
         flat = parameter.detach().flatten()
         digest.update(name.encode() + flat[:: max(1, len(flat) // WEIGHTS_READ)].float().cpu().numpy().tobytes())
-    digest.update(hash_of_rows(examples).encode())
-    return digest.hexdigest()
+    return {"rows": hash_of_rows(examples), "settings": hashlib.sha256(_as_bytes(settings)).hexdigest(), "model": digest.hexdigest()}
+
+
+def _as_bytes(facts: Any) -> bytes:
+    return orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)

@@ -7,14 +7,15 @@ changes the gradient. Evaluation keeps sums, never logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from sapwood.errors import TrainingError
-from sapwood.forest import MicroBatch, cut
-from sapwood.model import LanguageModel
+from sapwood.forest import MicroBatch, cut, unique_tokens
+from sapwood.model import LanguageModel, drawing
 from sapwood.records import Example
 from sapwood.train.objectives import supervised
 
@@ -37,10 +38,10 @@ class Sums:
         return self.loss / self.weight
 
 
-def micro_batches(model: LanguageModel, examples: Sequence[Example], budget: int) -> list[MicroBatch]:
+def micro_batches(model: LanguageModel, examples: Sequence[Example], budget: int, *, share: bool = True) -> list[MicroBatch]:
     """Cut a step's examples; a model that cannot share prefixes gets one row a micro-batch."""
     if model.shares_prefixes:
-        return cut(examples, budget)
+        return cut(examples, budget, share=share)
     return [
         MicroBatch((index,), batch.forest)
         for index, example in enumerate(examples)
@@ -49,22 +50,60 @@ def micro_batches(model: LanguageModel, examples: Sequence[Example], budget: int
     ]
 
 
-def accumulate(model: LanguageModel, examples: Sequence[Example], budget: int) -> Sums:
-    """Gradient of the step's mean loss, left in the parameters. Raises `TrainingError` before any update if it is not finite."""
+def tokens_in_a_pass(model: LanguageModel, example: Example) -> int:
+    """Tokens of one example in a training pass: unique ones, all where nothing is shared, the longest row's where rows run alone."""
+    if not model.shares_prefixes:
+        return max(row.length for row in example.rows) - 1
+    return unique_tokens(example, share=not model.draws)
+
+
+def accumulate(model: LanguageModel, examples: Sequence[Example], budget: int, *, draw: tuple[int, int] = (0, 0)) -> Sums:
+    """Gradient of the step's mean loss, left in the parameters. Raises `TrainingError` before any update if it is not finite.
+
+    `draw` is (seed, step): what dropout draws is a function of it and of the budget. Where something is drawn, no prefix is
+    shared, so that each row has its own draw.
+    """
     weight = sum(example.weight for example in examples)
     loss, row_tokens, unique = 0.0, 0, 0
-    for batch in micro_batches(model, examples, budget):
-        batch_loss = supervised(model.target_logprobs(batch.forest), batch.forest)
-        value = float(batch_loss.detach())
-        if not math.isfinite(value):
-            places = ", ".join(examples[index].where for index in batch.examples[:5])
-            raise TrainingError(
-                f"The loss became {value} on {places}. Nothing was updated with it. Lower optim.lr, or look at these rows with "
-                "`sapwood doctor`."
-            )
-        (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
-        loss, row_tokens, unique = loss + value, row_tokens + batch.forest.row_tokens, unique + batch.forest.num_tokens
+    with drawing(model, *draw):
+        for batch in micro_batches(model, examples, budget, share=not model.draws):
+            with _enough_memory(batch, examples):
+                batch_loss = supervised(model.target_logprobs(batch.forest), batch.forest)
+                value = float(batch_loss.detach())
+                if not math.isfinite(value):
+                    places = ", ".join(examples[index].where for index in batch.examples[:5])
+                    raise TrainingError(
+                        f"The loss became {value} on {places}. Nothing was updated with it. Lower optim.lr, or look at these rows with "
+                        "`sapwood doctor`."
+                    )
+                (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
+            loss, row_tokens, unique = loss + value, row_tokens + batch.forest.row_tokens, unique + batch.forest.num_tokens
     return Sums(loss, weight, row_tokens, unique)
+
+
+@contextmanager
+def _enough_memory(batch: MicroBatch, examples: Sequence[Example]) -> Iterator[None]:
+    """Say what would fit where a pass does not."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, TrainingError) or not is_out_of_memory(error):
+            raise
+        tokens = batch.forest.num_tokens
+        if len(batch.examples) > 1:
+            advice = f"Give --budget {tokens // 2}, which takes about half of it and changes no result"
+        else:
+            advice = (
+                "It holds one example, which is not cut: give --checkpointing True, leave out the longest rows, or take a smaller model"
+            )
+        raise TrainingError(
+            f"A pass over {tokens:,} tokens ({examples[batch.examples[0]].where} among them) does not fit into memory. {advice}."
+        ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory has run out; on a CPU torch raises a plain `RuntimeError`."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def evaluate(model: LanguageModel, examples: Sequence[Example], budget: int) -> Sums:
