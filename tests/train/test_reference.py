@@ -3,77 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
 import transformers
 
 from sapwood.model import LoraConfig
-from sapwood.train import OptimConfig, SftConfig
-from tiny.models import tiny_model
+from sapwood.train import SftConfig
+from train.plain_loop import CONFIG, COUNT, SEED, plain_run, prompt_logits, stock_model
 from train.tiny_training import random_examples, train, trained_steps
 
 # of peft itself, on loading in plain peft
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-STEPS, BATCH, COUNT, SEED = 10, 4, 10, 3
-PEAK, FINAL, WARMUP, DECAY = 2e-3, 0.2, 2, 0.1
-CONFIG: dict[str, Any] = {
-    "epochs": STEPS * BATCH / COUNT,
-    "batch": BATCH,
-    "seed": SEED,
-    "budget": 150,
-    "optim": OptimConfig(lr=PEAK, final=FINAL, warmup=WARMUP / STEPS, weight_decay=DECAY, max_grad_norm=0.7),
-}
-
-
-def plain_run(module: Any) -> list[float]:
-    """The loss of each step, and the module trained in place."""
-    examples = random_examples(COUNT)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": DECAY},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8)
-    shuffles = [np.random.Generator(np.random.Philox(key=[SEED, epoch])).permutation(COUNT) for epoch in range(4)]
-    line = np.concatenate(shuffles)
-    losses = []
-    for step in range(STEPS):
-        rows = [row for index in line[step * BATCH : (step + 1) * BATCH] for row in examples[index].rows]
-        total = sum(float(row.weights_T.sum()) for row in rows)
-        loss = torch.zeros(())
-        for row in rows:
-            ids = torch.from_numpy(np.concatenate([row.prompt_T, row.completion_T]))
-            logits = module(input_ids=ids[None], use_cache=False).logits[0, :-1]
-            nll = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")[len(row.prompt_T) - 1 :]
-            loss = loss + (nll * torch.from_numpy(row.weights_T)).sum() / total
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(float(loss.detach()))
-        torch.nn.utils.clip_grad_norm_(trained, 0.7)
-        falling = (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - 1 - WARMUP))) / 2
-        rate = PEAK * (step + 1) / WARMUP if step < WARMUP else PEAK * (FINAL + (1 - FINAL) * falling)
-        for group in adamw.param_groups:
-            group["lr"] = rate
-        adamw.step()
-        adamw.zero_grad()
-    return losses
-
-
-def stock_model() -> Any:
-    return tiny_model("llama", torch.float32, attention="sdpa")
-
-
-def prompt_logits(module: Any) -> torch.Tensor:
-    ids = torch.from_numpy(random_examples(3, seed=5)[0].rows[0].inputs_T)[None]
-    with torch.no_grad():
-        logits: torch.Tensor = module.eval()(input_ids=ids, use_cache=False).logits
-    return logits
 
 
 @pytest.fixture(scope="module")

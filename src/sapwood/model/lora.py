@@ -23,6 +23,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from sapwood.errors import ConfigError, ModelError
 from sapwood.model.adapters import wrapped_in
@@ -33,6 +34,9 @@ from sapwood.model.quantized import before_peft
 Start = Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4", "pissa_niter_16", "mica"]
 REWRITING: tuple[Start, ...] = ("olora", "pissa", "pissa_niter_4", "pissa_niter_16")
 """Starts that take a part out of the base weights and let the adapter begin as that part."""
+
+ADAPTABLE = (nn.Linear, nn.Embedding, Conv1D)
+"""Kinds of layers that get adapters."""
 
 _NAME = re.compile(r"[\w.]+")
 
@@ -77,9 +81,9 @@ class LoraConfig:
             raise ConfigError(f"lora.dropout is {self.dropout}; it is a share, from 0 to below 1.")
         if self.dora and self.init == "mica":
             raise ConfigError("lora.dora and lora.init mica do not go together; choose one of them.")
-        if self.init == "orthogonal" and (self.r % 2 or any(rank % 2 for rank in self.ranks().values())):
+        ranks, _ = self.ranks(), self.scales()
+        if self.init == "orthogonal" and any(rank % 2 for rank in (self.r, *ranks.values())):
             raise ConfigError("lora.init orthogonal needs even ranks; give even ones in lora.r and lora.rank_pattern.")
-        self.scales()
 
     def ranks(self) -> dict[str, int]:
         """`rank_pattern` as peft takes it."""
@@ -117,7 +121,24 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
     before_peft()
     _refuse_unknown(model, config)
     tokens = token_indices(model) if model.new_tokens else None
-    lora = peft.LoraConfig(
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            module = peft.get_peft_model(model.module, _as_peft(model, config, tokens))
+        except ValueError as error:
+            raise ConfigError(f"lora.targets is {config.targets!r}: {error} {_linear_layers(model)}") from error
+    _refuse_unmatched(module, config)
+    wrapped = wrapped_in(model, module)
+    if config.init in REWRITING:
+        wrapped.taken_out = _starts(module)
+    if tokens is not None:
+        check_wrapped(wrapped)
+    return wrapped
+
+
+def _as_peft(model: LanguageModel, config: LoraConfig, tokens: Any) -> Any:
+    return peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         target_modules=_targets(model, config),
@@ -131,24 +152,10 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
         lora_dropout=config.dropout,
         bias=config.bias,
         modules_to_save=_whole(model, config) or None,
-        ensure_weight_tying=_touches_tied(model, config),
+        ensure_weight_tying=_is_tied(model) and any(_ends(model, entry) for entry in config.modules_to_save),
         task_type="CAUSAL_LM",
         trainable_token_indices=tokens,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        try:
-            module = peft.get_peft_model(model.module, lora)
-        except ValueError as error:
-            raise ConfigError(f"lora.targets is {config.targets!r}: {error} {_linear_layers(model)}") from error
-    _refuse_unmatched(module, config)
-    wrapped = wrapped_in(model, module)
-    if config.init in REWRITING:
-        wrapped.taken_out = _starts(module)
-    if tokens is not None:
-        check_wrapped(wrapped)
-    return wrapped
 
 
 def _starts(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -205,6 +212,10 @@ def _whole(model: LanguageModel, config: LoraConfig) -> list[str]:
 
 def _excluded(model: LanguageModel, config: LoraConfig) -> Any:
     parts = [f"(?:{entry})" if is_pattern(entry) else rf"(?:.*\.)?{re.escape(entry)}" for entry in config.exclude]
+    patterns = [target for target in config.targets if is_pattern(target) and target != "all-linear"]
+    for name, layer in model.base.named_modules():  # what a pattern means besides the layers that can have an adapter
+        if not isinstance(layer, ADAPTABLE) and any(_matches(pattern, name) for pattern in patterns):
+            parts.append(re.escape(name))
     outside = _outside_the_language_model(model)
     return "|".join([*parts, *([outside] if outside else [])]) or None
 
@@ -227,6 +238,12 @@ def _refuse_unknown(model: LanguageModel, config: LoraConfig) -> None:
             raise ConfigError(f"lora.{knob} is {entries!r}: {found}. {_linear_layers(model)}{also}")
     if config.layers:
         _refuse_layers(model, config)
+    both = [name for target in config.targets if target != "all-linear" for name in _ends(model, target)]
+    if both and _is_tied(model):
+        raise ConfigError(
+            f"lora.targets is {config.targets!r}: {both[0]} is the embedding and the head at once here, and an adapter on one side alone "
+            "cannot be merged. Train it whole with lora.modules_to_save, or leave it out."
+        )
     if config.init in REWRITING and model.dtype is not torch.float32:
         raise ConfigError(
             f"lora.init {config.init} rewrites the base weights, and in {str(model.dtype).removeprefix('torch.')} what rounding takes from "
@@ -258,16 +275,15 @@ def _refuse_unmatched(module: Any, config: LoraConfig) -> None:
                 raise ConfigError(f"lora.{knob} holds {key!r}, but no layer with an adapter is called so. They are: {', '.join(short)}.")
 
 
-def _touches_tied(model: LanguageModel, config: LoraConfig) -> bool:
-    """Whether an embedding that is also the head gets trained: both ends must then stay one."""
-    tied = model.base.get_input_embeddings().weight is model.base.get_output_embeddings().weight
-    ends = {
-        name
-        for name, layer in model.base.named_modules()
-        if layer in (model.base.get_input_embeddings(), model.base.get_output_embeddings())
-    }
-    entries = (*config.modules_to_save, *(target for target in config.targets if target != "all-linear"))
-    return tied and any(_matches(entry, name) for entry in entries for name in ends)
+def _is_tied(model: LanguageModel) -> bool:
+    tied: bool = model.base.get_input_embeddings().weight is model.base.get_output_embeddings().weight
+    return tied
+
+
+def _ends(model: LanguageModel, entry: str) -> list[str]:
+    """Names of the embedding and the head, where an entry means them."""
+    ends = (model.base.get_input_embeddings(), model.base.get_output_embeddings())
+    return [name for name, layer in model.base.named_modules() if layer in ends and _matches(entry, name)]
 
 
 def _outside_the_language_model(model: LanguageModel) -> str | None:
