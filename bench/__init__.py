@@ -1,6 +1,7 @@
 """Measured comparisons: workloads, the peers they are measured against, and the harness that runs both side by side.
 
     sapwood bench data          preparing a file of conversations, against TRL
+    sapwood bench parity        the losses of a training, step by step, against TRL
     sapwood bench sharing       a training pass as a forest, against the same rows with nothing shared
     sapwood bench fused-lora    a training pass with the fused layers, against peft's and transformers' own
 
