@@ -2,6 +2,7 @@
 
     quickstart   the whole chain on a task of ours, in minutes
     sft          fine-tune on your conversations, and prove that it helped
+    decide       should you fine-tune, and on how many rows?
     eval         measure a model, or a run's adapter, on conversations
     chat         talk to a model or a run
     doctor       what a model's template does, and what your rows become
@@ -29,6 +30,7 @@ from sapwood.errors import ConfigError, SapwoodError
 VERBS = {
     "quickstart": "the whole chain on a task of ours, in minutes",
     "sft": "fine-tune on your conversations, and prove that it helped",
+    "decide": "should you fine-tune, and on how many rows?",
     "eval": "measure a model, or a run's adapter, on conversations",
     "chat": "talk to a model or a run",
     "doctor": "what a model's template does, and what your rows become",
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sapwood {verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        kept = " What was finished is kept; name the run directory again to go on." if verb in ("sft", "quickstart") else ""
+        kept = " What was finished is kept; name the run directory again to go on." if verb in ("sft", "quickstart", "decide") else ""
         print(f"\nStopped.{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:

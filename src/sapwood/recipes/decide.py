@@ -1,0 +1,228 @@
+"""`sapwood decide`: should you fine-tune at all? Files in; yes, no or not yet out, with what it rests on.
+
+    rows → items → arms that need no tuning → hosted model? → pilot (`recipes.pilot`) → learning curve, forms, costs → answer
+
+In: the same files and knobs as `sapwood sft`, prices, a time. Out: a run directory with `decision.json` and `report.html`.
+A decision that was stopped, or was given too little time, goes on if its directory is named again: nothing is asked twice.
+Left out on purpose: training on all rows. That is `sapwood sft`, whose verdict is measured and not foretold.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sapwood.assets import DEFAULT_MODEL
+from sapwood.chat import Chat
+from sapwood.config import load_yaml, save_yaml, to_dict
+from sapwood.errors import CheckpointError, ConfigError
+from sapwood.evaluate import item_records, items_from, scores_from
+from sapwood.evaluate.costs import Prices, prices_from
+from sapwood.evaluate.decision import Decision, after_pilot, before_pilot
+from sapwood.evaluate.format_check import form_of
+from sapwood.evaluate.hosted import HOSTED, hosted_arm, read_answers
+from sapwood.evaluate.report import write_report
+from sapwood.generate import Engine
+from sapwood.model import Dtype, learn_tokens, load_model
+from sapwood.recipes.arms import PLAIN, Arms, EvalConfig, scorer_for
+from sapwood.recipes.findings import Findings, decision_record
+from sapwood.recipes.identity import claim, hash_of, hash_of_weights
+from sapwood.recipes.pilot import Pilot, PilotConfig
+from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare, scan_files
+from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import fetch_model, load_chat
+from sapwood.records import Example, Item, Sampler, hash_of_rows
+from sapwood.run import Run, new_run_path, open_run
+from sapwood.train import SftConfig
+from sapwood.train.order import num_steps
+
+MAY_CHANGE = ("out", "minutes", "wish", "gain", "hosted", "prices", "money")
+"""Knobs that a directory named again may have otherwise: no score depends on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecideConfig:
+    """Should you fine-tune, and on how many rows?"""
+
+    data: tuple[str, ...] = ()
+    """Files of rows, as for `sft`."""
+    model: str = DEFAULT_MODEL
+    """The model that would be tuned: a name, a local folder, or a hub id."""
+    template: str | None = None
+    """A chat template: `chatml`, `plain`, or a Jinja file."""
+    tools_in_system: bool = False
+    """Offer tools in the system message, and write calls and results as text."""
+    out: Path | None = None
+    """The run directory; `runs/decide-NAME-1`, `-2`, … where not given."""
+    dtype: Dtype = "auto"
+    """Type of the base weights."""
+    minutes: float = 60.0
+    """Time for this sitting. The arms that need no tuning are always asked; the pilot takes what is left."""
+    wish: float | None = None
+    """The share of right answers that you need, such as 0.9: how many rows does it take?"""
+    gain: float = 0.05
+    """The least gain over the best arm without tuning that is worth it: 0.05 is five points."""
+    hosted: Path | None = None
+    """Answers of a hosted model, one `{"item": ID, "answer": TEXT}` a line; ids and questions stand in the run's items.jsonl."""
+    prices: Path | None = None
+    """A YAML file of prices, with the keys of the options below."""
+    money: Prices = field(default_factory=Prices)
+    rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0.2))
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    pilot: PilotConfig = field(default_factory=PilotConfig)
+    train: SftConfig = field(default_factory=SftConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < math.inf:
+            raise ConfigError(f"minutes is {self.minutes}; give a time above 0.")
+        if self.wish is not None and not 0 < self.wish <= 1:
+            raise ConfigError(f"wish is {self.wish}; it is a share above 0 and at most 1, such as 0.9.")
+        if not 0 < self.gain < 1:
+            raise ConfigError(f"gain is {self.gain}; it is a share between 0 and 1, such as 0.05.")
+        if self.train.max_steps is not None:
+            raise ConfigError("max_steps has no meaning here: the steps of the pilot's trainings are `steps`.")
+
+
+@dataclass(frozen=True)
+class DecideResult:
+    """The answer and what it rests on."""
+
+    path: Path
+    decision: Decision
+    record: dict[str, Any]
+    """The content of `decision.json`."""
+    seconds: float
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.path / "report.html"
+
+    def summary(self) -> dict[str, Any]:
+        """For machines."""
+        return {**self.record, "run": str(self.path), "report": str(self.report), "seconds": round(self.seconds, 1)}
+
+    def __str__(self) -> str:
+        return f"{self.decision.text}\n{self.report}"
+
+
+def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sampler | None = None) -> DecideResult:
+    """Measure and answer. `hosted` is asked every item as one more arm. Raises a `SapwoodError` that says what to do."""
+    began, screen = time.monotonic(), screen or Screen(quiet=True)
+    if not config.data:
+        raise ConfigError("No data is named. Give a file of conversations: sapwood decide my.jsonl")
+    prices = prices_from(config.prices, config.money)
+    with screen.progress("reading") as advance:
+        rows = scan_files(config.data, config.rows, advance)
+    folder = fetch_model(config.model, screen)
+    chat = load_chat(folder, config.template, tools_in_system=config.tools_in_system)
+    screen.title("Rows")
+    prepared = prepare(rows, chat, config.rows, screen)
+    screen.lines([*prepared.notes, *prepared.ledger.lines_for_people()])
+    if not prepared.held_out:
+        raise ConfigError("held_out is 0, and without items to ask nothing can be decided. Give a share such as --held-out 0.2.")
+
+    run = open_run(config.out or new_run_path(Path("runs"), f"decide-{Path(config.data[0]).stem}"))
+    try:
+        _claim(run, config, chat, folder, prepared)
+        screen.say(f"Run directory: {run.path}")
+        items = items_from(conversations_among(prepared.held_out), cluster=config.rows.cluster, reference=config.rows.reference)
+        run.clear("items")
+        run.append("items", *item_records(items))
+        found, decision, scorer = _measure(config, prices, folder, chat, prepared, items, run, screen, hosted, began)
+        record = decision_record(found, decision, scorer)
+        run.write_json("decision", record)
+        write_report(run.path)
+    finally:
+        run.close()
+    return DecideResult(run.path, decision, record, time.monotonic() - began)
+
+
+def _claim(run: Run, config: DecideConfig, chat: Chat, folder: Path, prepared: Prepared) -> None:
+    """Make the directory this decision's own. Raises `CheckpointError` if it holds something else, whose scores are not ours."""
+    if (run.path / "config.yaml").exists() and not (run.path / "identity.json").exists():
+        raise CheckpointError(f"{run.path} holds another run. Choose another folder with --out.")
+    settings = {key: value for key, value in to_dict(config).items() if key not in MAY_CHANGE}
+    rows = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
+    claim(
+        run,
+        {"kind": "decision", "settings": hash_of(settings), "rows": rows, "template": chat.fingerprint, "model": hash_of_weights(folder)},
+    )
+    save_yaml(replace(config, out=run.path), run.path / "config.yaml")
+
+
+def config_of(run: Path) -> DecideConfig:
+    """The config of a decision, to go on with it. Raises `ConfigError` where the folder holds something else."""
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} holds no decision. Name files of rows, or the directory of a decision.")
+    return replace(load_yaml(DecideConfig, run / "config.yaml"), out=run)
+
+
+def _measure(
+    config: DecideConfig,
+    prices: Prices,
+    folder: Path,
+    chat: Chat,
+    prepared: Prepared,
+    items: list[Item],
+    run: Run,
+    screen: Screen,
+    hosted: Sampler | None,
+    began: float,
+) -> tuple[Findings, Decision, str]:
+    """(what was found, the answer, the scorer's name)"""
+    guess = scorer_for(config.evaluation, items)
+    screen.say(guess.why)
+    steps = num_steps(len(prepared.examples), config.train.batch, config.train.epochs)
+    found = Findings(items, len(prepared.examples), config.gain, config.wish, prices, min(config.pilot.sizes), steps)
+    if guess.scorer is None:
+        return found, _unjudged(guess.why), guess.name
+    train_items = items_from(conversations_among(prepared.train, LOOKED_UP), cluster=config.rows.cluster, reference=config.rows.reference)
+    found.form = form_of(guess.name, train_items, items)
+    found.tokens_out = sum(_trained(example) for example in prepared.held_out_examples) / len(prepared.held_out_examples)
+    arms = Arms(items, train_items, chat, guess.scorer, config.evaluation, run, screen)
+
+    screen.title("What needs no tuning")
+    model = load_model(folder, config.dtype)
+    for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
+        screen.say(note)
+    found.add(arms.free() + arms.base(Engine(model, chat)))
+    del model
+    if hosted is not None:
+        found.add(arms.one(HOSTED, hosted))
+    elif config.hosted is not None:
+        found.add(hosted_arm(read_answers(config.hosted, items), items, guess.scorer))
+    early = before_pilot(found.evidence())
+    if early is not None:
+        return found, early, guess.name
+
+    screen.title("Pilot")
+    pilot = Pilot(
+        config=config.pilot,
+        train=config.train,
+        folder=folder,
+        dtype=config.dtype,
+        chat=chat,
+        examples=prepared.examples,
+        arms=arms,
+        seed=config.rows.split_seed,
+        deadline=began + 60 * config.minutes,
+        answering=sum(score.seconds for score in found.scores[PLAIN]),
+    )
+    found.points = pilot.run()
+    found.missing_seconds = pilot.missing_seconds
+    names = {point.arm for point in found.points}
+    found.add(scores_from(record for record in run.read("scores") if record["arm"] in names))
+    return found, after_pilot(found.evidence()), guess.name
+
+
+def _unjudged(why: str) -> Decision:
+    steps = ("Name a --scorer that can judge your answers, or a --reference column, and decide again.",)
+    return Decision("not yet", f"nothing can say whether an answer is right. {why}", (), steps)
+
+
+def _trained(example: Example) -> int:
+    return sum(int((row.weights_T > 0).sum()) for row in example.rows)
