@@ -84,7 +84,7 @@ class SFTConfig:
     eval_steps: float | None = None
     """Steps between evaluations; logging_steps where not given, a share of all steps below 1."""
     eval_on_start: bool = False
-    """Evaluations always begin before the first step; False changes nothing."""
+    """Evaluate before the first step (as every eval_strategy but `no` does here) and at the end."""
     logging_strategy: str = "steps"
     """When a line of progress is written: no, steps or epoch."""
     logging_steps: float = 10
@@ -103,8 +103,6 @@ class SFTConfig:
     """`loss` is what is compared."""
     report_to: Any = "none"
     """Services that hear of the run: `tensorboard` or `wandb`, where installed."""
-    run_name: str | None = None
-    """The run's name at those services."""
     disable_tqdm: bool | None = None
     """True: no progress bar and no lines on the terminal."""
     log_level: str = "passive"
@@ -151,6 +149,7 @@ class SFTConfig:
                 taken[name] = written
                 object.__setattr__(self, name, _plain(name, value))
                 self.given[name] = getattr(self, name)
+                self._comment(name)
             else:
                 self._answer(name, value)
 
@@ -164,6 +163,20 @@ class SFTConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         """`args.max_steps = 5` is how options are often changed: what is misspelt must not be a new attribute that nobody reads."""
         self.take({name: value})
+
+    def _comment(self, name: str) -> None:
+        """Notes on options that are honoured in part. Raises `ConfigError` for the part that nobody knows."""
+        if name == "dataset_kwargs":
+            for key, value in dict(self.dataset_kwargs or {}).items():
+                if key in ("add_special_tokens", "append_concat_token"):
+                    self.notes.append(
+                        f"dataset_kwargs: {key}={value}: special tokens come from the template alone, and texts end in theirs."
+                    )
+                elif key != "skip_prepare_dataset":
+                    known = ["skip_prepare_dataset", "add_special_tokens", "append_concat_token"]
+                    raise ConfigError(f"SFTConfig(dataset_kwargs=…): unknown key {key!r}.{did_you_mean(key, known)} Leave it out.")
+        elif name == "metric_for_best_model" and self.metric_for_best_model and not self.load_best_model_at_end:
+            self.notes.append("metric_for_best_model: the held-out loss is what is compared.")
 
     def _answer(self, name: str, value: Any) -> None:
         """An option that is no field: met in another way, without effect at this value, or refused."""

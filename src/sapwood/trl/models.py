@@ -26,7 +26,7 @@ from sapwood.chat import Chat, named_template
 from sapwood.chat.builtin import NAMES
 from sapwood.chat.files import default_template, read_folder
 from sapwood.chat.vocabulary import extended
-from sapwood.errors import ConfigError, ModelError, SapwoodError
+from sapwood.errors import ConfigError, ModelError, SapwoodError, TemplateError
 from sapwood.model import Dtype, LanguageModel, load_model
 from sapwood.model.fused import fuse
 from sapwood.model.norms import fuse_norms
@@ -137,8 +137,12 @@ def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def chat_of(model: LanguageModel, folder: Path | None, processing: Any, args: SFTConfig, place: Path, *, texts: bool) -> Chat:
-    """The chat that makes the rows. `place` takes the files of a tokenizer held in code; `texts`: no row is a conversation.
+def chat_of(
+    model: LanguageModel, folder: Path | None, processing: Any, args: SFTConfig, place: Path, *, texts: bool
+) -> tuple[Chat, Mapping[str, bytes]]:
+    """The chat that makes the rows, and the files to lie beside the result by which others chat alike.
+
+    `place` takes the files of a tokenizer held in code; `texts`: no row is a conversation, so a base model needs no template.
 
     Raises `ConfigError` where nothing says how to tokenise, `TemplateError` where nothing says how conversations are written.
     """
@@ -159,8 +163,18 @@ def chat_of(model: LanguageModel, folder: Path | None, processing: Any, args: SF
     if args.chat_template_path is not None:
         given = _template_at(args.chat_template_path, folder)
     if given is None and texts and default_template(folder) is None:
-        given = named_template("plain", folder)
-    return _loaded(folder, given, args.max_length)
+        stand_in = _loaded(folder, named_template("plain", folder), args.max_length)
+        return stand_in, {name: (folder / name).read_bytes() for name in _TOKENIZER if (folder / name).is_file()}
+    try:
+        chat = _loaded(folder, given, args.max_length)
+    except TemplateError as error:
+        text = str(error).replace("give it a template with `--template chatml` (or `--template FILE`)", _GIVE_TEMPLATE)
+        raise TemplateError(text) from None
+    return chat, chat.saved_files()
+
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_GIVE_TEMPLATE = "give it a template with SFTConfig(chat_template_path='chatml'), or a Jinja file there"
 
 
 def _loaded(folder: Path, template: str | None, longest: int | None) -> Chat:

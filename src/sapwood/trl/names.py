@@ -80,6 +80,7 @@ MET: Mapping[str, str] = {
     "bf16_full_eval": "evaluation computes in the type of the model's weights",
     "include_inputs_for_metrics": "evaluation keeps sums, never logits",
     "use_cache": "training keeps no cache of keys",
+    "run_name": "no service is told of a run, and its folder has the name of output_dir",
     "project": "no service is told of a run unless report_to names one",
 }
 """Options that change speed, memory or records alone → how Sapwood meets them."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,7 +29,7 @@ from sapwood.records import Example, Row, Source
 from sapwood.trl.config import SFTConfig
 
 CONVERSATIONS = ("messages", "conversations", "prompt", "instruction", "question")
-"""Columns that make a row more than a text."""
+"""Columns by which a row is more than a text, in whatever column that text stands."""
 MASKS = ("labels", "assistant_masks", "completion_mask", "weights")
 """Columns beside `input_ids` that say what is trained: `labels` by -100, the others by 0."""
 SPLITS = {"train_dataset": ("train",), "eval_dataset": ("test", "validation", "valid", "val", "eval", "dev")}
@@ -49,31 +51,53 @@ def chosen_split(dataset: Any, name: str, notes: list[str]) -> Any:
     return dataset[found]
 
 
-def prepared_from(
-    dataset: Any, name: str, chat: Chat, folder: Path, args: SFTConfig, formatting: Formatting | None, notes: list[str], screen: Screen
-) -> Prepared:
-    """Rows made ready to train on. Raises `DataError` and `ConfigError` naming the row or the argument."""
+@dataclass(frozen=True)
+class Staged:
+    """Rows that were taken from what people gave, and wait for a chat."""
+
+    name: str
+    """The argument's name, for messages."""
+    file: str | None
+    """Where they lie; None for rows of tokens."""
+    first: Mapping[str, Any] | None
+    """The first row; None where people named a file of their own."""
+    examples: tuple[Example, ...] = ()
+    """Rows of tokens."""
+
+    def texts(self, field: str) -> bool:
+        """Whether the rows are texts in the column `field`, without turns."""
+        return self.first is not None and field in self.first and not any(column in self.first for column in CONVERSATIONS)
+
+
+def staged(dataset: Any, name: str, folder: Path, args: SFTConfig, formatting: Formatting | None, notes: list[str]) -> Staged:
+    """Take rows: those in code into a file. Raises `DataError` and `ConfigError` naming the row or the argument."""
     if isinstance(dataset, str | Path):
         if formatting is not None:
-            raise ConfigError(
-                f"formatting_func is for rows held in code, and {name} is the file {dataset}. Load its rows, or leave it out."
-            )
-        file, first = Path(dataset), None
-    else:
-        first, rows = _opened(dataset, name)
-        if "input_ids" in first and formatting is None:
-            return _tokenised(rows, name)
-        if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            raise ConfigError(f"dataset_kwargs has skip_prepare_dataset, but the rows of {name} have no `input_ids`: {_listed(first)}.")
-        file = folder / f"{name}.jsonl"
-        write_rows(rows, file, name, formatting, nulls=hasattr(dataset, "features"), notes=notes)
-    config = DataConfig(held_out=0, max_refused=args.max_refused, **_reading(args, name, first, formatting))
+            raise ConfigError(f"formatting_func is for rows held in code; {name} is the file {dataset}. Load its rows, or leave it out.")
+        return Staged(name, str(dataset), None)
+    first, rows = _opened(dataset, name)
+    if not hasattr(dataset, "__len__") and args.max_steps > 0 and name == "train_dataset":
+        most = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        rows = itertools.islice(rows, most)
+        notes.append(f"{name} is a stream: of it the first {most:,} rows are taken, as many as max_steps={args.max_steps} trains.")
+    if "input_ids" in first and formatting is None:
+        return Staged(name, None, first, tuple(tokenised_example(row, Source(name, number)) for number, row in enumerate(rows, 1)))
+    if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        raise ConfigError(f"dataset_kwargs has skip_prepare_dataset, but the rows of {name} have no `input_ids`: {_listed(first)}.")
+    file = folder / f"{name}.jsonl"
+    head = write_rows(rows, file, name, formatting, nulls=hasattr(dataset, "features"), notes=notes)
+    return Staged(name, str(file), head)
+
+
+def prepared_from(rows: Staged, chat: Chat, args: SFTConfig, screen: Screen) -> Prepared:
+    """Rows made ready to train on. Raises `DataError` and its kin with file:line, where a row of code is a line."""
+    if rows.file is None:
+        return _tokenised(rows)
+    config = DataConfig(held_out=0, max_refused=args.max_refused, **_reading(args, rows))
     try:
-        found = scan_files([str(file)], config, lambda done, total, what: None)
-        prepared = prepare(found, chat, config, screen)
+        return prepare(scan_files([rows.file], config, lambda done, total, what: None), chat, config, screen)
     except DataError as error:
-        raise DataError(str(error).replace("pass --max-refused ", "give SFTConfig(max_refused=…) ")) from None
-    return prepared
+        raise DataError(re.sub(r"pass --max-refused ([\d.]+)", r"give SFTConfig(max_refused=\1)", str(error))) from None
 
 
 def _opened(dataset: Any, name: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
@@ -91,26 +115,26 @@ def _opened(dataset: Any, name: str) -> tuple[dict[str, Any], Iterator[dict[str,
     return dict(first), itertools.chain([first], rows)
 
 
-def _reading(args: SFTConfig, name: str, first: Mapping[str, Any] | None, formatting: Formatting | None) -> dict[str, Any]:
+def _reading(args: SFTConfig, rows: Staged) -> dict[str, Any]:
     """How the rows are read: as conversations wherever they can be, else as texts from the column that was named."""
     field = args.dataset_text_field
-    if formatting is not None or first is None or any(column in first for column in CONVERSATIONS):
-        return {}
-    if field in first:
+    if rows.texts(field):
         return {"format": "text", **({"columns": (f"text={field}",)} if field != "text" else {})}
-    if "dataset_text_field" in args.given:
-        raise ConfigError(f"dataset_text_field is {field!r}, but the rows of {name} have no such column: {_listed(first)}.")
+    named = "dataset_text_field" in args.given and field != "text"
+    if named and rows.first is not None and field not in rows.first and "text" not in rows.first:
+        raise ConfigError(f"dataset_text_field is {field!r}, but the rows of {rows.name} have no such column: {_listed(rows.first)}.")
     return {}
 
 
 def write_rows(
     rows: Iterable[Mapping[str, Any]], file: Path, name: str, formatting: Formatting | None, *, nulls: bool, notes: list[str]
-) -> None:
-    """Write rows as JSON Lines. `nulls` leaves out the nulls with which Arrow fills up nested columns.
+) -> dict[str, Any]:
+    """Write rows as JSON Lines; the first of them. `nulls` leaves out the nulls with which Arrow fills up nested columns.
 
     Raises `DataError` for a value that is neither JSON nor an image, `StorageError` where the disk refuses.
     """
     removed = 0
+    head: dict[str, Any] = {}
     with storage(file, "write the rows to"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as out:
@@ -119,12 +143,14 @@ def write_rows(
                 if nulls:
                     content, count = _without_nulls(content)
                     removed += count
+                head = head or content
                 try:
                     out.write(orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS) + b"\n")
                 except TypeError as error:
                     raise DataError(f"{name}, row {number}: {error}. Give text, numbers, lists, objects or images.") from None
     if removed:
         notes.append(f"{name}: {removed:,} nulls inside nested columns are left out; Arrow puts them where rows have different keys.")
+    return head
 
 
 def _formatted(formatting: Formatting, row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -174,17 +200,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is nothing that a row of text can hold")
 
 
-def _tokenised(rows: Iterable[Mapping[str, Any]], name: str) -> Prepared:
+def _tokenised(rows: Staged) -> Prepared:
     """Rows of tokens, each trained where its mask says. They are held in memory, as they came."""
-    examples: list[Example] = []
-    for number, row in enumerate(rows, 1):
-        examples.append(tokenised_example(row, Source(name, number)))
-    ledger = Ledger(len(examples))
-    for example in examples:
+    ledger = Ledger(len(rows.examples))
+    for example in rows.examples:
         trained = sum(int(np.count_nonzero(one.weights_T)) for one in example.rows)
         ledger.train(example.source, trained_tokens=trained, prompt_tokens=example.length - trained)
     ledger.assert_whole()
-    return Prepared([], [], examples, [], ledger, [f"{name}: rows of tokens, taken as they are"])
+    return Prepared([], [], list(rows.examples), [], ledger, [f"{rows.name}: rows of tokens, taken as they are"])
 
 
 def tokenised_example(row: Mapping[str, Any], source: Source) -> Example:

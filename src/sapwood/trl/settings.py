@@ -79,7 +79,7 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
         lora=lora or LoraConfig(),
         optim=optimizer(args, steps, notes),
     )
-    return Settings(train, steps, every["logging"], args.eval_strategy != "no")
+    return Settings(train, steps, every["logging"], args.eval_strategy != "no" or args.eval_on_start)
 
 
 def _refuse_unbuilt(args: SFTConfig, notes: list[str]) -> None:

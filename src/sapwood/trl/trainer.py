@@ -30,7 +30,7 @@ from sapwood.train.step import evaluate
 from sapwood.trl.config import SFTConfig, known_options, understood
 from sapwood.trl.models import chat_of, forest_attention, opened
 from sapwood.trl.names import METHODS, RENAMED, TRAINER_REFUSED
-from sapwood.trl.rows import CONVERSATIONS, Formatting, WholeTexts, chosen_split, prepared_from
+from sapwood.trl.rows import Formatting, Staged, WholeTexts, chosen_split, prepared_from, staged
 from sapwood.trl.settings import Settings, adapter, settings
 from sapwood.trl.state import TrainerState, TrainOutput, history
 
@@ -100,17 +100,22 @@ class SFTTrainer:
             raise ConfigError("The model carries an adapter already, and peft_config asks for another. Leave one of them out.")
         family = str(self._model.base.config.model_type)
         self._lora = None if peft_config is None else adapter(peft_config, family, notes)
-        texts = self._formatting is not None or _holds_texts(train)
-        self.chat = chat_of(self._model, folder, self.processing_class, args, self.output / "tokenizer", texts=texts)
-        self._prepared = self._rows(train, "train_dataset")
-        self._held_out = None if held_out is None else self._rows(held_out, "eval_dataset")
+        rows = self._staged(train, "train_dataset")
+        others = None if held_out is None else self._staged(held_out, "eval_dataset")
+        texts = rows.texts("text" if self._formatting is not None else args.dataset_text_field)
+        self.chat, self._beside = chat_of(self._model, folder, self.processing_class, args, self.output / "tokenizer", texts=texts)
+        self._prepared = self._rows(rows)
+        self._held_out = None if others is None else self._rows(others)
         learned = learn_tokens(self._model, self.chat.new_tokens.values(), self.chat.known_tokens.values())
         notes += [*self._model.notes, *self.chat.notes, *self.chat.warnings, *learned]
         if args.eval_strategy != "no" and self._held_out is None:
             raise ConfigError(f"eval_strategy={args.eval_strategy!r} needs eval_dataset. Give one, or leave eval_strategy out.")
 
-    def _rows(self, dataset: Any, name: str) -> Prepared:
-        return prepared_from(dataset, name, self.chat, self.output / "rows", self.args, self._formatting, self._notes, self._screen)
+    def _staged(self, dataset: Any, name: str) -> Staged:
+        return staged(dataset, name, self.output / "rows", self.args, self._formatting, self._notes)
+
+    def _rows(self, rows: Staged) -> Prepared:
+        return prepared_from(rows, self.chat, self.args, self._screen)
 
     def _tell(self) -> None:
         """Notes and ledgers, once."""
@@ -204,7 +209,7 @@ class SFTTrainer:
                 report=report,
                 observe=observe,
                 say=screen.say,
-                beside=self.chat.saved_files(),
+                beside=self._beside,
             )
         self._model = result.model
         self._budget = result.rehearsal.budget if result.rehearsal is not None else self._budget
@@ -247,7 +252,7 @@ class SFTTrainer:
             raise ConfigError(f"evaluate(ignore_keys={ignore_keys!r}): evaluation keeps sums, never outputs. Leave it out.")
         prepared = self._held_out
         if eval_dataset is not None:
-            prepared = self._rows(chosen_split(eval_dataset, "eval_dataset", self._notes), "eval_dataset")
+            prepared = self._rows(self._staged(chosen_split(eval_dataset, "eval_dataset", self._notes), "eval_dataset"))
         if prepared is None:
             raise ConfigError("evaluate() needs rows. Give eval_dataset to it, or to SFTTrainer.")
         began = time.perf_counter()
@@ -268,7 +273,7 @@ class SFTTrainer:
                 save_adapter(self._model, folder)
             else:
                 save_whole(self._model, folder)
-            for name, content in self.chat.saved_files().items():
+            for name, content in self._beside.items():
                 (folder / name).write_bytes(content)
 
     def push_to_hub(self, commit_message: str = "Fine-tuned with Sapwood", tags: Any = None, **more: Any) -> str:
@@ -328,14 +333,6 @@ def _understood(args: Any, processing: Any, outdated: Mapping[str, Any]) -> tupl
         found = found.with_options(options)
         notes += found.notes
     return found, processing, notes
-
-
-def _holds_texts(train: Any) -> bool:
-    """Whether the rows are texts, as far as the first one shows without being used up."""
-    if isinstance(train, Sequence) or hasattr(train, "column_names"):
-        columns = getattr(train, "column_names", None) or (list(train[0]) if len(train) and isinstance(train[0], Mapping) else [])
-        return not any(column in columns for column in CONVERSATIONS)
-    return False
 
 
 def _name_of(model: Any) -> str:
