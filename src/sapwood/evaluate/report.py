@@ -9,6 +9,7 @@ only ever makes text nodes. Left out on purpose: checkpoints, a server, comparin
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 from importlib.resources import files as packaged
@@ -18,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from sapwood.evaluate.charts import plain, signed
+from sapwood.evaluate.report_decision import COSTS, as_verdict, decision_view
 from sapwood.evaluate.report_files import RunFiles, flat, mapping, read_run
 from sapwood.evaluate.report_items import items_view
 from sapwood.evaluate.report_sections import ledger_view, samples_view, skill_view, training_view
@@ -30,7 +32,7 @@ PAGE_NAME = "report.html"
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run directory, whole or not at all, and return its path.
 
-    Reads config.yaml (the one file that must be there), verdict.json, scores.jsonl, items.jsonl, metrics.jsonl,
+    Reads config.yaml (the one file that must be there), verdict.json, decision.json, scores.jsonl, items.jsonl, metrics.jsonl,
     samples.jsonl, ledger.jsonl, environment.json and the names in adapter/. Raises `DataError` if the folder is no
     run, `StorageError` if it cannot be written.
     """
@@ -50,6 +52,9 @@ def html_fragment(run_folder: Path) -> str:
 
 def render_page(files: RunFiles) -> str:
     """The whole page of a run that has been read."""
+    decision = decision_view(files)
+    if decision is not None:
+        files = dataclasses.replace(files, verdict=as_verdict(files))
     verdict, arms = verdict_view(files), arms_view(files)
     script = _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -58,6 +63,8 @@ def render_page(files: RunFiles) -> str:
         .get_template("page.html")
         .render(
             name=_name(files),
+            decision=decision,
+            cost_terms=COSTS,
             verdict=verdict,
             arms=arms,
             items=items_view(files, [arm.name for arm in arms.rows], verdict.tuned, verdict.other),

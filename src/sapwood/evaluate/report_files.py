@@ -30,6 +30,8 @@ class RunFiles:
     config: Record
     environment: Record
     verdict: Record
+    decision: Record
+    """Of `sapwood decide`; empty for other runs."""
     scores: list[Record]
     items: list[Record]
     metrics: list[Record]
@@ -62,6 +64,7 @@ def read_run(path: Path) -> RunFiles:
         config=_config(path / "config.yaml", notices),
         environment=_object(path / "environment.json", notices),
         verdict=_object(path / "verdict.json", notices),
+        decision=_object(path / "decision.json", notices),
         scores=lines("scores.jsonl"),
         items=lines("items.jsonl"),
         metrics=lines("metrics.jsonl", step_records),
