@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # tests read the chat templates inside these; what they would bring along is not needed for that
 TEMPLATES_OF := trl==1.16.0 mistral-common==1.13.1
 
-.PHONY: setup quickstart test test-fast check bench clean
+.PHONY: setup quickstart test test-fast check bench bench-setup clean
 
 setup: $(STAMP)
 
@@ -36,9 +36,13 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
+bench-setup: setup
+	$(BIN)/python -m bench.setting
+
 bench: setup
-	$(BIN)/python bench/sharing.py
-	$(BIN)/python bench/fused_lora.py
+	$(BIN)/sapwood bench data --against trl
+	$(BIN)/sapwood bench sharing
+	$(BIN)/sapwood bench fused-lora
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from functools import cache
 
 import pytest
@@ -135,6 +136,7 @@ def test_rows_are_the_same_with_and_without(name: str) -> None:
     made = [random_conversation(seed, sorted(FEATURES) if seed % 2 else ["plain", "system"], controls) for seed in range(4)]
     fast = [rows(chat, conversation) for conversation in made]
     chat.tokens.__dict__["_words"] = Nothing()
+    chat._steps.open = False
     assert fast == [rows(chat, conversation) for conversation in made]
 
 
@@ -143,6 +145,9 @@ class Nothing:
 
     def ids(self, text: str) -> None:
         return None
+
+    def ids_of_each(self, texts: Sequence[str]) -> list[None]:
+        return [None] * len(texts)
 
 
 def rows(chat: Chat, conversation: Conversation) -> object:

@@ -22,10 +22,11 @@ import orjson
 from sapwood.chat.checks import check_prompt
 from sapwood.chat.completing import completion, opening_of
 from sapwood.chat.files import Folder, read_folder
-from sapwood.chat.media import MediaProcessor, expand, refuse_kinds, refuse_placeholders, spans
+from sapwood.chat.media import MediaProcessor, grown_text, refuse_kinds, refuse_placeholders, spans
 from sapwood.chat.parsing import Answer, AnswerStream, Form, learn_form, parse
 from sapwood.chat.properties import rendering_faults
 from sapwood.chat.saving import saved_files
+from sapwood.chat.steps import Steps
 from sapwood.chat.stops import Stops, learn_stops
 from sapwood.chat.templating import Template
 from sapwood.chat.tokens import StreamDecoder, Tokens, named
@@ -34,7 +35,7 @@ from sapwood.chat.trained import Turn
 from sapwood.chat.turns import THOUGHT_TAGS, Refusal, taken_apart
 from sapwood.chat.vocabulary import Extended, extended
 from sapwood.errors import DataError, TemplateError
-from sapwood.records import Content, Conversation, Example, Message, Prompt
+from sapwood.records import Conversation, Example, Message, Prompt
 
 COVERS = 1000
 """Covered messages that are remembered."""
@@ -64,13 +65,14 @@ class Chat:
         }
         self._stops: Stops = learn_stops(self._probe, self.tokens, folder.stops)
         self.stop_ids = self._stops.ids
-        """Ids at which generation stops: those of the model's files, and the one with which the template ends a turn."""
+        """Ids at which generation stops: those of the model's files, and the one with which a turn ends."""
         self.turn_end = self._stops.turn_end
         """The id with which the template ends an assistant turn; None if it ends in no stop token."""
         self.notes: tuple[str, ...] = tuple(self._stops.notes) if given is None else given.notes(self.tokens, self.turn_end)
         """Sentences that a person should read once."""
         self._covers: dict[int, tuple[Message, Message]] = {}
         self._checked: set[Hashable] = set()  # shapes of prompts that need no second rendering any more, see `checks`
+        self._steps = Steps(self._templates["default"], self.tokens, self._stops, self.special_tokens, self._cover_one)
         self._opening = opening_of(self._drawn)
         self.faults = tuple(rendering_faults(self._drawn, self.special_tokens.get("bos_token")))
         """What the template does to texts; `properties.faults` adds what its turns end in."""
@@ -192,24 +194,30 @@ class Chat:
         `enable_thinking`: evaluate with the same.
         Raises `DataError` or `TemplateError` naming the place where a row cannot be made; nothing is cut.
         """
-        turns = self.turns(conversation, context=context, last_turn_only=last_turn_only)
         meta = dict(conversation.meta)
-        protected = self.protected(conversation)
-        if protected:
+        if protected := self.protected(conversation):
             meta["protected_specials"] = protected
-        if turns[-1].added_arguments:
-            meta["template_arguments"] = dict(turns[-1].prompt.template_arguments)
-        return Example(tuple(turn.row for turn in turns), conversation.source, meta)
+        trained = conversation.trained(last_turn_only)
+        short = self._media is None is self._folding
+        rows = self._steps.rows(conversation, trained, context or self.context_length) if short else None
+        if rows is None:
+            turns = self.turns(conversation, context=context, last_turn_only=last_turn_only)
+            rows = tuple(turn.row for turn in turns)
+            if turns[-1].added_arguments:
+                meta["template_arguments"] = dict(turns[-1].prompt.template_arguments)
+            elif short:
+                self._steps.learn(conversation, trained, rows)
+        return Example(rows, conversation.source, meta)
 
     def turns(self, conversation: Conversation, *, context: int | None = None, last_turn_only: bool = False) -> list[Turn]:
         """The trained turns of a conversation, in order; `example` makes them into rows. Raises as `example` does."""
         where = conversation.where
-        trained = [i for i, message in enumerate(conversation.messages) if message.role == "assistant" and message.weight > 0]
+        trained = conversation.trained(last_turn_only)
         if not trained:
             raise DataError(f"{where}: no assistant turn to train. Add an answer, or give one a `weight` above 0.")
         if self.turn_end is None:
             raise TemplateError(f"{where}: {self._stops.problem}")
-        turns = [self._turn(conversation, index) for index in (trained[-1:] if last_turn_only else trained)]
+        turns = [self._turn(conversation, index) for index in trained]
         limit = self.context_length if context is None else context
         for turn in turns:
             length = len(turn.prompt.ids) + len(turn.ids)
@@ -316,7 +324,7 @@ class Chat:
         return completion(messages, prompt, full, source, self._stops, self._opening, render)
 
     def _completion_ids(self, prompt: Prompt, covered: str, text: str, where: str) -> tuple[int, ...]:
-        grown, lead, _ = self._grown(covered, prompt.messages, where)
+        grown, lead, _ = grown_text(covered, prompt.messages, self._media, where)
         with named(where):
             ids = self.tokens.continuation(grown, prompt.ids[len(lead) :], text)
         refuse_placeholders(ids, self._media, where)
@@ -344,20 +352,13 @@ class Chat:
         refusal = check_prompt(covered_messages, covered_tools, covered, render, self._checked)
         if refusal is not None:
             raise TemplateError(f"{where}: {refusal}")
-        grown, lead, contents = self._grown(covered, messages, where)
+        grown, lead, contents = grown_text(covered, messages, self._media, where)
         with named(where):
             ids = (*lead, *self.tokens.encode(grown))
         media = () if self._media is None else spans(ids, contents, self._media, where)
         if self._folding is not None:
             messages, tools = fold(messages, tools, self._folding, where), ()
         return Prompt(tuple(messages), ids, self.tokens.shield.reveal(covered), tuple(tools), dict(arguments), media), covered
-
-    def _grown(self, covered: str, messages: Sequence[Message], where: str) -> tuple[str, tuple[int, ...], list[Content]]:
-        """A covered prompt with the placeholders of its media grown, the ids that go in front, and the media's contents."""
-        if self._media is not None:
-            grown, contents = expand(covered, messages, self._media, where)
-            return grown, self._media.lead(grown), contents
-        return covered, (), []
 
     def _covered(
         self,

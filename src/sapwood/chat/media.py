@@ -100,6 +100,16 @@ def expand(covered: str, messages: Sequence[Message], processor: MediaProcessor,
     return pattern.sub(grow, covered), contents
 
 
+def grown_text(
+    covered: str, messages: Sequence[Message], processor: MediaProcessor | None, where: str
+) -> tuple[str, tuple[int, ...], list[Content]]:
+    """A covered prompt with the placeholders of its media grown, the ids that go in front, and the media's contents."""
+    if processor is None:
+        return covered, (), []
+    grown, contents = expand(covered, messages, processor, where)
+    return grown, processor.lead(grown), contents
+
+
 def spans(ids: Sequence[int], contents: Sequence[Content], processor: MediaProcessor, where: str) -> tuple[MediaSpan, ...]:
     """Where each content stands among the ids. Raises `TemplateError` if the places do not add up."""
     ids_T = np.asarray(ids, dtype=np.int64)

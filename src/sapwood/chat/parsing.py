@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _ASK, _SAID = Message("user", "Where does sapwood grow?"), "Right below the bark."
 _THOUGHT = "It is young wood."
-_CALL = ToolCall("find_tree", {"kind": "it's a \"\\n\"", "rings": 12, "deep": {"wood": [1, True, "x"]}}, "a1b2c3d4e")
+_CALL = ToolCall("find_tree", {"kind": 'it\'s a "\\n"', "rings": 12, "deep": {"wood": [1, True, "x"]}}, "a1b2c3d4e")
 _TOOL = {
     "type": "function",
     "function": {

@@ -94,6 +94,10 @@ class Shield:
             return rendered
         return _ESCAPED.sub(lambda match: str(json.loads(f'"{match[0]}"')), rendered)
 
+    def covers(self, rendered: str) -> bool:
+        """Whether something in the text is covered."""
+        return _MARK in rendered
+
     def pieces(self, rendered: str) -> list[tuple[str, bool]]:
         """The text in order as (piece, covered): covered pieces are to be tokenised as text. No piece is empty."""
         if _MARK not in rendered:

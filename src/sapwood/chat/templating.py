@@ -27,6 +27,7 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
+from sapwood.chat.stepwise import MARK, marked
 from sapwood.chat.turns import taken_apart
 from sapwood.errors import TemplateError
 from sapwood.records import Message, ToolCall
@@ -72,13 +73,15 @@ class Template:
         """
         self.source, self.origin = source, origin
         self._words = frozenset(re.findall(r"\w+", source))
+        environment = _environment(today)
         try:
-            self._compiled = _environment(today).from_string(source)
+            self._compiled = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"{origin}:{error.lineno}: the chat template is not valid Jinja ({error.message}). Mend it there, or give another with "
                 "`--template FILE`."
             ) from None
+        self._marked = marked(environment, source)
         self._globals = dict(self._compiled.globals)
         self._usual = False
         self.form = Form()
@@ -101,6 +104,32 @@ class Template:
         where: str,
     ) -> str:
         """The text of a conversation. Raises `TemplateError` with the template's own words and `where`."""
+        return self._run(self._compiled, messages, tools, generation_prompt, special, arguments, where)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether `steps` can be had: the template is proved to write message by message."""
+        return self._marked is not None
+
+    def steps(self, messages: Sequence[Message], *, special: Mapping[str, str], arguments: Mapping[str, Any], where: str) -> list[str]:
+        """What is written for each message, what stands before them with the first, and last the generation prompt.
+
+        The rendering of the first i messages is the first i of these, and with the generation prompt the last behind them.
+        """
+        assert self._marked is not None
+        first, *rest = self._run(self._marked, messages, (), True, special, arguments, where).split(MARK)
+        return [first + rest[0], *rest[1:]]
+
+    def _run(
+        self,
+        compiled: jinja2.Template,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        generation_prompt: bool,
+        special: Mapping[str, str],
+        arguments: Mapping[str, Any],
+        where: str,
+    ) -> str:
         taken = [name for name in arguments if name in RESERVED]
         if taken:
             raise TemplateError(f"{where}: the template argument `{taken[0]}` is set by Sapwood itself. Rename or remove it.")
@@ -123,7 +152,6 @@ class Template:
                 "add_generation_prompt": generation_prompt,
             }
             # what `jinja2.Template.render` does, with the globals made a plain dictionary once and not at every rendering
-            compiled = self._compiled
             context = jinja2.runtime.new_context(compiled.environment, compiled.name, compiled.blocks, variables, shared=True)
             return "".join(compiled.root_render_func(context))
         except _CAUSES as error:

@@ -88,6 +88,20 @@ class Tokens:
             ids += part
         return ids
 
+    @property
+    def cuts_at_added(self) -> bool:
+        """Whether an added token is a border: ids on one side do not depend on what stands on the other."""
+        return not self.dummy_space and self._words.serves
+
+    def begins_in_added(self, text: str) -> bool:
+        """Whether a text begins in an added token."""
+        return self._words.begins_in_added(text)
+
+    def encode_each(self, rendered: Sequence[str]) -> list[list[int]]:
+        """`encode` of several texts; new words are looked up together."""
+        known = self._words.ids_of_each(rendered)
+        return [self.encode(text) if ids is None or self.shield.covers(text) else ids for text, ids in zip(rendered, known, strict=True)]
+
     def ends(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of a text read as a whole, control tokens included, and the letter behind which each ends."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

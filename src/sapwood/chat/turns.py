@@ -31,6 +31,7 @@ _EMPTY = "|".join(rf"{re.escape(tag)}\s*{re.escape(closing(tag))}" for tag in TA
 _INLINE = re.compile("|".join(rf"\s*{re.escape(tag)}(.*?){re.escape(closing(tag))}" for tag in TAGS), re.DOTALL)
 _STARTS_EMPTY = re.compile(rf"\s*(?:{_EMPTY})")
 _STARTS_CLOSING = re.compile(rf"\s*(?:{_CLOSE})")
+_FIRST_LETTERS = frozenset(tag[0] for tag in TAGS)
 _ENDS_OPEN = re.compile(rf"({_OPEN})\s*\Z")
 _ENDS_EMPTY = re.compile(rf"(?:{_EMPTY})\s*\Z")
 _ENDS_CLOSED = re.compile(rf"(?:{_CLOSE})\s*\Z")
@@ -71,6 +72,16 @@ def taken_apart(message: Message) -> Thought:
         return Thought(None, message.content, False)
     inside = next(group for group in match.groups() if group is not None).strip()
     return Thought(inside or None, message.content[match.end() :], not inside, next(tag for tag in TAGS if tag in match[0]))
+
+
+def may_think(content: str) -> bool:
+    """Whether a text may begin in an inline thought: False is certain."""
+    return content.lstrip()[:1] in _FIRST_LETTERS
+
+
+def ends_in_thought(prompt: str) -> bool:
+    """Whether a prompt leaves a thought open or closes one before the model speaks."""
+    return any(pattern.search(prompt) for pattern in (_ENDS_OPEN, _ENDS_EMPTY, _ENDS_CLOSED))
 
 
 def completion_text(message: Message, prompt: str, full: str, source: str) -> str | Refusal:

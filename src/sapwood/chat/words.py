@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from random import Random
@@ -104,30 +104,49 @@ class Words:
 
     def ids(self, text: str) -> list[int] | None:
         """The ids of a text, added tokens in it included; None where only the tokenizer itself can say."""
-        if self._cut is None or self._word is None or not self._certain(text):
-            return None
+        return self.ids_of_each([text])[0]
+
+    @property
+    def serves(self) -> bool:
+        """Whether the tokenizer is one whose words can be remembered."""
+        return self._cut is not None and self._word is not None
+
+    def begins_in_added(self, text: str) -> bool:
+        """Whether a text begins in an added token."""
+        return self._cut is not None and self._cut.match(text) is not None
+
+    def ids_of_each(self, texts: Sequence[str]) -> list[list[int] | None]:
+        """`ids` of several texts, with one look at the words that are new in any of them."""
+        if self._cut is None or self._word is None:
+            return [None] * len(texts)
+        split = [self._cut.split(text) if self._certain(text) else None for text in texts]
+        known = self._read({part for parts in split if parts for part in parts[::2] if part}, self._word)
+        return [None if parts is None else self._joined(parts, known) for parts in split]
+
+    def _joined(self, parts: list[str], known: Mapping[str, list[int]]) -> list[int]:
         found: list[int] = []
-        for place, part in enumerate(self._cut.split(text)):
+        for place, part in enumerate(parts):
             if place % 2:
                 found.append(self._added[part])
             elif part:
-                found += self._parts.get(part) or self._read(part, self._word)
+                found += known[part]
         return found
 
-    def _read(self, part: str, word: re.Pattern[str]) -> list[int]:
-        """The ids between two added tokens; remembered, because histories and system prompts come again."""
-        words = word.findall(part)
+    def _read(self, parts: set[str], word: re.Pattern[str]) -> dict[str, list[int]]:
+        """The ids of texts between added tokens; remembered, because histories and system prompts come again."""
+        known = {part: self._parts[part] for part in parts if part in self._parts}
+        words = {part: word.findall(part) for part in parts if part not in known}
         try:
-            found = list(chain.from_iterable(map(self._ids.__getitem__, words)))
+            new = {part: list(chain.from_iterable(map(self._ids.__getitem__, words[part]))) for part in words}
         except KeyError:
-            self._learn(words)
-            found = list(chain.from_iterable(map(self._ids.__getitem__, words)))
-        self._letters += len(part)
+            self._learn([each for several in words.values() for each in several])
+            new = {part: list(chain.from_iterable(map(self._ids.__getitem__, words[part]))) for part in words}
+        self._letters += sum(map(len, new))
         if self._letters > MOST_LETTERS:
             self._parts.clear()
-            self._letters = len(part)
-        self._parts[part] = found
-        return found
+            self._letters = sum(map(len, new))
+        self._parts |= new
+        return known | new
 
     def _certain(self, text: str) -> bool:
         if text.isascii():

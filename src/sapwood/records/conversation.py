@@ -102,6 +102,11 @@ class Conversation:
     meta: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
 
+    def trained(self, last_only: bool = False) -> list[int]:
+        """Places of the assistant turns with a weight above 0, or of the last of them."""
+        places = [i for i, message in enumerate(self.messages) if message.role == "assistant" and message.weight > 0]
+        return places[-1:] if last_only else places
+
     @property
     def where(self) -> str:
         """The place to name in messages about this conversation."""
