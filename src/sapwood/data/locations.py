@@ -1,7 +1,8 @@
 """What a person names as data → the files of rows: a file, a folder, a pattern, a data set of the catalogue or of the hub.
 
 In: names. Out: paths in a fixed order, each once, and a sentence for every name that is not simply a file, so that what was
-taken and what was left out is seen. A path that exists wins over a pattern, a pattern over a name.
+taken and what was left out is seen. A path that exists wins over a pattern, a pattern over a name. A name may end in a weight,
+`a.jsonl*2`: how often an epoch trains its rows, beside others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from sapwood.errors import DataError, storage
 
 NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that stand beside the rows of a data set and describe it."""
+_WEIGHTED = re.compile(r"(.+)\*(\d+(?:\.\d*)?|\.\d+)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one name stands for."""
+
+    name: str
+    weight: float
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +41,41 @@ class Located:
 
     files: list[Path]
     said: list[str]
+    parts: tuple[Part, ...] = ()
+    """The same files by the names that they were found by."""
 
 
 def locate(names: Sequence[Path | str] | Path | str, report: Report | None = None) -> Located:
     """The files that the names stand for, fetched where they are not here. A file that is missing is named as it is.
 
-    Raises `DataError` for a folder or pattern without files of rows, for a file that is named twice, and for what the hub
-    does not give; `AssetError` where a name is not known.
+    Raises `DataError` for a folder or pattern without files of rows, for a file that is named twice, for a weight of 0, and for
+    what the hub does not give; `AssetError` where a name is not known.
     """
     entries = [names] if isinstance(names, str | Path) else list(names)
     if not entries:
         raise DataError("No files to read. Name at least one: JSON Lines, CSV, Parquet, a folder of them, or a data set.")
     files: list[Path] = []
     said: list[str] = []
+    parts: list[Part] = []
     for name in entries:
-        found, sentence = _one(name, report)
+        plain, weight = weight_of(name)
+        found, sentence = _one(plain, report)
         files += found
         said += [sentence] if sentence else []
-    return Located(_once(files), said)
+        parts.append(Part(os.fspath(plain), weight, tuple(found)))
+    return Located(_once(files), said, tuple(parts))
+
+
+def weight_of(name: Path | str) -> tuple[Path | str, float]:
+    """A name without the weight at its end, and that weight, or 1. What is there as a file or finds some as a pattern has none."""
+    text = os.fspath(name)
+    found = _WEIGHTED.fullmatch(text)
+    if found is None or os.path.exists(text) or glob.glob(os.path.expanduser(text), recursive=True):
+        return name, 1.0
+    weight = float(found[2])
+    if weight == 0:
+        raise DataError(f"{text}: a weight of 0 would train none of its rows. Leave the name out, or give a number above 0.")
+    return (Path(found[1]) if isinstance(name, Path) else found[1]), weight
 
 
 def _one(name: Path | str, report: Report | None) -> tuple[list[Path], str]:

@@ -66,7 +66,7 @@ def kept_scan(
         if key is not None and stamps(paths) == before and key == _scan_key(paths, format, columns, only):
             with suppress(StorageError):  # it is made again next time; what is wrong with the disk is said when rows are written
                 keep_scan(key, _scan_content(found))
-    return replace(found, guess="\n".join([*located.said, found.guess]))
+    return replace(found, guess="\n".join([*located.said, found.guess]), parts=located.parts)
 
 
 def prepared_rows(

@@ -16,7 +16,7 @@ from sapwood.config import did_you_mean
 from sapwood.data.columns import Only, names_in
 from sapwood.data.formats import FORMATS, Columns, Format, Tally, asked_format, check_columns, fitting, to_record
 from sapwood.data.lines import MAX_LINE_BYTES, parsed_rows
-from sapwood.data.locations import locate
+from sapwood.data.locations import Part, locate
 from sapwood.data.messages import Notes
 from sapwood.data.refusal import Refusal, Refusals, Refused
 from sapwood.errors import DataError
@@ -101,6 +101,8 @@ class Scan:
     notes: Mapping[str, int]
     note_places: Mapping[str, Source]
     left_out: int
+    parts: tuple[Part, ...] = ()
+    """The files by the names and weights that a person gave."""
 
     def lines_for_people(self) -> list[str]:
         """The guess and the notes, one line each."""

@@ -159,7 +159,7 @@ def prove(
     screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
-    _environment(run, folder, model, chat, prepared)
+    write_environment(run, folder, model, chat, prepared)
 
     scores: list[ArmScore] = []
     before = _bits(chain, model)
@@ -252,6 +252,7 @@ def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
             observe=observe,
             say=screen.say,
             beside=chain.chat.saved_files(),
+            mixture=chain.prepared.mixture,
         )
     if totals["seconds"]:
         saved = 1 - totals["unique"] / totals["row"]
@@ -316,7 +317,7 @@ def _conclude(chain: _Chain, scores: list[ArmScore], changes: dict[str, BitsChan
     return line, None
 
 
-def _environment(run: Run, folder: Path, model: LanguageModel, chat: Chat, prepared: Prepared) -> None:
+def write_environment(run: Run, folder: Path, model: LanguageModel, chat: Chat, prepared: Prepared) -> None:
     origin = folder / "sapwood.json"
     some = conversations_among(prepared.train, 1000)
     packages = ("sapwood", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sapwood.assets import Report
 from sapwood.chat import Chat
@@ -15,7 +16,7 @@ from sapwood.data import Format, Ledger, Only, Reading, Refusal, columns_from, r
 from sapwood.data.columns import Columns
 from sapwood.data.formats import check_imitated
 from sapwood.data.ledger import Located
-from sapwood.data.locations import locate
+from sapwood.data.locations import locate, weight_of
 from sapwood.data.messages import Notes
 from sapwood.data.packed import Packed
 from sapwood.data.prepared import kept_scan, prepared_rows
@@ -26,7 +27,7 @@ from sapwood.data.splitting import split_keys
 from sapwood.errors import ConfigError, DataError, TemplateError
 from sapwood.recipes import bfcl
 from sapwood.recipes.screen import Screen
-from sapwood.records import Conversation, Document, Example, Record
+from sapwood.records import Conversation, Document, Example, Mixture, Record, mixture_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     cached: bool = False
     """Whether the rows were prepared in an earlier run and only read now."""
+    mixture: Mixture | None = None
+    """How often an epoch trains the rows of each name, where names have weights."""
 
 
 MOST_HELD_OUT = 200
@@ -106,11 +109,16 @@ def prepare_files(files: Sequence[str], chat: Chat, config: DataConfig, screen: 
     return prepare(rows, chat, config, screen)
 
 
-def scan_files(files: Sequence[str], config: DataConfig, report: Report, *, questions: bool = False) -> Scan | Reading:
+def scan_files(
+    files: Sequence[str], config: DataConfig, report: Report, *, questions: bool = False, weighted: bool = False
+) -> Scan | Reading:
     """Check every row of files, or of a data set or task by name, and hold none of a file's. Raises `DataError` with file:line.
 
-    `questions` takes prompts without answers, too, if a column of references is named: see `prepare_questions`.
+    `questions` takes prompts without answers, too, if a column of references is named: see `prepare_questions`. `weighted`
+    takes names with weights, such as `a.jsonl*2`; others who read files have no use for them.
     """
+    if not weighted:
+        _refuse_weights(files)
     if tuple(files) == (bfcl.TASK,):
         return bfcl.read_calls(report)
     found = kept_scan(
@@ -125,6 +133,13 @@ def scan_files(files: Sequence[str], config: DataConfig, report: Report, *, ques
     if not (questions and _are_questions(found, config)):
         check_imitated(found.recipe.formats)
     return found
+
+
+def _refuse_weights(files: Sequence[str]) -> None:
+    for name in files:
+        plain, weight = weight_of(name)
+        if weight != 1:
+            raise ConfigError(f"{name}: weights are for training with `sapwood sft`, and would change nothing here. Give {plain} alone.")
 
 
 def read_files(files: Sequence[str], config: DataConfig, report: Report) -> Reading:
@@ -168,15 +183,29 @@ def prepare(rows: Scan | Reading, chat: Chat, config: DataConfig, screen: Screen
     )
     ledger.hold_out_all(Located(packed.files, file_B[held], line_B[held]))
     ledger.assert_whole()
+    mixture = _mixture(rows, packed, file_B[kept])
     return Prepared(
         PackedRecords(packed, kept),
         PackedRecords(packed, held),
         PackedExamples(packed, kept),
         PackedExamples(packed, held),
         ledger,
-        rows.lines_for_people(),
+        [*rows.lines_for_people(), *(mixture.lines_for_people() if mixture else [])],
         cached,
+        mixture,
     )
+
+
+def _mixture(rows: Scan, packed: Packed, file_B: NDArray[np.int32]) -> Mixture | None:
+    """The mixture of the trained rows, `file_B` being the number of each row's file, or None where no name has a weight."""
+    source_of = {str(file): source for source, part in enumerate(rows.parts) for file in part.files}
+    sources = np.array([source_of.get(file, -1) for file in packed.files], dtype=np.int64)
+    weights = [part.weight for part in rows.parts]
+    if all(weight == 1 for weight in weights):
+        return None
+    source_B = sources[file_B]
+    assert len(source_B) == 0 or source_B.min() >= 0, "every row comes from a file that was named"
+    return mixture_of([part.name for part in rows.parts], weights, source_B)
 
 
 def _are_questions(rows: Scan | Reading, config: DataConfig) -> bool:

@@ -33,7 +33,10 @@ class TuneConfig:
     """Supervised fine-tuning with its proof."""
 
     data: tuple[str, ...] = ()
-    """Files of rows (JSON Lines, CSV, Parquet, …), folders or patterns of them, or data sets by name, here or on the hub."""
+    """Files of rows (JSON Lines, CSV, Parquet, …), folders or patterns of them, or data sets by name, here or on the hub.
+
+    `'a.jsonl*2' 'b.jsonl*0.5'` trains the rows of a twice an epoch, and of b every second one.
+    """
     model: str = DEFAULT_MODEL
     """A name (`sapwood pull` lists them), a local folder, or a hub id."""
     template: str | None = None
@@ -55,9 +58,9 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     if not config.data:
         raise ConfigError("No data is named. Give a file of conversations: sapwood sft my.jsonl")
     with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
-        rows = scan_files(config.data, config.rows, advance)
+        rows = scan_files(config.data, config.rows, advance, weighted=True)
     folder = fetch_model(config.model, screen)
-    chat = load_chat(folder, config.template, _day_of(config.out), tools_in_system=config.tools_in_system)
+    chat = load_chat(folder, config.template, day_of(config.out), tools_in_system=config.tools_in_system)
     prepared = prepare(rows, chat, config.rows, screen)
     run, config = start_run(config, screen)
     try:
@@ -121,7 +124,7 @@ def fetch_model(name: str, screen: Screen) -> Path:
         return resolve_model(name, report=advance)
 
 
-def _day_of(run: Path | None) -> datetime | None:
+def day_of(run: Path | None) -> datetime | None:
     """The day on which a run was begun: where a template writes the date, its rows must hold that day's again to go on."""
     file = run / "environment.json" if run is not None else None
     if file is None or not file.is_file():

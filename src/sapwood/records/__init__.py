@@ -13,6 +13,7 @@ from sapwood.records.conversation import Conversation, Document, Message, Prefer
 from sapwood.records.evaluation import Item, Score
 from sapwood.records.facts import FACT, Facts, fact_of, facts_of, hash_of_rows
 from sapwood.records.media import MEDIA_KINDS, Content, Media, MediaKind, MediaSpan
+from sapwood.records.mixture import Mixture, mixture_of
 from sapwood.records.protocols import LogProber, Sampler
 from sapwood.records.rows import Example, Row
 from sapwood.records.sampling import Completion, Ended, Prompt, SamplingParams
@@ -33,6 +34,7 @@ __all__ = [
     "MediaKind",
     "MediaSpan",
     "Message",
+    "Mixture",
     "Preference",
     "Prompt",
     "Record",
@@ -45,4 +47,5 @@ __all__ = [
     "fact_of",
     "facts_of",
     "hash_of_rows",
+    "mixture_of",
 ]

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,11 +27,11 @@ import orjson
 from sapwood.config import from_dict, to_dict
 from sapwood.errors import ConfigError, DataError, ModelError, StorageError, TrainingError
 from sapwood.model import LanguageModel, LoraConfig, Parameters, add_lora, checkpoint_layers, count_parameters, trainable_parameters
-from sapwood.records import Example, facts_of, hash_of_rows
+from sapwood.records import Example, Mixture, facts_of, hash_of_rows
 from sapwood.run import Run, step_records
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
-from sapwood.train.order import num_steps, step_examples
+from sapwood.train.order import epoch_length, num_steps, step_examples
 from sapwood.train.rehearsal import Rehearsal, rehearse
 from sapwood.train.result import save_result
 from sapwood.train.step import accumulate, evaluate
@@ -126,21 +127,25 @@ def sft(
     observe: Callable[[int, LanguageModel], None] = lambda step, model: None,
     say: Callable[[str], None] = lambda _: None,
     beside: Mapping[str, bytes] = MappingProxyType({}),
+    mixture: Mixture | None = None,
 ) -> SftResult:
     """Train. `report` hears of each step, `observe` is called at each evaluation, `say` receives sentences for people.
 
-    `beside` are files to lie in the folder of the result, by name: what others need to chat as this run did.
+    `beside` are files to lie in the folder of the result, by name: what others need to chat as this run did. `mixture` says
+    how often an epoch trains the examples of each source; without it, each once.
 
     Raises `DataError` for examples that cannot be trained, or none, `TrainingError` for what the rehearsal finds or a loss
     that is not finite, `CheckpointError` for a run made of something else. Whatever ends the loop, ctrl-C included, a
     checkpoint of the last whole step is saved first.
     """
     _refuse_untrainable(model, examples, held_out)
-    steps = config.max_steps or num_steps(len(examples), config.batch, config.epochs)
+    epoch = epoch_length(len(examples), mixture)
+    steps = config.max_steps or num_steps(epoch, config.batch, config.epochs)
     eval_every = config.eval_every or max(1, -(-steps // 4))
     save_every = config.save_every or max(1, -(-steps // 4))
-    epochs = max(config.epochs, steps * config.batch / len(examples)) if config.max_steps else config.epochs
-    fingerprint = _fingerprint(model, examples, config)
+    epochs = max(config.epochs, steps * config.batch / epoch) if config.max_steps else config.epochs
+    fingerprint = _fingerprint(model, examples, config, mixture)
+    order = partial(step_examples, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed, mixture=mixture)
 
     # what is trained: everything, the adapter that the model carries, or a fresh one
     if hasattr(model.module, "peft_config"):
@@ -190,10 +195,7 @@ def sft(
                 break
 
             begin = time.perf_counter()
-            chosen = [
-                examples[index]
-                for index in step_examples(step, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed)
-            ]
+            chosen = [examples[index] for index in order(step)]
             lr = learning_rate(config.optim, step, steps)
             sums = accumulate(model, chosen, budget, draw=(config.seed, step))
             with unbroken():
@@ -284,7 +286,7 @@ def _record(done: StepReport) -> dict[str, float | str]:
     }
 
 
-def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftConfig) -> dict[str, str]:
+def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftConfig, mixture: Mixture | None) -> dict[str, str]:
     """Hashes of all that the result depends on: rows in order, every knob but those of speed and space, and the model."""
     settings = to_dict(from_dict(SftConfig, to_dict(config), "the config"))  # a 2 for 2.0 is the same knob when read back
     for harmless in ("budget", "eval_every", "save_every", "keep", "checkpointing"):
@@ -297,7 +299,8 @@ def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftC
     for name, parameter in model.base.named_parameters():
         flat = parameter.detach().flatten()
         digest.update(name.encode() + flat[:: max(1, len(flat) // WEIGHTS_READ)].float().cpu().numpy().tobytes())
-    return {"rows": hash_of_rows(examples), "settings": hashlib.sha256(_as_bytes(settings)).hexdigest(), "model": digest.hexdigest()}
+    rows = hash_of_rows(examples) + (f" {mixture.digest}" if mixture is not None else "")
+    return {"rows": rows, "settings": hashlib.sha256(_as_bytes(settings)).hexdigest(), "model": digest.hexdigest()}
 
 
 def _as_bytes(facts: Any) -> bytes:
