@@ -90,7 +90,7 @@ def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:
     saved = out / "config.yaml"
     if saved.exists():
         before = load_yaml(TuneConfig, saved)
-        old, new = _flat(to_dict(before)), _flat(to_dict(config))
+        old, new = flat(to_dict(before)), flat(to_dict(config))
         changed = [f"{key}: {old[key]} there, {new[key]} now" for key in new if new[key] != old[key]]
         if changed:
             run.close()
@@ -103,11 +103,11 @@ def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:
     return run, config
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
 
 
