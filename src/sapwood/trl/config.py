@@ -229,6 +229,7 @@ def understood(args: Any) -> SFTConfig:
 def _changed(args: Any) -> Iterator[tuple[str, Any]]:
     """Options that differ from the defaults of their class, but for those that the class sets by itself."""
     by_itself = {"report_to", "bf16", "disable_tqdm", "logging_dir", "run_name", "gradient_checkpointing", "local_rank", "fsdp_config"}
+    by_itself |= {"accelerator_config"}
     for field in dataclasses.fields(args):
         value = getattr(args, field.name, None)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -267,7 +268,7 @@ def _plain(name: str, value: Any) -> Any:
         raise ConfigError(f"SFTConfig({name}={_short(value)}): give a number, such as {default}.")
     if name in _WHOLE and not isinstance(value, int) and value is not None:
         raise ConfigError(f"SFTConfig({name}={_short(value)}): give a whole number, such as {default if default is not None else 1024}.")
-    if isinstance(default, bool) and not isinstance(value, bool | None):
+    if (isinstance(default, bool) or name in _SWITCHES) and not isinstance(value, bool | None):
         raise ConfigError(f"SFTConfig({name}={_short(value)}): give True or False.")
     if name == "max_length" and value is not None and value < 1:
         raise ConfigError(f"SFTConfig(max_length={value}): give a number of tokens, or None, which is no limit but the model's own.")
@@ -282,6 +283,15 @@ def _plain(name: str, value: Any) -> Any:
 
 
 _WHOLE = {"max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "save_total_limit", "max_length"}
+_SWITCHES = {
+    "bf16",
+    "gradient_checkpointing",
+    "activation_checkpointing",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "disable_tqdm",
+    "hub_private_repo",
+}
 _WORDS = {
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
