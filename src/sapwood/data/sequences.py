@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -20,6 +21,11 @@ class PackedExamples(Sequence[Example]):
     def __init__(self, packed: Packed, order: Order) -> None:
         self._packed, self._order = packed, order
         self._facts: Facts | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the rows lie."""
+        return self._packed.folder
 
     @property
     def facts(self) -> Facts:

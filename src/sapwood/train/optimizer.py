@@ -133,6 +133,11 @@ class Optimizer:
         for tensor in (*self.parameters.values(), *self.masters.values()):
             tensor.grad = None
 
+    def forget(self) -> None:
+        """Forget the moments, too: what comes next is the first update."""
+        self.clear()
+        self._inner.state.clear()
+
     def state(self) -> dict[str, Tensor]:
         """Everything that an exact continuation needs: parameters, masters, moments and the count of updates."""
         tensors: dict[str, Tensor] = {f"parameter.{name}": parameter.detach() for name, parameter in self.parameters.items()}

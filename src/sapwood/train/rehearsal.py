@@ -21,12 +21,20 @@ import torch
 from sapwood.errors import TrainingError
 from sapwood.model import LanguageModel, save_adapter, saved_values
 from sapwood.records import Example, facts_of
+from sapwood.train.estimate import GIB, Estimate, work_of
+from sapwood.train.memory import Watch, resident_memory, room
 from sapwood.train.optimizer import Optimizer
 from sapwood.train.result import save_whole
-from sapwood.train.step import accumulate, evaluate, is_out_of_memory, tokens_in_a_pass
+from sapwood.train.step import accumulate, evaluate, is_out_of_memory, micro_batches, tokens_in_a_pass
 
 BUDGETS = (1024, 2048, 4096)
 """Unique tokens a micro-batch that are tried: larger ones fill the matrix products better, smaller ones the caches."""
+FAR = 0.15
+"""A plan that is off by more than this share is said to be corrected."""
+NOTICED = 64 << 20
+"""Growth of the process from which the memory of a larger pass can be told."""
+MOMENTS = 3
+"""Bytes for each byte of what is trained that an update may take: moments and gradients."""
 
 
 @dataclass(frozen=True)
@@ -38,40 +46,166 @@ class Rehearsal:
     worst_tokens: int
     """Unique tokens of the largest example."""
     worst_seconds: float
+    """Forward and backward of the worst-case step."""
     peak_bytes: int
     """The most memory that the process has held so far; where the system does not say, what it holds after the worst-case step."""
+    step_bytes: int = 0
+    """The most that it held in the worst-case step, its update included."""
+    update_seconds: float = 0.0
+    planned: Planned | None = None
+    """What had been expected of that step, where something was."""
+    notes: tuple[str, ...] = ()
+    """What a person should know: a budget that was lowered, a plan that was off."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What an estimate said of the worst-case step."""
+
+    seconds: float
+    bytes: int
 
 
 def rehearse(
-    model: LanguageModel, optimizer: Optimizer, examples: Sequence[Example], held_out: Sequence[Example], run: Path, budget: int | None
+    model: LanguageModel,
+    optimizer: Optimizer,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    run: Path,
+    budget: int | None,
+    *,
+    batch: int | None = None,
+    expected: Estimate | None = None,
 ) -> Rehearsal:
-    """Try everything once. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later."""
-    place, worst_tokens = _largest(model, examples)
-    worst = examples[place]
-    by_size = [worst, *_longest(examples, besides=place)]
+    """Try everything once: the step of the `batch` largest examples above all, its update included.
+
+    A budget whose pass would not fit into memory is lowered, which changes no result. What `expected` says of the step is
+    compared with what is measured. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later.
+    """
+    by_size, worst_tokens = worst_step(model, examples, batch or max(BUDGETS))
+    worst = by_size[0]
+    _refuse_hopeless(expected, worst, worst_tokens)
+    asked = budget
     try:
-        _pass(model, [worst], worst_tokens)
+        with Watch() as first:
+            _pass(model, [worst], worst_tokens)
         optimizer.clear()
         if budget is None:
             budget = _fastest(model, optimizer, by_size)
-        full = _filled(model, by_size, max(budget, worst_tokens))
-        seconds = _pass(model, full, budget)
+        budget = min(budget, _affordable(first.growth, worst_tokens, optimizer))
+        full = by_size if batch is not None else _filled(model, by_size, max(budget, worst_tokens))
+        budget, seconds, update, peak = _whole_step(model, optimizer, full, budget, worst_tokens)
     finally:
         optimizer.clear()
-    peak = _peak_bytes()
+    notes = []
+    if asked is not None and budget < asked:
+        notes.append(
+            f"A pass of {asked:,} tokens does not fit into the {room() / GIB:.1f} GiB that the run may take: the budget is lowered "
+            f"to {budget:,}, which changes the speed and not the result."
+        )
+    planned = _planned(expected, model, full, budget)
+    if planned is not None:
+        notes.append(_compared(planned, seconds, peak))
+    whole = _peak_bytes()
     if held_out:
         evaluate(model, [held_out[_largest(model, held_out)[0]]], budget)
     if hasattr(model.module, "peft_config"):
         _save_and_reload(model, worst, run, budget)
     else:
         _save_whole_and_compare(model, run)
-    return Rehearsal(budget, worst_tokens, seconds, peak)
+    return Rehearsal(budget, worst_tokens, seconds, whole, peak, update, planned, tuple(notes))
 
 
-def _longest(examples: Sequence[Example], besides: int) -> list[Example]:
-    """The longest examples but one, as many as a pass could ever hold: not all of them, which may be millions."""
-    order = np.argsort(-facts_of(examples).of("length"), kind="stable")[: max(BUDGETS)]
-    return [examples[int(place)] for place in order if place != besides]
+def worst_step(model: LanguageModel, examples: Sequence[Example], batch: int) -> tuple[list[Example], int]:
+    """The `batch` largest examples, the one with the largest pass first; and the tokens of that pass."""
+    place, tokens = _largest(model, examples)
+    order = np.argsort(-facts_of(examples).of("length"), kind="stable")[:batch]
+    others = [examples[int(other)] for other in order if other != place]
+    return [examples[place], *others[: batch - 1]], tokens
+
+
+def _refuse_hopeless(expected: Estimate | None, worst: Example, tokens: int) -> None:
+    """A largest example that is far beyond memory is refused before a pass over it: some systems end a process without a word."""
+    if expected is None or expected.measured is None:
+        return
+    peak, most = expected.peak(tokens, first=True), room()
+    if peak <= 1.25 * most:  # the estimate may be off; nearer than this, trying is safe enough
+        return
+    fitting = expected.largest_pass(most)
+    raise TrainingError(
+        f"The largest example ({worst.where}, {tokens:,} tokens in one pass) would take about {peak / GIB:.1f} GiB, and the run may "
+        f"take {most / GIB:.1f}. {_advice(fitting)}"
+    )
+
+
+def _advice(fitting: int) -> str:
+    longest = f"leave out rows of more than {fitting:,} tokens, " if fitting else ""
+    return f"Give --checkpointing True, {longest}or take a smaller model; `sapwood plan` says what would fit."
+
+
+def _affordable(growth: int, tokens: int, optimizer: Optimizer) -> int:
+    """Tokens of the largest pass that memory allows, by how much a pass of `tokens` made the process grow."""
+    if growth <= NOTICED:
+        return sys.maxsize
+    free = room() - resident_memory() + growth  # what the first pass took stays with the process, and serves the next
+    free -= sum(parameter.numel() * parameter.element_size() for parameter in optimizer.parameters.values()) * MOMENTS
+    return max(tokens, int(tokens * free / growth))
+
+
+def _whole_step(model: LanguageModel, optimizer: Optimizer, full: list[Example], budget: int, least: int) -> tuple[int, float, float, int]:
+    """(budget, seconds of the passes, seconds of the update, the most bytes held) of the worst-case step.
+
+    Where memory runs out, the budget is halved until one example a pass is left. The update goes with a rate of 0 and is
+    forgotten, so that nothing has changed.
+    """
+    while True:
+        with Watch() as watch:
+            try:
+                seconds = _pass(model, full, budget)
+                begin = time.perf_counter()
+                _update(optimizer, full)
+                return budget, seconds, time.perf_counter() - begin, watch.seen()
+            except _OutOfMemoryError as error:
+                if budget <= least:
+                    raise TrainingError(str(error)) from error
+        optimizer.clear()
+        budget = max(least, budget // 2)
+
+
+def _update(optimizer: Optimizer, full: list[Example]) -> None:
+    try:
+        norm = optimizer.step(0.0)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            "The optimizer's moments do not fit into memory. Train an adapter instead of all weights, or give --optimizer adafactor."
+        ) from error
+    finally:
+        optimizer.forget()
+    if not np.isfinite(norm):
+        raise TrainingError(
+            f"The gradient of the worst-case step is {norm}. Nothing was trained. Look at its examples with `sapwood doctor`: "
+            f"{', '.join(example.where for example in full[:5])}."
+        )
+
+
+def _planned(expected: Estimate | None, model: LanguageModel, full: list[Example], budget: int) -> Planned | None:
+    if expected is None or expected.measured is None:
+        return None
+    forests = [batch.forest for batch in micro_batches(model, full, budget, share=not model.draws)]
+    largest = max(forest.num_tokens for forest in forests)
+    return Planned(expected.seconds(work_of(forests)), expected.peak(largest))
+
+
+def _compared(planned: Planned, seconds: float, peak: int) -> str:
+    """One line: predicted and measured, and by how much they differ."""
+    memory, clock = peak / planned.bytes - 1, seconds / planned.seconds - 1
+    word = "confirmed" if abs(memory) <= FAR and abs(clock) <= FAR else "corrected"
+    return (
+        f"Plan {word} by the worst-case step: memory {planned.bytes / GIB:.2f} GiB planned, {peak / GIB:.2f} measured ({memory:+.0%}); "
+        f"time {planned.seconds:.1f} s planned, {seconds:.1f} measured ({clock:+.0%})."
+    )
 
 
 def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, int]:
@@ -94,16 +228,13 @@ def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, in
 def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example]) -> int:
     """The budget with the least time a unique token, among those whose memory the machine can be expected to have."""
     speeds: dict[int, float] = {}
-    process = psutil.Process()
     for budget in BUDGETS:
         chosen = _filled(model, by_size, budget)
-        before = process.memory_info().rss
-        free = psutil.virtual_memory().available
-        seconds = _pass(model, chosen, budget)
+        with Watch() as watch:
+            seconds = _pass(model, chosen, budget)
         optimizer.clear()
-        grown = max(0, process.memory_info().rss - before)
         speeds[budget] = sum(tokens_in_a_pass(model, example) for example in chosen) / seconds
-        if len(chosen) == len(by_size) or 3 * grown > free:
+        if len(chosen) == len(by_size) or watch.peak + 2 * watch.growth > room():
             break  # a larger budget would hold no more, or would not fit
     return max(speeds, key=lambda key: speeds[key])
 
@@ -119,16 +250,22 @@ def _filled(model: LanguageModel, by_size: list[Example], budget: int) -> list[E
     return chosen
 
 
+class _OutOfMemoryError(TrainingError):
+    """A pass that does not fit."""
+
+
 def _pass(model: LanguageModel, examples: list[Example], budget: int) -> float:
+    """Seconds of a step's passes."""
     begin = time.perf_counter()
     try:
         accumulate(model, examples, budget)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, TrainingError) or not is_out_of_memory(error):
+        cause = error.__cause__
+        if not is_out_of_memory(error) and not (isinstance(cause, Exception) and is_out_of_memory(cause)):
             raise
-        raise TrainingError(
+        raise _OutOfMemoryError(
             f"The worst-case step ({sum(e.length for e in examples)} tokens, {examples[0].where}) does not fit into memory. "
-            "Lower `budget`, leave out the longest rows, or choose a smaller model."
+            f"Lower `budget`, or where it holds one example alone: {_advice(0)}"
         ) from error
     return time.perf_counter() - begin
 
