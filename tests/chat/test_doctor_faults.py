@@ -6,7 +6,7 @@ import pytest
 from template_families import family_of, folder, templates
 
 from sapwood.chat import Chat, examine
-from sapwood.chat.doctor import diagnose
+from sapwood.chat.doctor.diagnosis import diagnose
 
 GOOD = ("qwen2", "qwen2_5", "qwen3", "llama3_1", "phi3", "smollm2", "mistral_v7_tekken", "deepseek_r1_distill", "gemma3", "glm4moe")
 """Templates of many makes."""

@@ -13,12 +13,12 @@ import pytest
 from chat_folders import load
 
 from sapwood.chat import Chat, examine
-from sapwood.chat.doctor import PROBE, diagnose, survey_findings
-from sapwood.chat.doctor_checks import RowNote
-from sapwood.chat.doctor_compare import rendering, side_by_side, source_of
-from sapwood.chat.doctor_rows import Surveyor
-from sapwood.chat.page import doctor_page, shown_row
-from sapwood.chat.page_compare import comparison_page
+from sapwood.chat.doctor.comparing import rendering, side_by_side, source_of
+from sapwood.chat.doctor.comparison_page import comparison_page
+from sapwood.chat.doctor.diagnosis import PROBE, diagnose, survey_findings
+from sapwood.chat.doctor.page import doctor_page, shown_row
+from sapwood.chat.doctor.row_checks import RowNote
+from sapwood.chat.doctor.survey import Surveyor
 from sapwood.records import Conversation, Message, Source
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--{{ 7*7 }}{% raw %} \"'&amp;\u2028 \x1b[31m"

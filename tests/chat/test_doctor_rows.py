@@ -15,11 +15,11 @@ from template_conversations import random_conversation
 from template_families import folder
 
 from sapwood.chat import Chat
-from sapwood.chat.doctor import diagnose, examine, in_light_of, survey_findings
-from sapwood.chat.doctor_rows import Survey, Surveyor
-from sapwood.chat.doctor_sharing import SharingCount, unique_tokens
-from sapwood.chat.doctor_spans import KINDS, kinds_of_rows, spans_of, token_kinds
-from sapwood.chat.doctor_tree import tree
+from sapwood.chat.doctor.diagnosis import diagnose, examine, in_light_of, survey_findings
+from sapwood.chat.doctor.sharing import SharingCount, unique_tokens
+from sapwood.chat.doctor.spans import KINDS, kinds_of_rows, spans_of, token_kinds
+from sapwood.chat.doctor.survey import Survey, Surveyor
+from sapwood.chat.doctor.tree import tree
 from sapwood.chat.turns import taken_apart
 from sapwood.errors import SapwoodError
 from sapwood.forest import plant

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from sapwood.chat import Chat, coloured, examine
 from sapwood.chat.colour import TRAINED
-from sapwood.chat.doctor import survey_findings
-from sapwood.chat.doctor_rows import Surveyor
+from sapwood.chat.doctor.diagnosis import survey_findings
+from sapwood.chat.doctor.survey import Surveyor
 from sapwood.records import Conversation, Example, Message, Row
 
 ROW = Conversation((Message("user", "a\x1b[31m tree"), Message("assistant", "  世🌱\nsap <|im_end|>")))

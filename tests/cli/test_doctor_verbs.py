@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from chat.chat_folders import CHATML, ENDLESS, NO_SYSTEM, TOOLFUL, write_folder
-from sapwood.chat.doctor_checks import ROW_KINDS
-from sapwood.chat.doctor_spans import KINDS
+from sapwood.chat.doctor.row_checks import ROW_KINDS
+from sapwood.chat.doctor.spans import KINDS
 from sapwood.cli.main import main
 
 

@@ -3,8 +3,8 @@
 from sapwood.chat.builtin import named_template, trained_template
 from sapwood.chat.chat import Chat
 from sapwood.chat.colour import coloured
-from sapwood.chat.doctor import examine
-from sapwood.chat.doctor_tokenizer import Finding
+from sapwood.chat.doctor.diagnosis import examine
+from sapwood.chat.doctor.findings import Finding
 from sapwood.chat.functions import schema_of
 from sapwood.chat.parsing import Answer, AnswerStream, Delta
 from sapwood.chat.properties import Fault, faults

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat, coloured
-from sapwood.chat.doctor_terminal import Line, finding_lines, kind_lines, survey_lines
+from sapwood.chat.doctor.terminal import Line, finding_lines, kind_lines, survey_lines
 from sapwood.chat.other_rows import example_of
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError, DataError, SapwoodError

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sapwood.assets import DEFAULT_MODEL
-from sapwood.chat.doctor_compare import Pair, Segment, findings_side_by_side, label_of, pieces_of
-from sapwood.chat.doctor_terminal import MARKS, finding_lines, harmless
+from sapwood.chat.doctor.comparing import Pair, Segment, findings_side_by_side, label_of, pieces_of
+from sapwood.chat.doctor.terminal import MARKS, finding_lines, harmless
 from sapwood.cli.doctor_verb import show_lines
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.recipes.prepare import DataConfig

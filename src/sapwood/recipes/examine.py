@@ -14,11 +14,11 @@ from typing import Any
 
 from sapwood.assets import Report, resolve_model
 from sapwood.chat import Chat, named_template
-from sapwood.chat.doctor import Diagnosis, diagnose, examine, in_light_of, survey_findings
-from sapwood.chat.doctor_checks import ROW_KINDS
-from sapwood.chat.doctor_rows import Survey, Surveyor
-from sapwood.chat.doctor_tokenizer import Finding
-from sapwood.chat.page import ShownRow, doctor_page, shown_row
+from sapwood.chat.doctor.diagnosis import Diagnosis, diagnose, examine, in_light_of, survey_findings
+from sapwood.chat.doctor.findings import Finding
+from sapwood.chat.doctor.page import ShownRow, doctor_page, shown_row
+from sapwood.chat.doctor.row_checks import ROW_KINDS
+from sapwood.chat.doctor.survey import Survey, Surveyor
 from sapwood.data import Reading, Refusal
 from sapwood.data.messages import Notes
 from sapwood.data.preparing import not_trained

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import orjson
 
 from sapwood.chat import Chat
-from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, row_notes
-from sapwood.chat.doctor_repeats import digest_of
-from sapwood.chat.doctor_rows import split_refusal
+from sapwood.chat.doctor.repeats import digest_of
+from sapwood.chat.doctor.row_checks import ROW_KINDS, RowNote, row_notes
+from sapwood.chat.doctor.survey import split_refusal
 from sapwood.chat.other_rows import document_example
 from sapwood.data import Refusal
 from sapwood.data.mending import mended

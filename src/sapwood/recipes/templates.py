@@ -15,11 +15,11 @@ import orjson
 
 from sapwood.chat import Chat
 from sapwood.chat.builtin import NAMES, SUFFIXES
-from sapwood.chat.doctor import PROBE, examine
-from sapwood.chat.doctor_compare import Pair, Rendering, Source, findings_side_by_side, rendering, side_by_side, source_of
-from sapwood.chat.doctor_rows import Survey
-from sapwood.chat.doctor_tokenizer import Finding
-from sapwood.chat.page_compare import comparison_page
+from sapwood.chat.doctor.comparing import Pair, Rendering, Source, findings_side_by_side, rendering, side_by_side, source_of
+from sapwood.chat.doctor.comparison_page import comparison_page
+from sapwood.chat.doctor.diagnosis import PROBE, examine
+from sapwood.chat.doctor.findings import Finding
+from sapwood.chat.doctor.survey import Survey
 from sapwood.errors import ConfigError, DataError, storage
 from sapwood.recipes.examine import examine_rows, open_chat, open_rows, picked
 from sapwood.recipes.prepare import DataConfig

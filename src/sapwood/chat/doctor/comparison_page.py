@@ -8,10 +8,10 @@ from typing import Any
 from markupsafe import Markup
 
 from sapwood.chat.colour import visible
-from sapwood.chat.doctor_compare import Pair, Rendering, Segment, Source, findings_side_by_side, label_of, pieces_of
-from sapwood.chat.doctor_spans import KIND_WORDS
-from sapwood.chat.doctor_tokenizer import Finding
-from sapwood.chat.page import page_templates, resource
+from sapwood.chat.doctor.comparing import Pair, Rendering, Segment, Source, findings_side_by_side, label_of, pieces_of
+from sapwood.chat.doctor.findings import Finding
+from sapwood.chat.doctor.page import page_templates, resource
+from sapwood.chat.doctor.spans import KIND_WORDS
 from sapwood.records import Conversation
 
 Side = tuple[str, Rendering, list[Finding], Source]

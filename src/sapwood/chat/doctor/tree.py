@@ -13,8 +13,8 @@ import numpy as np
 
 from sapwood.chat.chat import Chat
 from sapwood.chat.colour import letters, visible
-from sapwood.chat.doctor_sharing import Ids, common_beginning
-from sapwood.chat.doctor_spans import KINDS, Kinds, kinds_of_rows
+from sapwood.chat.doctor.sharing import Ids, common_beginning
+from sapwood.chat.doctor.spans import KINDS, Kinds, kinds_of_rows
 from sapwood.chat.trained import Turn
 from sapwood.records import Conversation, Row
 

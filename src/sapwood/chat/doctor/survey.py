@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sapwood.chat.chat import Chat
-from sapwood.chat.doctor_checks import ROW_KINDS, RowNote, Severity, features_of, row_notes
-from sapwood.chat.doctor_repeats import Repeats
-from sapwood.chat.doctor_sharing import Ids, Sharing, SharingCount, common_beginning
-from sapwood.chat.doctor_spans import KINDS, Kinds, document_kinds, kinds_of_rows
+from sapwood.chat.doctor.repeats import Repeats
+from sapwood.chat.doctor.row_checks import ROW_KINDS, RowNote, Severity, features_of, row_notes
+from sapwood.chat.doctor.sharing import Ids, Sharing, SharingCount, common_beginning
+from sapwood.chat.doctor.spans import KINDS, Kinds, document_kinds, kinds_of_rows
 from sapwood.chat.other_rows import document_example
 from sapwood.chat.trained import Turn
 from sapwood.errors import SapwoodError

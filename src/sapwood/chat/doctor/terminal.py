@@ -12,11 +12,11 @@ from typing import NamedTuple
 from rich.text import Text
 
 from sapwood.chat.colour import UNPRINTABLE
-from sapwood.chat.doctor_checks import ROW_KINDS, agreeing
-from sapwood.chat.doctor_rows import Lengths, Survey, Tokens
-from sapwood.chat.doctor_sharing import Sharing
-from sapwood.chat.doctor_spans import KIND_WORDS
-from sapwood.chat.doctor_tokenizer import Finding
+from sapwood.chat.doctor.findings import Finding
+from sapwood.chat.doctor.row_checks import ROW_KINDS, agreeing
+from sapwood.chat.doctor.sharing import Sharing
+from sapwood.chat.doctor.spans import KIND_WORDS
+from sapwood.chat.doctor.survey import Lengths, Survey, Tokens
 
 MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "problem": ("✗", "bold red")}
 BAR = 24

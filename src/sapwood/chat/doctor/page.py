@@ -19,12 +19,12 @@ import orjson
 from markupsafe import Markup
 
 from sapwood.chat.chat import Chat
-from sapwood.chat.doctor import Diagnosis
-from sapwood.chat.doctor_checks import ROW_KINDS, agreeing
-from sapwood.chat.doctor_rows import Lengths, Survey, Tokens
-from sapwood.chat.doctor_spans import KIND_WORDS, KINDS, document_kinds
-from sapwood.chat.doctor_tokenizer import Finding
-from sapwood.chat.doctor_tree import Branch, branches_of, tree
+from sapwood.chat.doctor.diagnosis import Diagnosis
+from sapwood.chat.doctor.findings import Finding
+from sapwood.chat.doctor.row_checks import ROW_KINDS, agreeing
+from sapwood.chat.doctor.spans import KIND_WORDS, KINDS, document_kinds
+from sapwood.chat.doctor.survey import Lengths, Survey, Tokens
+from sapwood.chat.doctor.tree import Branch, branches_of, tree
 from sapwood.chat.other_rows import document_example
 from sapwood.records import Conversation, Document
 
@@ -103,7 +103,7 @@ def page_templates() -> jinja2.Environment:
 
 def resource(name: str) -> str:
     """A file of the page's folder."""
-    return (packaged("sapwood") / "chat" / "doctor_page" / name).read_text(encoding="utf-8")
+    return (packaged("sapwood") / "chat" / "doctor" / "page_files" / name).read_text(encoding="utf-8")
 
 
 def _percent(share: float) -> str:

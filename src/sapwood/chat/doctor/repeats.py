@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from sapwood.chat.doctor_checks import RowNote, quoted
+from sapwood.chat.doctor.row_checks import RowNote, quoted
 from sapwood.chat.trained import Turn
 from sapwood.records import Conversation, Document, Source
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sapwood.chat.chat import Chat
-from sapwood.chat.doctor_checks import ROW_KINDS, agreeing
-from sapwood.chat.doctor_rows import Survey
-from sapwood.chat.doctor_tokenizer import Finding, date_findings, stop_findings, tokenizer_findings
+from sapwood.chat.doctor.findings import Finding, date_findings, stop_findings, tokenizer_findings
+from sapwood.chat.doctor.row_checks import ROW_KINDS, agreeing
+from sapwood.chat.doctor.survey import Survey
 from sapwood.chat.properties import faults
 from sapwood.chat.roundtrip import compare
 from sapwood.chat.turns import TAGS

@@ -19,9 +19,9 @@ import jinja2.meta
 import numpy as np
 
 from sapwood.chat.chat import Chat
-from sapwood.chat.doctor import PROBE
-from sapwood.chat.doctor_spans import KIND_WORDS, spans_of, token_ends
-from sapwood.chat.doctor_tokenizer import Finding
+from sapwood.chat.doctor.diagnosis import PROBE
+from sapwood.chat.doctor.findings import Finding
+from sapwood.chat.doctor.spans import KIND_WORDS, spans_of, token_ends
 from sapwood.chat.templating import RESERVED
 from sapwood.errors import SapwoodError
 from sapwood.records import Conversation, Message

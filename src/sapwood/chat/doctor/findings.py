@@ -13,7 +13,7 @@ import orjson
 
 from sapwood.chat.builtin import begins_with_bos
 from sapwood.chat.chat import Chat
-from sapwood.chat.doctor_checks import Severity
+from sapwood.chat.doctor.row_checks import Severity
 from sapwood.chat.files import read_json
 from sapwood.errors import TemplateError
 from sapwood.records import Message
