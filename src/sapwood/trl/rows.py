@@ -155,9 +155,17 @@ def write_rows(
 
 def _formatted(formatting: Formatting, row: dict[str, Any], where: str) -> dict[str, Any]:
     """What a formatting function makes of one row: a text, or messages. Raises `ConfigError` for anything else."""
-    made = formatting(row)
-    if isinstance(made, list) and not (made and isinstance(made[0], Mapping)):
-        made = formatting({column: [value] for column, value in row.items()})  # how it was called before TRL 0.19: with a batch
+    try:
+        made = formatting(row)
+        if isinstance(made, list) and not (made and isinstance(made[0], Mapping)):
+            raise TypeError("a list is what a function for batches gives")
+    except Exception as error:  # noqa: BLE001 - whatever it raises: before TRL 0.19 it was called with a batch, and may still want one
+        try:
+            made = formatting({column: [value] for column, value in row.items()})
+        except Exception:  # noqa: BLE001 - what it said of one row is what counts
+            raise ConfigError(
+                f"{where}: formatting_func failed with {type(error).__name__}: {error}. It is called with one row."
+            ) from error
         made = made[0] if isinstance(made, list) and len(made) == 1 else made
     if isinstance(made, str):
         return {"text": made}
