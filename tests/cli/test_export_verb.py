@@ -16,8 +16,9 @@ import transformers
 
 from sapwood.cli.main import main
 from sapwood.errors import CheckpointError, ConfigError, ExportError
-from sapwood.recipes import exporting
-from sapwood.recipes.exporting import ExportConfig, export
+from sapwood.recipes import export_forms, exporting
+from sapwood.recipes.export_forms import ExportConfig
+from sapwood.recipes.exporting import export
 from sapwood.run import read_records
 from tiny.folder import write_model, write_rows
 
@@ -85,7 +86,7 @@ def test_the_adapter_folder_loads_in_plain_peft_by_its_own_config(place: Path, t
     shown = json.loads((tmp_path / "out.json").read_text())
     assert shown["form"] == "adapter"
     assert shown["parity"]["adapter"]["holds"] is True
-    assert "--enable-lora" in shown["next"][0]
+    assert "PeftModel.from_pretrained" in shown["next"][1]
 
 
 def test_a_whole_model_is_exported_and_has_no_adapter(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +103,9 @@ def test_a_whole_model_is_exported_and_has_no_adapter(place: Path, tmp_path: Pat
 def test_an_export_that_differs_leaves_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExportError, match=r"merged model in bf16 does not compute what was trained.*--dtype fp32"):
         export(place / "run", ExportConfig(to=tmp_path / "out", dtype="bf16", tolerance=1e-12))
-    monkeypatch.setattr(exporting, "merge", lambda model: exporting.load_model(place / "model", "fp32"))  # a merge that loses the adapter
+    monkeypatch.setattr(
+        export_forms, "merge", lambda model: exporting.load_model(place / "model", "fp32")
+    )  # a merge that loses the adapter
     with pytest.raises(ExportError, match="does not compute what was trained"):
         export(place / "run", ExportConfig(to=tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
@@ -110,13 +113,13 @@ def test_an_export_that_differs_leaves_nothing(place: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize(("file", "said"), [("chat_template.jinja", "other prompt ids"), ("generation_config.json", "stops at the ids")])
 def test_files_that_chat_otherwise_are_found(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str) -> None:
-    real = exporting.save_weights
+    real = export_forms.save_weights
 
     def spoilt(model: Any, folder: Path, dtype: Any, files: Any) -> None:
         other = files[file].replace(b"assistant", b"robot") if file.endswith("jinja") else b'{"eos_token_id": 0, "pad_token_id": 0}'
         real(model, folder, dtype, {**files, file: other})
 
-    monkeypatch.setattr(exporting, "save_weights", spoilt)
+    monkeypatch.setattr(export_forms, "save_weights", spoilt)
     with pytest.raises(ExportError, match=said):
         export(place / "run", ExportConfig(to=tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError
-from sapwood.recipes.exporting import ExportConfig, ExportResult, export
+from sapwood.recipes.export_forms import ExportConfig
+from sapwood.recipes.exporting import ExportResult, export
 from sapwood.recipes.screen import Screen
 
 DESCRIPTION = (

@@ -9,65 +9,32 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import orjson
 import torch
-import tyro
 
 from sapwood import __version__
 from sapwood.chat import Chat
+from sapwood.config import to_dict
 from sapwood.data.messages import Notes, read_messages
 from sapwood.errors import CheckpointError, ConfigError, DataError, TemplateError, storage
-from sapwood.export.merging import TYPES, SavedType, merge, save_weights, widen
-from sapwood.export.readers import check_generation, check_prompts, logprobs_of_module, read_adapter, read_model, reader_name
-from sapwood.export.verify import Parity, Tolerance, Trace, compare, require, trace
-from sapwood.model import LanguageModel, load_adapter, load_model
+from sapwood.export.card import facts_of_run, licence_of, write_card
+from sapwood.export.gguf_file import check_quant
+from sapwood.export.merging import SavedType, widen
+from sapwood.export.verify import Parity, trace
+from sapwood.model import load_adapter, load_model
 from sapwood.model.load import Dtype
-from sapwood.model.new_tokens import rows_of
+from sapwood.recipes.export_forms import ExportConfig, Form, Tuned, Written, write
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, load_chat
+from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, flat, load_chat
 from sapwood.records import Message, Prompt
 from sapwood.run import read_records, write_atomic
 
 SCHEMA = 1
 """Version of `export.json`."""
-
-Form = Literal["merged", "adapter", "gguf"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """What is written, and how it is checked."""
-
-    to: Path | None = None
-    """The folder to make; `RUN/export/NAME` where not given. It must not exist."""
-    as_: Annotated[Form, tyro.conf.arg(name="as")] = "merged"
-    """merged: weights that anything loads; adapter: a PEFT folder; gguf: a file for llama.cpp and Ollama."""
-    dtype: SavedType | None = None
-    """Type of merged weights; that of the base model in training where not given. fp32 rounds nothing and is twice as large."""
-    quant: str | None = None
-    """Type of the numbers in a GGUF file: f32, f16 (where not given), bf16, q8_0; or what llama-quantize makes, such as q4_k_m."""
-    prompts: int = 8
-    """Held-out prompts of the run on which an export is compared with what was trained."""
-    max_new_tokens: int = 32
-    """Longest answer to each of them, in tokens."""
-    tolerance: float | None = None
-    """Largest mean divergence from what was trained, in nats a token; each form has its own where not given."""
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1.")
-        if self.tolerance is not None and not 0 < self.tolerance < 100:
-            raise ConfigError(f"tolerance is {self.tolerance}; give a number of nats above 0, such as 0.01.")
-        if self.quant is not None and self.as_ != "gguf":
-            raise ConfigError(f"quant is {self.quant!r}, which only a GGUF file has: add `--as gguf`, or leave it out.")
-        if self.dtype is not None and self.as_ != "merged":
-            raise ConfigError(f"dtype is {self.dtype!r}, which only merged weights have. Leave it out, or write `--as merged`.")
 
 
 @dataclass(frozen=True)
@@ -99,24 +66,6 @@ class ExportResult:
         return "\n".join([str(self.path), *(parity.sentence for parity in self.parity.values())])
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What a run trained, ready to be exported."""
-
-    run: Path
-    config: TuneConfig
-    base: Path
-    """Folder of the base model."""
-    trained: Path
-    """Folder of the adapter, or of the whole model."""
-    dtype: SavedType
-    """Type that the base was rounded to in training."""
-    chat: Chat
-    model: LanguageModel
-    """In fp32, on the base as it was rounded."""
-    traces: list[Trace]
-
-
 def export(run: Path, config: ExportConfig, *, screen: Screen | None = None) -> ExportResult:
     """Export what a run trained. Raises a `SapwoodError`; nothing is then left that looks whole."""
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
@@ -126,18 +75,20 @@ def export(run: Path, config: ExportConfig, *, screen: Screen | None = None) -> 
     to = config.to or run / "export" / _name(config)
     if to.exists():
         raise ConfigError(f"{to} exists, and an export never writes over anything. Delete it, or name another folder with --to.")
+    if config.as_ == "gguf":
+        check_quant(config.quant or "f16")  # before anything is loaded
     tuned = open_run(run, tuned_config, config, screen)
     temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     with storage(to, "write the export"):
         to.parent.mkdir(parents=True, exist_ok=True)
         try:
-            parity, notes, follow = _write(tuned, temporary, to, config, screen)
-            content = _record(tuned, config, parity, notes)
-            write_atomic(temporary / "export.json", orjson.dumps(content, option=orjson.OPT_INDENT_2, default=str))
+            screen.title({"merged": "Merged weights", "adapter": "Adapter", "gguf": "GGUF"}[config.as_])
+            written = write(tuned, temporary, to, config, screen)
+            _describe(tuned, config, written, temporary, to)
             os.replace(temporary, to)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return ExportResult(to, config.as_, parity, tuple(notes), tuple(follow), time.perf_counter() - began)
+    return ExportResult(to, config.as_, written.parity, tuple(written.notes), tuple(written.use), time.perf_counter() - began)
 
 
 def _name(config: ExportConfig) -> str:
@@ -161,7 +112,14 @@ def open_run(run: Path, tuned: TuneConfig, config: ExportConfig, screen: Screen)
     with screen.progress("its answers"):
         traces = trace(model, chat, prompts, max_new_tokens=config.max_new_tokens)
     screen.say(f"{len(traces)} prompts answered, {sum(len(one.answer_N) for one in traces)} tokens to compare on.")
-    return Tuned(run, tuned, base, trained, dtype, chat, model, traces)
+    facts = facts_of_run(run, tuned.model, tuned.data, _settings(tuned), dtype)
+    return Tuned(run, tuned, base, trained, dtype, chat, model, traces, facts)
+
+
+def _settings(tuned: TuneConfig) -> dict[str, Any]:
+    """Training settings for the card, by dotted key; an adapter's only where there is one."""
+    found = flat(to_dict(tuned.train))
+    return {key: value for key, value in found.items() if not (tuned.train.full and key.startswith("lora."))}
 
 
 def _dtype_of(run: Path, tuned: TuneConfig) -> SavedType:
@@ -218,73 +176,21 @@ def _everyday(chat: Chat, config: ExportConfig) -> list[Prompt]:
     return prompts
 
 
-_Written = tuple[dict[str, Parity], list[str], list[str]]
-
-
-def _write(tuned: Tuned, folder: Path, to: Path, config: ExportConfig, screen: Screen) -> _Written:
-    """Write one form into `folder`, read it back, compare. Comparisons, notes, and commands that use what will lie at `to`."""
-    screen.title({"merged": "Merged weights", "adapter": "Adapter", "gguf": "GGUF"}[config.as_])
-    if config.as_ == "merged":
-        return _merged(tuned, folder, to, config, screen)
-    assert config.as_ == "adapter"
-    return _adapter(tuned, folder, to, config, screen)
-
-
-TOLERANCES: dict[str, Tolerance] = {
-    "fp32": Tolerance(kl=1e-6, tie=1e-3),
-    "bf16": Tolerance(kl=1e-3, tie=0.1),
-    "fp16": Tolerance(kl=1e-5, tie=0.02),
-    "adapter": Tolerance(kl=1e-6, tie=1e-3),
-}
-
-
-def _tolerance(name: str, config: ExportConfig) -> Tolerance:
-    own = TOLERANCES[name]
-    return own if config.tolerance is None else Tolerance(kl=config.tolerance, tie=max(own.tie, 10 * config.tolerance))
-
-
-def _merged(tuned: Tuned, folder: Path, to: Path, config: ExportConfig, screen: Screen) -> _Written:
-    dtype = config.dtype or tuned.dtype
-    with screen.progress("merging"):
-        save_weights(merge(tuned.model), folder, dtype, tuned.chat.saved_files())
-    compared = check_prompts(folder, tuned.chat, tuned.traces)
-    screen.say(f"Prompt ids of {compared} prompts are the same in transformers' tokenizer.")
-    module = read_model(folder)
-    parity = compare(tuned.traces, logprobs_of_module(module), _tolerance(dtype, config), reader_name("transformers"))
-    screen.say(parity.sentence)
-    require(parity, f"The merged model in {dtype}", "Save it with `--dtype fp32`, which rounds nothing, or accept more with --tolerance.")
-    check_generation(module, tuned.chat, tuned.traces, folder)
-    return {f"merged {dtype}": parity}, [], [f"sapwood chat {to}", f"sapwood eval FILE --model {to}", f"vllm serve {to}"]
-
-
-def _adapter(tuned: Tuned, folder: Path, to: Path, config: ExportConfig, screen: Screen) -> _Written:
-    rows = rows_of(tuned.model)
-    with storage(folder, "write the adapter to"):
-        shutil.copytree(tuned.trained, folder)
-    file = folder / "adapter_config.json"
-    described = orjson.loads(file.read_bytes())
-    described["base_model_name_or_path"] = (
-        tuned.config.model if "/" in tuned.config.model and not tuned.base.samefile(tuned.config.model) else str(tuned.base)
-    )
-    write_atomic(file, orjson.dumps(described, option=orjson.OPT_INDENT_2))
-    compared = check_prompts(folder, tuned.chat, tuned.traces)
-    screen.say(f"Prompt ids of {compared} prompts are the same in transformers' tokenizer.")
-    base = read_model(tuned.base, TYPES[tuned.dtype])
-    module = read_adapter(base, folder, rows)
-    parity = compare(tuned.traces, logprobs_of_module(module), _tolerance("adapter", config), reader_name("transformers", "peft"))
-    screen.say(parity.sentence)
-    require(parity, "The adapter, on its base in plain peft,", "Please report this with the run's config.yaml.")
-    return {"adapter": parity}, [], [f"vllm serve {tuned.config.model} --enable-lora --lora-modules tuned={to}"]
-
-
-def _record(tuned: Tuned, config: ExportConfig, parity: dict[str, Parity], notes: Sequence[str]) -> dict[str, Any]:
-    return {
+def _describe(tuned: Tuned, config: ExportConfig, written: Written, folder: Path, to: Path) -> None:
+    """The card, the licence and `export.json` beside what was written."""
+    here = [line.replace(str(to), ".").replace(str(tuned.base.resolve()), tuned.config.model) for line in written.use]  # made public, maybe
+    card = write_card(tuned.facts, config.as_, licence_of(tuned.base), written.parity, written.notes, here)
+    write_atomic(folder / "README.md", card.encode())
+    for file in (*tuned.base.glob("LICENSE*"), *tuned.base.glob("NOTICE*")):
+        shutil.copyfile(file, folder / file.name)
+    content = {
         "schema": SCHEMA,
         "sapwood": __version__,
-        "run": tuned.run.name,
+        "run": tuned.facts.name,
         "form": config.as_,
         "base_model": tuned.config.model,
         "base_dtype_in_training": tuned.dtype,
-        "parity": {name: one.to_dict() for name, one in parity.items()},
-        "notes": list(notes),
+        "parity": {name: one.to_dict() for name, one in written.parity.items()},
+        "notes": written.notes,
     }
+    write_atomic(folder / "export.json", orjson.dumps(content, option=orjson.OPT_INDENT_2, default=str))
