@@ -49,10 +49,10 @@ def kept_scan(
 ) -> Scan:
     """`scan`, or what it found in these very files before. Raises as `scan` does. `report` hears of rows read and their speed."""
     paths = located.files
-    key = _scan_key(paths, format, columns, only) if keep and all(path.is_file() for path in paths) else None
+    key = _scan_key(paths, format, columns, only, allow_urls) if keep and all(path.is_file() for path in paths) else None
     kept = scan_entry(key) if key is not None else None
     if kept is not None:
-        found = _scan_from(kept, columns, only)
+        found = _scan_from(kept, columns, only, allow_urls)
     else:
         before = stamps(paths) if key is not None else []
         began = time.monotonic()
@@ -63,7 +63,7 @@ def kept_scan(
         found = scan(paths, format=format, columns=columns, only=only, allow_urls=allow_urls, report=seen)
         if HOLDS_MEDIA in found.notes:
             key = None  # what was found depends on more files than are named here
-        if key is not None and stamps(paths) == before and key == _scan_key(paths, format, columns, only):
+        if key is not None and stamps(paths) == before and key == _scan_key(paths, format, columns, only, allow_urls):
             with suppress(StorageError):  # it is made again next time; what is wrong with the disk is said when rows are written
                 keep_scan(key, _scan_content(found))
     return replace(found, guess="\n".join([*located.said, found.guess]), parts=located.parts)
@@ -90,7 +90,14 @@ def prepared_rows(
     keep = keep and chat.plan() is not None  # a row with images depends on more files than are named here
     if keep:
         chat_facts = [chat.fingerprint, chat.context_length, _days(chat)]
-        reading = [contents_of(paths), dict(recipe.formats), _columns_content(recipe.columns), str(recipe.only), recipe.max_line_bytes]
+        reading = [
+            contents_of(paths),
+            dict(recipe.formats),
+            _columns_content(recipe.columns),
+            str(recipe.only),
+            recipe.max_line_bytes,
+            recipe.allow_urls,
+        ]
         folder, manifest = entry(key_of(["rows", reading, chat_facts, cluster]), fill, say)
     else:
         folder = _passing_folder()
@@ -163,8 +170,8 @@ def _columns_content(columns: Columns) -> dict[str, Any]:
     return {field: value if isinstance(value, str) else [value.template] for field, value in columns.items()}
 
 
-def _scan_key(paths: Sequence[Path], format: Format | None, columns: Columns, only: Only | None) -> str:  # noqa: A002
-    return key_of(["scan", contents_of(paths), format, _columns_content(columns), str(only)])
+def _scan_key(paths: Sequence[Path], format: Format | None, columns: Columns, only: Only | None, allow_urls: bool) -> str:  # noqa: A002
+    return key_of(["scan", contents_of(paths), format, _columns_content(columns), str(only), allow_urls])
 
 
 def _scan_content(found: Scan) -> dict[str, Any]:
@@ -181,12 +188,12 @@ def _scan_content(found: Scan) -> dict[str, Any]:
     }
 
 
-def _scan_from(content: Mapping[str, Any], columns: Columns, only: Only | None) -> Scan:
+def _scan_from(content: Mapping[str, Any], columns: Columns, only: Only | None, allow_urls: bool) -> Scan:
     refused = Refusals(limit=len(content["refused"]))
     refused.kept = [Refusal(Source(file, line), reason, fix) for file, line, reason, fix in content["refused"]]
     refused.kinds.update(content["kinds"])
     places = {note: Source(*place) for note, place in content["places"].items()}
-    recipe = Recipe(content["formats"], columns, only, content["max_line_bytes"])
+    recipe = Recipe(content["formats"], columns, only, content["max_line_bytes"], allow_urls)
     return Scan(recipe, content["total"], refused, content["guess"], content["notes"], places, content["left_out"])
 
 
