@@ -23,6 +23,7 @@ from sapwood.evaluate.free import FREE_ARMS, MOST_COMMON
 from sapwood.evaluate.hosted import HOSTED
 from sapwood.evaluate.learning_curve import Estimate, LearningCurve, Needed
 from sapwood.evaluate.verdict import FEWEST_ITEMS, ArmResult
+from sapwood.stats import Difference
 
 Word = Literal["yes", "no", "not yet"]
 
@@ -75,6 +76,10 @@ class Evidence:
     """The least gain that is worth it, as a share: 0.05 is five points."""
     wish: float | None = None
     curve: LearningCurve | None = None
+    measured: Difference | None = None
+    """The largest pilot minus the best arm, on the same items."""
+    largest: int = 0
+    """Rows of the largest pilot."""
     smallest: int = 50
     """Rows of the smallest pilot training."""
     missing_minutes: float | None = None
@@ -163,7 +168,12 @@ def _performance(e: Evidence) -> Reason:
         return Reason("performance", None, f"What tuning would give was not measured: there was no time for a pilot.{minutes}")
     full, gain = e.curve.rate_at(e.rows), e.curve.gain_at(e.rows)
     found = f"all {e.rows:,} rows would bring this model to {_range(full)}, {_points(gain)} against {best}."
-    if gain.low > 0 and gain.middle >= e.gain:
+    shown = False
+    if e.measured is not None:
+        ends = e.measured.interval
+        found += f" Measured after {e.largest:,}: {_signed(e.measured.mean)} points [{_signed(ends.low)}, {_signed(ends.high)}]."
+        shown = ends.low > 0 and e.measured.mean >= e.gain
+    if shown or (gain.low > 0 and gain.middle >= e.gain):
         return Reason("performance", True, f"Tuning on {found}")
     if gain.high < e.gain:
         return Reason("performance", False, f"Tuning on {found} That is less than the {100 * e.gain:g} points that are worth it.")

@@ -9,17 +9,19 @@ Left out on purpose: training on all rows. That is `sapwood sft`, whose verdict 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError
-from sapwood.evaluate import item_records, items_from, scores_from
+from sapwood.evaluate import ArmScore, item_records, items_from, scores_from
 from sapwood.evaluate.costs import Prices, prices_from
 from sapwood.evaluate.decision import Decision, after_pilot, before_pilot
 from sapwood.evaluate.format_check import form_of
@@ -28,19 +30,21 @@ from sapwood.evaluate.report import write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_model
 from sapwood.recipes.arms import PLAIN, Arms, EvalConfig, scorer_for
+from sapwood.recipes.chain import write_environment
 from sapwood.recipes.findings import Findings, decision_record
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.pilot import Pilot, PilotConfig
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare, scan_files
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.tune import fetch_model, load_chat
-from sapwood.records import Example, Item, Sampler, hash_of_rows
+from sapwood.recipes.tune import day_of, fetch_model, load_chat
+from sapwood.records import Example, Sampler, hash_of_rows
 from sapwood.run import Run, new_run_path, open_run
 from sapwood.train import SftConfig
 from sapwood.train.order import num_steps
 
-MAY_CHANGE = ("out", "minutes", "wish", "gain", "hosted", "prices", "money")
-"""Knobs that a directory named again may have otherwise: no score depends on them."""
+MAY_CHANGE = ("out", "minutes", "wish", "gain", "hosted", "prices", "money", "pilot")
+"""Knobs that a directory named again may have otherwise: no score depends on them. Of the pilot's, the steps may not."""
+RECORDS_A_WRITE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sample
     with screen.progress("reading") as advance:
         rows = scan_files(config.data, config.rows, advance)
     folder = fetch_model(config.model, screen)
-    chat = load_chat(folder, config.template, tools_in_system=config.tools_in_system)
+    chat = load_chat(folder, config.template, day_of(config.out), tools_in_system=config.tools_in_system)
     screen.title("Rows")
     prepared = prepare(rows, chat, config.rows, screen)
     screen.lines([*prepared.notes, *prepared.ledger.lines_for_people()])
@@ -129,10 +133,14 @@ def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sample
     try:
         _claim(run, config, chat, folder, prepared)
         screen.say(f"Run directory: {run.path}")
+        _write_ledger(run, prepared)
         items = items_from(conversations_among(prepared.held_out), cluster=config.rows.cluster, reference=config.rows.reference)
         run.clear("items")
         run.append("items", *item_records(items))
-        found, decision, scorer = _measure(config, prices, folder, chat, prepared, items, run, screen, hosted, began)
+        steps = num_steps(len(prepared.examples), config.train.batch, config.train.epochs)
+        found = Findings(items, len(prepared.examples), config.gain, config.wish, prices, min(config.pilot.sizes), steps)
+        work = _Work(config, folder, chat, prepared, run, screen, began + 60 * config.minutes, hosted)
+        decision, scorer = _measure(work, found)
         record = decision_record(found, decision, scorer)
         run.write_json("decision", record)
         write_report(run.path)
@@ -145,13 +153,20 @@ def _claim(run: Run, config: DecideConfig, chat: Chat, folder: Path, prepared: P
     """Make the directory this decision's own. Raises `CheckpointError` if it holds something else, whose scores are not ours."""
     if (run.path / "config.yaml").exists() and not (run.path / "identity.json").exists():
         raise CheckpointError(f"{run.path} holds another run. Choose another folder with --out.")
-    settings = {key: value for key, value in to_dict(config).items() if key not in MAY_CHANGE}
+    settings = {key: value for key, value in to_dict(config).items() if key not in MAY_CHANGE} | {"steps": config.pilot.steps}
     rows = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
     claim(
         run,
         {"kind": "decision", "settings": hash_of(settings), "rows": rows, "template": chat.fingerprint, "model": hash_of_weights(folder)},
     )
     save_yaml(replace(config, out=run.path), run.path / "config.yaml")
+
+
+def _write_ledger(run: Run, prepared: Prepared) -> None:
+    run.clear("ledger")
+    records = prepared.ledger.records()
+    while batch := list(itertools.islice(records, RECORDS_A_WRITE)):
+        run.append("ledger", *batch)
 
 
 def config_of(run: Path) -> DecideConfig:
@@ -161,62 +176,75 @@ def config_of(run: Path) -> DecideConfig:
     return replace(load_yaml(DecideConfig, run / "config.yaml"), out=run)
 
 
-def _measure(
-    config: DecideConfig,
-    prices: Prices,
-    folder: Path,
-    chat: Chat,
-    prepared: Prepared,
-    items: list[Item],
-    run: Run,
-    screen: Screen,
-    hosted: Sampler | None,
-    began: float,
-) -> tuple[Findings, Decision, str]:
-    """(what was found, the answer, the scorer's name)"""
-    guess = scorer_for(config.evaluation, items)
+@dataclass(frozen=True)
+class _Work:
+    """What the parts of a decision share."""
+
+    config: DecideConfig
+    folder: Path
+    chat: Chat
+    prepared: Prepared
+    run: Run
+    screen: Screen
+    deadline: float
+    """Of the pilot, on the monotonic clock."""
+    hosted: Sampler | None
+
+
+def _measure(work: _Work, found: Findings) -> tuple[Decision, str]:
+    """Ask, train, ask; `found` is filled. (the answer, the scorer's name)"""
+    config, prepared, screen = work.config, work.prepared, work.screen
+    guess = scorer_for(config.evaluation, found.items)
     screen.say(guess.why)
-    steps = num_steps(len(prepared.examples), config.train.batch, config.train.epochs)
-    found = Findings(items, len(prepared.examples), config.gain, config.wish, prices, min(config.pilot.sizes), steps)
     if guess.scorer is None:
-        return found, _unjudged(guess.why), guess.name
+        return _unjudged(guess.why), guess.name
     train_items = items_from(conversations_among(prepared.train, LOOKED_UP), cluster=config.rows.cluster, reference=config.rows.reference)
-    found.form = form_of(guess.name, train_items, items)
-    found.tokens_out = sum(_trained(example) for example in prepared.held_out_examples) / len(prepared.held_out_examples)
-    arms = Arms(items, train_items, chat, guess.scorer, config.evaluation, run, screen)
+    found.form = form_of(guess.name, train_items, found.items)
+    found.tokens_out = mean(_trained(example) for example in prepared.held_out_examples)
+    arms = Arms(found.items, train_items, work.chat, guess.scorer, config.evaluation, work.run, screen)
 
     screen.title("What needs no tuning")
-    model = load_model(folder, config.dtype)
-    for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
-        screen.say(note)
-    found.add(arms.free() + arms.base(Engine(model, chat)))
-    del model
-    if hosted is not None:
-        found.add(arms.one(HOSTED, hosted))
-    elif config.hosted is not None:
-        found.add(hosted_arm(read_answers(config.hosted, items), items, guess.scorer))
+    found.add(_untuned(work, arms))
     early = before_pilot(found.evidence())
     if early is not None:
-        return found, early, guess.name
+        return early, guess.name
 
     screen.title("Pilot")
     pilot = Pilot(
         config=config.pilot,
         train=config.train,
-        folder=folder,
+        folder=work.folder,
         dtype=config.dtype,
-        chat=chat,
+        chat=work.chat,
         examples=prepared.examples,
         arms=arms,
         seed=config.rows.split_seed,
-        deadline=began + 60 * config.minutes,
+        deadline=work.deadline,
         answering=sum(score.seconds for score in found.scores[PLAIN]),
     )
     found.points = pilot.run()
     found.missing_seconds = pilot.missing_seconds
     names = {point.arm for point in found.points}
-    found.add(scores_from(record for record in run.read("scores") if record["arm"] in names))
-    return found, after_pilot(found.evidence()), guess.name
+    found.add(scores_from(record for record in work.run.read("scores") if record["arm"] in names))
+    return after_pilot(found.evidence()), guess.name
+
+
+def _untuned(work: _Work, arms: Arms) -> list[ArmScore]:
+    """The arms that need no tuning, a hosted model's included."""
+    model = load_model(work.folder, work.config.dtype)
+    chat = work.chat
+    for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
+        work.screen.say(note)
+    write_environment(work.run, work.folder, model, chat, work.prepared)
+    scores = arms.free() + arms.base(Engine(model, chat))
+    if work.hosted is not None:
+        scores += arms.one(HOSTED, work.hosted)
+    elif work.config.hosted is not None:
+        given = hosted_arm(read_answers(work.config.hosted, arms.items), arms.items, arms.scorer)
+        missing = len(arms.items) - len(given)
+        work.screen.say(f"{HOSTED}: {len(given)} answers read" + (f", {missing} items are without one" if missing else ""))
+        scores += given
+    return scores
 
 
 def _unjudged(why: str) -> Decision:

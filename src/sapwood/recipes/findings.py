@@ -20,7 +20,7 @@ from sapwood.evaluate.learning_curve import LearningCurve, learning_curve
 from sapwood.recipes.arms import PLAIN
 from sapwood.recipes.pilot import Point
 from sapwood.records import Item
-from sapwood.stats import Interval, paired_difference
+from sapwood.stats import Difference, Interval, paired_difference
 
 TUNED_ALL = "tuned on all rows (expected)"
 
@@ -72,6 +72,16 @@ class Findings:
         base = [values[best][item] for item in items]
         return learning_curve([point.rows for point in self.points], scores, base, [clusters[item] for item in items])
 
+    def measured(self, best: str) -> Difference | None:
+        """All trainings of the largest size, taken together, minus the best arm, paired; None without items that all were scored on."""
+        arms = [point.arm for point in self.points if point.rows == self.largest.rows] if self.points else []
+        found = [{score.item: score.value for score in self.scores[arm] if score.value is not None} for arm in arms]
+        pairs = [(score, score.value) for score in self.scores[best] if score.value is not None and all(score.item in one for one in found)]
+        if not found or not pairs:
+            return None
+        tuned = [mean(one[score.item] for one in found) for score, _ in pairs]
+        return paired_difference([value for _, value in pairs], tuned, [score.cluster or score.item for score, _ in pairs])
+
     def form_gain(self) -> tuple[float, float, float] | None:
         """Valid answers of the largest pilot minus those of the prompt that brings most, paired: (mean, low, high)."""
         if self.form is None or not self.points:
@@ -115,6 +125,8 @@ class Findings:
         return replace(
             evidence,
             curve=curve,
+            measured=self.measured(evidence.best),
+            largest=self.largest.rows if self.points else 0,
             forms={name: share for name, scores in self.scores.items() if self.form and (share := form_share(self.form, scores))},
             form=self.form.name if self.form else "",
             form_gain=self.form_gain(),
@@ -171,11 +183,19 @@ def decision_record(found: Findings, decision: Decision, scorer: str) -> dict[st
         "pilot": [{"arm": point.arm, "rate": pilots[point.arm].rate, **to_dict(point)} for point in found.points],
         "forms": {"name": evidence.form, "arms": {name: share.to_dict() for name, share in evidence.forms.items()}},
         "costs": {cost.arm: cost.to_dict() for cost in _all_costs(found, evidence)},
+        "measured": _difference(evidence.measured),
         "training_seconds": found.training_seconds,
         "break_even": evidence.pays.to_dict() if evidence.pays is not None else None,
         "missing_minutes": evidence.missing_minutes,
     }
     return record | (_curve_record(evidence) if evidence.curve is not None else {})
+
+
+def _difference(found: Difference | None) -> dict[str, Any] | None:
+    """Of the largest pilot, against the best arm without tuning; shares, not points."""
+    if found is None:
+        return None
+    return {"mean": found.mean, "low": found.interval.low, "high": found.interval.high, "level": found.interval.level, "n": found.n}
 
 
 def _all_costs(found: Findings, evidence: Evidence) -> list[ArmCost]:

@@ -145,7 +145,7 @@ class Pilot:
         for rows, seed in (entry for entry in wanted if entry not in known):
             left = self.deadline - self.clock()
             needed = max((point.seconds for point in done), default=0.0)
-            if left < needed:
+            if done and left < needed:
                 self._say_stopped(done, wanted, needed)
                 break
             if steps is None:
@@ -157,7 +157,7 @@ class Pilot:
                 point = self._point(rows, seed, steps, lambda step, seconds: None)
             run.append("pilot", {name: getattr(point, name) for name in fields})
             done.append(point)
-        if len({point.rows for point in done}) < 2 and self.missing_seconds is None and done:
+        if done and len({point.rows for point in done}) < 2:
             self.missing_seconds = 2 * done[0].seconds
         screen.say(f"{len(done)} of {len(wanted)} pilot trainings are done.")
         return done
