@@ -5,6 +5,7 @@
     decide       should you fine-tune, and on how many rows?
     eval         measure a model, or a run's adapter, on conversations
     chat         talk to a model or a run
+    plan         what a run will take, before it begins: memory, time, money, disk
     doctor       what a model's template does, and what your rows become
     template     what models or templates make of one conversation, side by side
     export       a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained
@@ -33,6 +34,7 @@ VERBS = {
     "decide": "should you fine-tune, and on how many rows?",
     "eval": "measure a model, or a run's adapter, on conversations",
     "chat": "talk to a model or a run",
+    "plan": "what a run will take, before it begins: memory, time, money, disk",
     "doctor": "what a model's template does, and what your rows become",
     "template": "what models or templates make of one conversation, side by side",
     "export": "a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained",

@@ -47,6 +47,7 @@ from sapwood.recipes.screen import Screen
 from sapwood.records import Example, Item, SamplingParams
 from sapwood.run import Run
 from sapwood.train import SftConfig, SftResult, StepReport, sft
+from sapwood.train.estimate import Estimate
 
 QUESTIONS = 3
 """Held-out questions that are answered before, during and after training."""
@@ -132,6 +133,7 @@ class _Chain:
     train_items: list[Item] = field(default_factory=list)
     guess: Guess = field(default_factory=lambda: Guess(None, "none", "Nothing is held out."))
     general: list[Example] = field(default_factory=list)
+    expected: Estimate | None = None
 
 
 def prove(
@@ -145,10 +147,11 @@ def prove(
     dtype: Dtype,
     run: Run,
     screen: Screen,
+    expected: Estimate | None = None,
 ) -> TuneResult:
-    """Run the chain. Raises what its parts raise; whatever was finished by then stays in the run directory."""
+    """Run the chain, of which a plan said what is `expected`. Raises what its parts raise; what was finished stays in the run directory."""
     began = time.perf_counter()
-    chain = _Chain(chat, prepared, rows, evaluation, run, screen)
+    chain = _Chain(chat, prepared, rows, evaluation, run, screen, expected=expected)
     _show_rows(chain)
     _make_items(chain)
 
@@ -253,6 +256,7 @@ def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
             say=screen.say,
             beside=chain.chat.saved_files(),
             mixture=chain.prepared.mixture,
+            expected=chain.expected,
         )
     if totals["seconds"]:
         saved = 1 - totals["unique"] / totals["row"]

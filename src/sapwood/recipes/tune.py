@@ -15,17 +15,20 @@ import orjson
 from sapwood.assets import DEFAULT_MODEL, resolve_model
 from sapwood.chat import Chat, named_template, trained_template
 from sapwood.config import load_yaml, save_yaml, to_dict
-from sapwood.errors import CheckpointError, ConfigError, storage
+from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
 from sapwood.model import Dtype
 from sapwood.model.processor import processor_or_reason
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.prepare import DataConfig, prepare, scan_files
+from sapwood.recipes.plan import plan_of
+from sapwood.recipes.plan_lines import short_lines
+from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files
 from sapwood.recipes.screen import Screen
 from sapwood.records import hash_of_rows
 from sapwood.run import Run, new_run_path, open_run
 from sapwood.train import SftConfig
+from sapwood.train.estimate import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +79,25 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
             dtype=config.dtype,
             run=run,
             screen=screen,
+            expected=_foretold(folder, chat, prepared, config, run, screen),
         )
     finally:
         run.close()
+
+
+def _foretold(folder: Path, chat: Chat, prepared: Prepared, config: TuneConfig, run: Run, screen: Screen) -> Estimate | None:
+    """Say what the run will take, before anything is loaded; what is said is compared with the worst-case step. None where unknown."""
+    if not prepared.examples or any((run.path / "checkpoints").glob("step-*")):  # the latter was told when the run began
+        return None
+    try:
+        with screen.progress("measuring a few layers"):
+            made = plan_of(folder, chat, prepared, config.train, config.dtype, out=config.out)
+    except ModelError as error:
+        screen.say(f"No plan: {error}")
+        return None
+    screen.title("Plan")
+    screen.lines(short_lines(made))
+    return made.estimate
 
 
 def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:

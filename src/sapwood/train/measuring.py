@@ -33,6 +33,7 @@ from sapwood.forest import Forest, plant
 from sapwood.model import Dtype, LanguageModel, count_parameters, trainable_parameters
 from sapwood.model.head import CHUNK_ELEMENTS, head_logprobs
 from sapwood.model.load import torch_dtype
+from sapwood.model.new_tokens import bare
 from sapwood.records import Row
 from sapwood.run import write_atomic
 from sapwood.train.estimate import GIB, Estimate, Measured, Sizes, Work, work_of
@@ -58,9 +59,11 @@ PLACES, HEAD_VOCABULARY = 256, 8192
 
 
 def estimate(
-    folder: Path, config: SftConfig, dtype: Dtype, *, new_tokens: Collection[int] = (), anew: bool = False
+    folder: Path, config: SftConfig, dtype: Dtype, *, new_tokens: Collection[int] = (), anew: bool = False, timed: bool = True
 ) -> tuple[Estimate, LanguageModel]:
     """The estimate, and the model on paper, which knows whether its passes share prefixes. `anew` measures again what is known.
+
+    Without `timed` only memory need be known, which takes less: times are 0 where they were not measured before.
 
     A model that cannot be measured in part, or of which a part is too large for this machine, is only counted.
     Raises `ModelError` for a family that cannot be counted either, `ConfigError` for options that training would refuse.
@@ -73,10 +76,10 @@ def estimate(
     why = ""
     if found is None:
         try:
-            found = _measure(folder, whole, config, dtype)
+            found = _measure(folder, whole, config, dtype, timed)
         except ModelError as error:
             why = str(error)
-        else:
+        if found is not None and timed:
             with suppress(StorageError), storage(path, "write"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, orjson.dumps(dataclasses.asdict(found)))
@@ -169,7 +172,7 @@ def _layers_of_miniature(whole: LanguageModel) -> int:
     return layers
 
 
-def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype) -> Measured:
+def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype, timed: bool) -> Measured:
     layers = _layers_of_miniature(whole)
     one, several = (miniature(folder, config, dtype, count) for count in (1, layers))
     before = resident_memory()
@@ -177,26 +180,38 @@ def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype
     kernels = max(0, resident_memory() - before)
     forest = _rows(1, TOKENS)
     memory = _memory(one, several, layers, forest)
-    forests = [forest, _rows(TOKENS // 128, 128), _rows(1, TOKENS // 4)]
-    works: list[Callable[[], None]] = [partial(_pass, several, made) for made in forests]
-    *seconds, forward = (value / layers for value in _timed([*works, partial(_forward, several, forest)]))
-    pass_seconds, token_seconds, pair_seconds = _fitted([work_of([made]) for made in forests], seconds)
+    speeds = _speeds(several, layers, forest) if timed else {}
     place_seconds, head_bytes = _head(whole, torch_dtype(dtype), config.full)
+    update = _update(config.optim, trainable_parameters(whole)) if timed else 0.0
     measured = Measured(
-        pass_seconds=pass_seconds,
-        token_seconds=token_seconds,
-        pair_seconds=pair_seconds,
+        **{**_UNTIMED, **speeds},
+        **memory,
         place_seconds=place_seconds,
-        forward_share=min(1.0, forward / seconds[0]),
-        update_seconds=_update(config.optim, trainable_parameters(whole)),
+        update_seconds=update,
         kernels_bytes=kernels,
         head_bytes=head_bytes,
         shares=several.shares_prefixes,
-        **memory,
     )
     del one, several
     gc.collect()
     return measured
+
+
+_UNTIMED = dict.fromkeys(("pass_seconds", "token_seconds", "pair_seconds", "forward_share"), 0.0)
+
+
+def _speeds(several: LanguageModel, layers: int, forest: Forest) -> dict[str, float]:
+    """Seconds of one layer: a pass, a token and a pair; and what forward alone is of that."""
+    forests = [forest, _rows(TOKENS // 128, 128), _rows(1, TOKENS // 4)]
+    works: list[Callable[[], None]] = [partial(_pass, several, made) for made in forests]
+    *seconds, forward = (value / layers for value in _timed([*works, partial(_forward, several, forest)]))
+    pass_seconds, token_seconds, pair_seconds = _fitted([work_of([made]) for made in forests], seconds)
+    return {
+        "pass_seconds": pass_seconds,
+        "token_seconds": token_seconds,
+        "pair_seconds": pair_seconds,
+        "forward_share": min(1.0, forward / seconds[0]),
+    }
 
 
 def _rows(count: int, length: int) -> Forest:
@@ -287,7 +302,7 @@ def _counted(model: LanguageModel, forest: Forest) -> tuple[int, int, int]:
 def _head(whole: LanguageModel, kind: torch.dtype, full: bool) -> tuple[float, int]:
     """Seconds a place of the whole head, and the bytes that it holds for a moment."""
     head = whole.base.get_output_embeddings()
-    width, vocabulary = int(head.in_features), whole.vocabulary
+    width, vocabulary = int(bare(head).weight.shape[1]), whole.vocabulary
     size = min(HEAD_VOCABULARY, vocabulary)
     part = nn.Linear(width, size, bias=False, dtype=kind).requires_grad_(full)
     hidden = torch.randn(PLACES, width).to(kind).requires_grad_()

@@ -26,10 +26,20 @@ import orjson
 
 from sapwood.config import from_dict, to_dict
 from sapwood.errors import ConfigError, DataError, ModelError, StorageError, TrainingError
-from sapwood.model import LanguageModel, LoraConfig, Parameters, add_lora, checkpoint_layers, count_parameters, trainable_parameters
+from sapwood.model import (
+    LanguageModel,
+    LoraConfig,
+    Parameters,
+    add_lora,
+    checkpoint_layers,
+    count_parameters,
+    train_whole,
+    trainable_parameters,
+)
 from sapwood.records import Example, Mixture, facts_of, hash_of_rows
 from sapwood.run import Run, step_records
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
+from sapwood.train.estimate import Estimate
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
 from sapwood.train.order import epoch_length, num_steps, step_examples
 from sapwood.train.rehearsal import Rehearsal, rehearse
@@ -128,11 +138,12 @@ def sft(
     say: Callable[[str], None] = lambda _: None,
     beside: Mapping[str, bytes] = MappingProxyType({}),
     mixture: Mixture | None = None,
+    expected: Estimate | None = None,
 ) -> SftResult:
     """Train. `report` hears of each step, `observe` is called at each evaluation, `say` receives sentences for people.
 
     `beside` are files to lie in the folder of the result, by name: what others need to chat as this run did. `mixture` says
-    how often an epoch trains the examples of each source; without it, each once.
+    how often an epoch trains the examples of each source; without it, each once. `expected` is compared with the rehearsal.
 
     Raises `DataError` for examples that cannot be trained, or none, `TrainingError` for what the rehearsal finds or a loss
     that is not finite, `CheckpointError` for a run made of something else. Whatever ends the loop, ctrl-C included, a
@@ -151,7 +162,7 @@ def sft(
     if hasattr(model.module, "peft_config"):
         _refuse_beside_adapter(model, config)
     elif config.full:
-        model.module.requires_grad_(True)
+        train_whole(model)
     else:
         model = add_lora(model, config.lora, config.seed)
     if config.checkpointing:
@@ -170,12 +181,14 @@ def sft(
         first, budget = checkpoint.step, config.budget or checkpoint.budget
         say(f"Continuing from {checkpoint.path.name}.")
     else:
-        rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget)
+        rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget, batch=config.batch, expected=expected)
         first, budget = 0, rehearsal.budget
         say(
             f"Rehearsal passed: worst step ({rehearsal.worst_tokens:,} tokens), evaluation, save and reload; "
             f"{budget:,} tokens a pass, {rehearsal.peak_bytes / 2**30:.1f} GiB."
         )
+        for note in rehearsal.notes:
+            say(note)
         run.clear("metrics")  # of a start that was killed before it saved anything
 
     earlier = (record for record in step_records(run.path / "metrics.jsonl") if record.get("kind") == "eval")
