@@ -218,6 +218,12 @@ def test_rows_a_step_are_a_product_of_two() -> None:
         plan(gradient_accumulation_steps=0)
 
 
+def test_a_step_takes_no_row_twice() -> None:
+    found, notes = plan(rows=3, per_device_train_batch_size=8)
+    assert (found.train.batch, found.steps) == (3, 3)
+    assert notes == ["A step would take 8 rows and there are 3; it takes each of them once."]
+
+
 def test_intervals() -> None:
     found, _ = plan(rows=80, num_train_epochs=2, eval_strategy="steps", logging_steps=3)
     assert (found.steps, found.log_every, found.train.eval_every, found.train.save_every, found.train.keep) == (20, 3, 3, 500, NEVER)

@@ -156,7 +156,7 @@ class SFTConfig:
     def with_options(self, options: Mapping[str, Any]) -> SFTConfig:
         """A copy with more options."""
         other = copy.copy(self)
-        other.__dict__.update(_notes=[], _given=dict(self.given))
+        other.__dict__.update(_notes=list(self.notes), _given=dict(self.given))
         other.take(options)
         return other
 

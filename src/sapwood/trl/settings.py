@@ -53,6 +53,9 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
             f"per_device_train_batch_size is {args.per_device_train_batch_size} and gradient_accumulation_steps "
             f"{args.gradient_accumulation_steps}; give at least 1 each."
         )
+    if batch > rows:
+        notes.append(f"A step would take {batch} rows and there are {rows}; it takes each of them once.")
+        batch = rows
     if not 0 < args.num_train_epochs < math.inf:
         raise ConfigError(f"num_train_epochs is {args.num_train_epochs}; give a number above 0.")
     _refuse_unbuilt(args, notes)

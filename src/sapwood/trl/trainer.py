@@ -331,7 +331,6 @@ def _understood(args: Any, processing: Any, outdated: Mapping[str, Any]) -> tupl
     if options:
         notes.append(f"{', '.join(options)} belong{'s' * (len(options) == 1)} into SFTConfig since TRL 0.13.")
         found = found.with_options(options)
-        notes += found.notes
     return found, processing, notes
 
 
