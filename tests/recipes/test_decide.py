@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sapwood.cli.main import main
+from sapwood.errors import ConfigError
 from sapwood.recipes import pilot
 from sapwood.recipes.decide import DecideConfig, decide
 from sapwood.recipes.pilot import FEWEST_STEPS, PilotConfig, affordable, in_order, sizes_for
@@ -77,6 +78,8 @@ def test_other_settings_or_another_kind_of_run_are_refused(place: Path, tmp_path
     assert main(["decide", str(place / "run"), "--steps", "30"]) == 1
     assert main(["decide", str(place / "coins.jsonl"), "--max-steps", "3"]) == 2
     assert "max_steps has no meaning here" in capsys.readouterr().err
+    assert main(["decide", str(place / "coins.jsonl"), "--eval-every", "3"]) == 2
+    assert main(["decide", str(place / "coins.jsonl"), "--hosted", "x.jsonl", "--hosted-rate", "0.5"]) == 2
     assert main(["decide", str(tmp_path / "absent.jsonl")]) != 0
 
 
@@ -179,6 +182,9 @@ def test_any_sampler_serves_as_the_hosted_model(place: Path, tmp_path: Path) -> 
     assert found.decision.answer == "no"
     assert "a hosted model is right in 100 %" in found.decision.text
     assert str(found).endswith("report.html")
+    assert "hosted model is right" in found._repr_html_()
+    with pytest.raises(ConfigError, match="Give one of them"):
+        decide(replace(config, hosted=tmp_path / "answers.jsonl"), hosted=Oracle())
 
 
 def test_ends_of_the_curve_come_first_and_every_size_before_a_second_training() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sapwood.evaluate.free import MOST_COMMON, NEAREST
 from sapwood.evaluate.hosted import HOSTED
 from sapwood.evaluate.learning_curve import LearningCurve, learning_curve
 from sapwood.recipes.arms import PLAIN
-from sapwood.stats import mean_interval
+from sapwood.stats import mean_interval, paired_difference
 
 ITEMS, SIZES = 120, (50, 100, 200, 400)
 
@@ -163,3 +164,18 @@ def test_a_form_that_prompts_do_not_bring_is_a_reason() -> None:
     fine = {PLAIN: FormShare(0.99, mean_interval([1.0] * 120))}
     reasons = after_pilot(evidence(RISING, **{**given, "forms": fine})).reasons
     assert {reason.name: reason.holds for reason in reasons}["format"] is False
+
+
+def test_where_nothing_works_nothing_is_recommended() -> None:
+    found = after_pilot(evidence(FLAT, plain=0.12, nearest=0.12, rows=450))
+    assert found.answer == "no"
+    assert "try a larger model" in found.text
+
+
+def test_a_gain_that_was_measured_counts_even_where_the_curve_cannot_tell() -> None:
+    base, tuned = scores(0.17), scores(0.32)
+    unsure = evidence((0.2, 0.1, 0.3, 0.21), plain=0.17, nearest=0.1, rows=600)
+    assert after_pilot(unsure).answer == "not yet"
+    shown = replace(unsure, measured=paired_difference(base, tuned), largest=400)
+    assert after_pilot(shown).answer == "yes"
+    assert "Measured after 400: +15 points [" in after_pilot(shown).text

@@ -31,6 +31,8 @@ ENOUGH_VALID = 0.95
 """A prompt whose answers are valid this often brings the form by itself."""
 MORE_ROWS = 10
 """Beyond this many times the rows there are, more rows are no plan."""
+WORKS = 0.5
+"""An arm that is right less often is nothing to recommend."""
 PAYBACK_MONTHS = 24.0
 """A saving that needs longer than this is none."""
 
@@ -155,7 +157,7 @@ def after_pilot(e: Evidence) -> Decision:
         return _decision("yes", _lower(form.line), reasons, performance.line, next_step)
     if performance.holds is None:
         return _decision("not yet", _lower(performance.line), reasons, _settle(e))
-    wanted = min(1.0, e.best_rate + e.gain)
+    wanted = min(1.0, max(e.best_rate + e.gain, e.wish or 0.0))
     if e.curve.chance(MORE_ROWS * e.rows, gain=e.gain) >= 0.5:
         return _decision("not yet", _lower(performance.line), reasons, _rows_needed(e, e.curve.rows_for(wanted)))
     return _decision("no", _lower(performance.line), reasons, _instead(e))
@@ -234,10 +236,12 @@ def _solved(e: Evidence) -> str:
 
 
 def _instead(e: Evidence) -> str:
-    if e.best == MOST_COMMON:
+    if e.best == MOST_COMMON and e.best_rate >= WORKS:
         return "Look at the items first: do they ask what you care about? If they do, a constant serves."
-    if e.best in FREE_ARMS:
+    if e.best in FREE_ARMS and e.best_rate >= WORKS:
         return "Use the lookup, which costs nothing, or evaluate on questions that have no near twin among your rows."
+    if e.best_rate < WORKS:
+        return "Nothing else works well either: try a larger model (--model), or see whether the questions hold what answers need."
     return f"Use the {e.best} as it is, and come back when the questions change."
 
 

@@ -23,7 +23,7 @@ from sapwood.evaluate.report_decision import COSTS, as_verdict, decision_view
 from sapwood.evaluate.report_files import RunFiles, flat, mapping, read_run
 from sapwood.evaluate.report_items import items_view
 from sapwood.evaluate.report_sections import ledger_view, samples_view, skill_view, training_view
-from sapwood.evaluate.report_verdict import arms_view, verdict_view
+from sapwood.evaluate.report_verdict import VerdictView, arms_view, verdict_view
 from sapwood.run import write_atomic
 
 PAGE_NAME = "report.html"
@@ -42,12 +42,18 @@ def write_report(run_folder: Path) -> Path:
 
 
 def html_fragment(run_folder: Path) -> str:
-    """Verdict and arms as a few lines of HTML with inline styles, for a notebook's `_repr_html_`.
+    """Verdict (or decision) and arms as a few lines of HTML with inline styles, for a notebook's `_repr_html_`.
 
     No script, no style sheet, no SVG: what a notebook viewer strips is not in it. Raises `DataError` like `write_report`.
     """
     files = read_run(run_folder)
-    return _templates().get_template("fragment.html").render(verdict=verdict_view(files), arms=arms_view(files), name=_name(files))
+    decision = decision_view(files)
+    if decision is not None:
+        files = dataclasses.replace(files, verdict=as_verdict(files))
+    verdict = verdict_view(files)
+    if decision is not None:
+        verdict = VerdictView(decision.kind, decision.word, decision.text, verdict.tuned, verdict.other, None, [])
+    return _templates().get_template("fragment.html").render(verdict=verdict, arms=arms_view(files), name=_name(files))
 
 
 def render_page(files: RunFiles) -> str:

@@ -26,7 +26,7 @@ from sapwood.evaluate.costs import Prices, prices_from
 from sapwood.evaluate.decision import Decision, after_pilot, before_pilot
 from sapwood.evaluate.format_check import form_of
 from sapwood.evaluate.hosted import HOSTED, hosted_arm, read_answers
-from sapwood.evaluate.report import write_report
+from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_model
 from sapwood.recipes.arms import PLAIN, Arms, EvalConfig, scorer_for
@@ -88,6 +88,10 @@ class DecideConfig:
             raise ConfigError(f"gain is {self.gain}; it is a share between 0 and 1, such as 0.05.")
         if self.train.max_steps is not None:
             raise ConfigError("max_steps has no meaning here: the steps of the pilot's trainings are `steps`.")
+        if self.train.eval_every:
+            raise ConfigError("eval_every has no meaning here: the pilot's trainings are measured when they are done.")
+        if self.hosted is not None and self.money.hosted_rate is not None:
+            raise ConfigError("hosted_rate is what to name where a hosted model's answers are not at hand; they are, so leave it out.")
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,17 @@ class DecideResult:
     def __str__(self) -> str:
         return f"{self.decision.text}\n{self.report}"
 
+    def _repr_html_(self) -> str:
+        return html_fragment(self.path)
+
 
 def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sampler | None = None) -> DecideResult:
     """Measure and answer. `hosted` is asked every item as one more arm. Raises a `SapwoodError` that says what to do."""
     began, screen = time.monotonic(), screen or Screen(quiet=True)
     if not config.data:
         raise ConfigError("No data is named. Give a file of conversations: sapwood decide my.jsonl")
+    if hosted is not None and config.hosted is not None:
+        raise ConfigError("hosted names a file of answers, and a sampler was handed over, too. Give one of them.")
     prices = prices_from(config.prices, config.money)
     with screen.progress("reading") as advance:
         rows = scan_files(config.data, config.rows, advance)
