@@ -28,8 +28,8 @@ from sapwood.model.norms import fuse_norms
 from sapwood.model.quantized import before_peft
 
 
-def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False) -> LanguageModel:
-    """Wrap the model in a saved adapter; its embedding grows by the tokens the adapter brings.
+def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False, name: str = "default") -> LanguageModel:
+    """Wrap the model in a saved adapter; its embedding grows by the tokens the adapter brings. More of them: see `several`.
 
     Raises `CheckpointError` where the folder holds none, or one of another model.
     """
@@ -40,8 +40,8 @@ def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft only warns of tensors that are missing; they are an error below
-            module = peft.PeftModel.from_pretrained(model.module, str(folder), is_trainable=trainable)
-            wanted = set(peft.get_peft_model_state_dict(module, save_embedding_layers=False))
+            module = peft.PeftModel.from_pretrained(model.module, str(folder), adapter_name=name, is_trainable=trainable)
+            wanted = set(peft.get_peft_model_state_dict(module, adapter_name=name, save_embedding_layers=False))
         with safetensors.safe_open(folder / "adapter_model.safetensors", "pt") as file:
             saved = set(file.keys())
     except (RuntimeError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:

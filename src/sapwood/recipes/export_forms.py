@@ -174,8 +174,9 @@ def _adapter(tuned: Tuned, folder: Path, to: Path, config: ExportConfig, screen:
     screen.say(parity.sentence)
     require(parity, "The adapter, on its base in plain peft,", "Please report this with the run's config.yaml.")
     grown = f"; base.resize_token_embeddings({rows})" if rows != base_rows else ""
+    kind = str(TYPES[tuned.dtype]).removeprefix("torch.")
     use = [
-        f"base = AutoModelForCausalLM.from_pretrained({tuned.base_name!r}, dtype={str(TYPES[tuned.dtype])!r}){grown}",
+        f"base = AutoModelForCausalLM.from_pretrained({tuned.base_name!r}, dtype={kind!r}){grown}",
         f"model = PeftModel.from_pretrained(base, {str(to)!r})",
     ]
     return Written({"adapter": parity}, [f"The base was {tuned.dtype} in training: in another type it is another base."], use)
