@@ -4,7 +4,7 @@ In: a folder of safetensors. Out: a `LanguageModel`, which turns forests into lo
 training changes and saves.
 """
 
-from sapwood.model.adapters import Parameters, count_parameters, load_adapter, save_adapter, saved_values, trainable_parameters
+from sapwood.model.adapters import Parameters, count_parameters, load_adapter, save_adapter, saved_values, train_whole, trainable_parameters
 from sapwood.model.checkpointing import checkpoint_layers
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.load import Dtype, load_model
@@ -25,5 +25,6 @@ __all__ = [
     "load_model",
     "save_adapter",
     "saved_values",
+    "train_whole",
     "trainable_parameters",
 ]

@@ -20,12 +20,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sapwood.errors import CheckpointError, ModelError, storage
+from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
 from sapwood.model.fused import fuse
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.new_tokens import fuse_tokens, make_room
 from sapwood.model.norms import fuse_norms
-from sapwood.model.quantized import before_peft
+from sapwood.model.quantized import before_peft, is_quantized
 
 
 def load_adapter(model: LanguageModel, folder: Path, *, trainable: bool = False, name: str = "default") -> LanguageModel:
@@ -116,6 +116,15 @@ def _keys_of(model: LanguageModel) -> dict[str, str]:
         written = peft.get_peft_model_state_dict(model.module, save_embedding_layers=False)
     by_place = {tensor.data_ptr(): key for key, tensor in written.items()}
     return {name: by_place[p.data_ptr()] for name, p in trainable_parameters(model).items() if p.data_ptr() in by_place}
+
+
+def train_whole(model: LanguageModel) -> None:
+    """Let every weight be trained. Raises `ConfigError` for weights of 4 bits, which have no gradients."""
+    if is_quantized(model.module):
+        raise ConfigError(
+            "The base weights have 4 bits, and only an adapter on them can be trained. Leave --full out, or give --dtype bf16 or fp32."
+        )
+    model.module.requires_grad_(True)
 
 
 def trainable_parameters(model: LanguageModel) -> dict[str, nn.Parameter]:

@@ -14,7 +14,7 @@ from sapwood.attention import NAME, for_text, register
 from sapwood.errors import ModelError
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.media import FAMILIES
-from sapwood.model.quantized import compute_alike, nf4
+from sapwood.model.quantized import compute_alike, nf4, refuse_widths
 
 Dtype = Literal["auto", "bf16", "fp32", "fp64", "nf4"]
 """Type of the base weights. `auto` takes bf16 where the processor computes in it, else fp32; `nf4` keeps 4 bits and computes as `auto`."""
@@ -62,6 +62,7 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
+    refuse_widths(module, str(folder))
     compute_alike(module)
     model = LanguageModel((module if extra else module.to(device)).eval())
     if family is not None:

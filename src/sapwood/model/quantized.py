@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from sapwood.errors import ConfigError
+from sapwood.errors import ConfigError, ModelError
 
 OLDEST = (0, 48)
 """The bitsandbytes that is known to compute on a CPU what it should."""
@@ -77,6 +77,20 @@ def nf4(compute: torch.dtype) -> Any:
 def is_quantized(module: nn.Module) -> bool:
     """Whether any of the weights is quantized."""
     return any(hasattr(parameter, "quant_state") for parameter in module.parameters())
+
+
+def refuse_widths(module: Any, where: str) -> None:
+    """Raise `ModelError` for quantized layers on a CPU whose width is no multiple of a block.
+
+    bitsandbytes up to 0.50 reads the scales of other blocks there, and computes something else without a word.
+    """
+    for name, layer in module.named_modules():
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if state is not None and layer.weight.device.type == "cpu" and state.shape[-1] % state.blocksize:
+            raise ModelError(
+                f"{where}: {name} is {state.shape[-1]} wide, and on a CPU bitsandbytes is right only for multiples of {state.blocksize}. "
+                "Give --dtype bf16 or fp32, or choose another model."
+            )
 
 
 def compute_alike(module: Any) -> None:

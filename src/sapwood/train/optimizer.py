@@ -144,7 +144,8 @@ class Optimizer:
         tensors |= {f"master.{name}": master.detach() for name, master in self.masters.items()}
         for name, tensor in self._updated.items():
             for key, value in self._inner.state.get(tensor, {}).items():
-                tensors[f"{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+                value = value if isinstance(value, Tensor) else torch.tensor(value)
+                tensors[f"{key}.{name}"] = value.clone() if key in ("qmap1", "qmap2") else value  # one table for all, which files refuse
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
