@@ -207,3 +207,28 @@ def test_steps_are_cut_until_the_time_holds_the_points() -> None:
     steps, needed = affordable(10, step=1, other=10, steps=60, points=3)
     assert steps == FEWEST_STEPS
     assert needed > 10
+
+
+CLINC = Path(__file__).parents[3] / "shared" / "data" / "clinc150" / "train_val.json"
+INTENTS = ("weather", "timer", "translate", "book_flight", "tell_joke")
+
+
+@pytest.mark.slow
+def test_the_default_model_is_not_tuned_where_a_lookup_does_it(tmp_path: Path) -> None:
+    """Five intents of CLINC150, asked for by name: similar questions have been asked before, and that is all it takes."""
+    if not CLINC.is_file():
+        pytest.skip(f"{CLINC} is not here")
+    sides = json.loads(CLINC.read_text())
+    rows = [(text, intent) for text, intent in sides["train"] + sides["val"] if intent in INTENTS]
+    asked = f"Name the intent of the request. Answer with one of: {', '.join(INTENTS)}."
+    turns = [[("system", asked), ("user", text), ("assistant", intent)] for text, intent in rows]
+    records = [{"messages": [{"role": role, "content": text} for role, text in entry]} for entry in turns]
+    (tmp_path / "five.jsonl").write_text("\n".join(map(json.dumps, records)))
+    out, flags = tmp_path / "run", ["--held-out", "150", "--max-new-tokens", "8", "--shots", "4", "--dev", "12"]
+    assert main(["decide", str(tmp_path / "five.jsonl"), "--out", str(out), *flags]) == 0
+    found = json.loads((out / "decision.json").read_text())
+    assert found["answer"] == "no"
+    assert found["best_without_tuning"] == "nearest training row"
+    assert found["arms"]["nearest training row"]["rate"] > 0.95 > found["arms"]["plain prompt"]["rate"]
+    assert "Use the lookup" in found["text"]
+    assert found["pilot"] == []

@@ -161,6 +161,8 @@ def test_a_form_that_prompts_do_not_bring_is_a_reason() -> None:
     found = {reason.name: reason for reason in after_pilot(evidence(RISING, **given)).reasons}["format"]
     assert found.holds is True
     assert "10 % of the answers are numbers with the best prompt (plain prompt), 95 % after" in found.line
+    looked_up = after_pilot(evidence((0.7, 0.7, 0.7, 0.7), nearest=0.7, rows=450, **given))
+    assert {reason.name: reason.holds for reason in looked_up.reasons}["format"] is False, "a lookup has the form by itself"
     fine = {PLAIN: FormShare(0.99, mean_interval([1.0] * 120))}
     reasons = after_pilot(evidence(RISING, **{**given, "forms": fine})).reasons
     assert {reason.name: reason.holds for reason in reasons}["format"] is False

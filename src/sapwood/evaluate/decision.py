@@ -120,7 +120,7 @@ def before_pilot(e: Evidence) -> Decision | None:
     assert interval is not None
     goal = 1 - e.gain if e.wish is None else e.wish
     if interval.low >= goal or (e.wish is None and e.best_rate > goal):  # what is left to win is less than what is worth it
-        reason = Reason("performance", False, f"{_arm(e.best)} is right in {_share(e.best_rate)} already.")
+        reason = Reason("performance", False, f"{_upper(_arm(e.best))} is right in {_share(e.best_rate)} already.")
         return _decision("no", f"{_solved(e)}", (reason,), _instead(e))
     if e.rows < e.smallest:
         reason = Reason("performance", None, f"{e.rows} rows are too few for a pilot.")
@@ -219,6 +219,8 @@ def _form(e: Evidence) -> Reason:
     asked = f"{_share(prompts[best])} of the answers are {e.form} with the best prompt ({best})"
     if prompts[best] >= ENOUGH_VALID:
         return Reason("format", False, f"{asked}: the form needs no tuning.")
+    if e.best in FREE_ARMS and e.best_rate >= WORKS:
+        return Reason("format", False, f"{asked}, but the best arm without tuning ({e.best}) has it without a model.")
     if e.form_gain is None:
         return Reason("format", None, f"{asked}; what tuning would give was not measured.")
     mean, low, high = e.form_gain
