@@ -143,6 +143,8 @@ def test_transformers_arguments_are_taken_as_far_as_they_differ(tmp_path: Path) 
         "lr_scheduler_type": "cosine",
         "use_cpu": True,
     }
+    again = understood(transformers.TrainingArguments(str(tmp_path), activation_checkpointing=True, logging_steps=5, use_cpu=True))
+    assert (again.activation_checkpointing, again.logging_steps, again.bf16) == (True, 5, None)
     with pytest.raises(ConfigError, match="label_smoothing_factor"):
         understood(transformers.TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True))
     with pytest.raises(ConfigError, match="args is a dict"):

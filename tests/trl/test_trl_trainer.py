@@ -218,6 +218,14 @@ def test_the_type_of_weights_is_what_was_asked_for(bf16: bool | None, dtype: tor
     assert named.model.dtype == dtype
 
 
+def test_a_model_s_own_dropout_is_off_and_that_is_said(folder: Path, rows: Rows, tmp_path: Path) -> None:
+    sizes = {"vocab_size": len(tokenizer_of(folder)), "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=2))
+    trainer = SFTTrainer(model, quiet(tmp_path, logging_steps=1), train_dataset=rows, processing_class=tokenizer_of(folder))
+    assert "The model's own dropout (0.1) is off" in notes_of(trainer)
+    assert trainer.evaluate(rows)["eval_loss"] == trainer.evaluate(rows)["eval_loss"]
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [

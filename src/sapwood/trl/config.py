@@ -227,18 +227,16 @@ def understood(args: Any) -> SFTConfig:
 
 
 def _changed(args: Any) -> Iterator[tuple[str, Any]]:
-    """Options that differ from the defaults of their class, but for those that the class sets by itself."""
-    by_itself = {"report_to", "bf16", "disable_tqdm", "logging_dir", "run_name", "gradient_checkpointing", "local_rank", "fsdp_config"}
-    by_itself |= {"accelerator_config"}
+    """Options that differ from the defaults of their class, but for those that the class sets by itself (TRL's bf16 among them)."""
+    by_itself = {"report_to", "disable_tqdm", "logging_dir", "run_name", "local_rank", "fsdp_config", "accelerator_config"}
+    if getattr(type(args), "gradient_checkpointing", None) is True:  # TRL's default, which transformers moves to the name of today
+        by_itself |= {"activation_checkpointing"}
     for field in dataclasses.fields(args):
         value = getattr(args, field.name, None)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        quiet = field.name in by_itself or field.name not in {*_fields(), *_defaults(), *MET, *REFUSED}
+        quiet = field.name in by_itself or (field.name == "bf16" and default is None) or field.name not in {*_fields(), *known_options()}
         if not quiet and field.init and not field.name.startswith("_") and not _same(value, default) and not is_neutral(value):
             yield field.name, value
-    for name in ("bf16", "gradient_checkpointing"):
-        if getattr(args, name, None) is True:
-            yield name, True
 
 
 def _renamed(written: str, value: Any, notes: list[str]) -> tuple[str, Any]:

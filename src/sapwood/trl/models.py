@@ -20,6 +20,7 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from sapwood.attention import NAME, for_text, register
 from sapwood.chat import Chat, named_template
@@ -83,6 +84,9 @@ def _wrapped(module: Any, args: SFTConfig, notes: list[str]) -> LanguageModel:
     if args.use_cpu and module.device.type != "cpu":
         raise ConfigError(f"use_cpu=True, but the model is on {module.device}. Move it with model.to('cpu'), or leave use_cpu out.")
     model = LanguageModel(module.eval())
+    drawn = sorted({layer.p for name, layer in module.named_modules() if isinstance(layer, nn.Dropout) and layer.p and "lora_" not in name})
+    if drawn:
+        notes.append(f"The model's own dropout ({', '.join(map(str, drawn))}) is off while it trains; an adapter's is not.")
     if isinstance(module, peft.PeftModel):
         fuse(module)
         fuse_norms(module)
