@@ -1,9 +1,13 @@
-"""The learning curve: its interval holds the truth on simulated pilots, its numbers agree with each other, bad input is refused."""
+"""The learning curve: its interval holds the truth on simulated pilots, its numbers agree with each other, bad input is refused.
+
+`python tests/evaluate/test_learning_curve.py` prints the table of docs/decide.md.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -39,33 +43,55 @@ def answers(rate: float, ease_I: np.ndarray, random: np.random.Generator) -> np.
     return (math.sqrt(0.5) * (ease_I + own_I) < special.ndtri(min(max(rate, 1e-9), 1 - 1e-9))).astype(float)
 
 
-def simulated(truth: Truth, base: float, items: int, trainings: int, random: np.random.Generator, noise: float) -> LearningCurve:
+def simulated(
+    truth: Truth,
+    base: float,
+    items: int,
+    trainings: int,
+    random: np.random.Generator,
+    noise: float,
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    draws: int = 200,
+) -> LearningCurve:
     ease_I = random.standard_normal(items)
-    rows = [size for size in SIZES for _ in range(trainings)]
+    rows = [size for size in sizes for _ in range(trainings)]
     scores = [answers(truth(size) + noise * random.standard_normal(), ease_I, random) for size in rows]
-    return learning_curve(rows, scores, answers(base, ease_I, random), draws=200, seed=int(random.integers(1 << 30)))
+    return learning_curve(rows, scores, answers(base, ease_I, random), draws=draws, seed=int(random.integers(1 << 30)))
+
+
+@dataclass
+class Coverage:
+    """How often the interval of a further training run's rate held it, and its mean width, by shape; and that of its gain, by shape."""
+
+    rate: dict[str, float]
+    width: dict[str, float]
+    gain: dict[str, float]
+
+
+def coverage(items: int, trainings: int, ahead: int, pilots: int, *, sizes: tuple[int, ...] = SIZES, draws: int = 200) -> Coverage:
+    """Over `pilots` simulated pilots of each shape; the further training is on `ahead` times the largest pilot's rows."""
+    found: dict[str, list[tuple[bool, float, bool]]] = {}
+    for seed in range(pilots):
+        random = np.random.default_rng(seed)
+        for name, truth in truths(random).items():
+            base, rows = random.uniform(0.02, 0.8), ahead * sizes[-1]
+            curve = simulated(truth, base, items, trainings, random, noise=0.03, sizes=sizes, draws=draws)
+            reached = min(1.0, max(0.0, truth(rows) + 0.03 * random.standard_normal()))
+            rate, gain = curve.rate_at(rows), curve.gain_at(rows)
+            held = rate.low <= reached <= rate.high, rate.high - rate.low, gain.low <= reached - base <= gain.high
+            found.setdefault(name, []).append(held)
+    parts = [{name: float(np.mean([one[part] for one in all_of])) for name, all_of in found.items()} for part in range(3)]
+    return Coverage(*parts)
 
 
 @pytest.mark.parametrize(("items", "trainings", "ahead"), [(100, 1, 1), (100, 2, 10), (200, 2, 4), (50, 1, 4)])
 def test_the_interval_holds_the_truth_nine_times_in_ten(items: int, trainings: int, ahead: int) -> None:
-    """Of a further training run on `ahead` times the largest pilot's rows: its rate, and its gain over another arm."""
-    held: dict[str, list[bool]] = {}
-    gained: list[bool] = []
-    for seed in range(20):
-        random = np.random.default_rng(seed)
-        for name, truth in truths(random).items():
-            base = random.uniform(0.02, 0.8)
-            curve = simulated(truth, base, items, trainings, random, noise=0.03)
-            reached = min(1.0, max(0.0, truth(ahead * SIZES[-1]) + 0.03 * random.standard_normal()))
-            rate, gain = curve.rate_at(ahead * SIZES[-1]), curve.gain_at(ahead * SIZES[-1])
-            held.setdefault(name, []).append(rate.low <= reached <= rate.high)
-            gained.append(gain.low <= reached - base <= gain.high)
-    coverage = {name: float(np.mean(hits)) for name, hits in held.items()}
-    everywhere = float(np.mean([hit for hits in held.values() for hit in hits]))
-    print(f"\n{items} items, {trainings} trainings a size, {ahead} x ahead: rate {everywhere:.3f}, gain {np.mean(gained):.3f}, {coverage}")
-    assert everywhere > 0.85, coverage
-    assert np.mean(gained) > 0.83
-    assert min(coverage.values()) >= 0.7, "no shape is hopeless"
+    found = coverage(items, trainings, ahead, pilots=14)
+    assert np.mean(list(found.rate.values())) > 0.85, found
+    assert np.mean(list(found.gain.values())) > 0.83, found
+    assert min(found.rate.values()) >= 0.7, "no shape is hopeless"
+    assert max(found.width.values()) < 0.6, "nor is the interval everything"
 
 
 def test_the_interval_is_not_wide_for_nothing() -> None:
@@ -148,3 +174,22 @@ def test_pairing_narrows_the_gain() -> None:
 def test_what_makes_no_curve_is_refused(rows: list[int], scores: np.ndarray, base: np.ndarray | None, clusters: list[str] | None) -> None:
     with pytest.raises(DataError):
         learning_curve(rows, scores, base, clusters)
+
+
+if __name__ == "__main__":
+    print("| items | sizes | trainings each | rows ahead | rate | gain | power | exponential | sigmoid | logarithm | flat | width |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for items, sizes, trainings, ahead in (
+        (100, SIZES, 1, 1),
+        (100, SIZES, 1, 4),
+        (100, SIZES, 1, 10),
+        (100, SIZES, 2, 4),
+        (200, SIZES, 2, 4),
+        (50, SIZES, 1, 4),
+        (100, (50, 200, 400), 1, 4),
+        (100, (50, 400), 1, 4),
+    ):
+        found = coverage(items, trainings, ahead, 100, sizes=sizes, draws=500)
+        rate, gain, width = (float(np.mean(list(part.values()))) for part in (found.rate, found.gain, found.width))
+        cells = [str(items), " ".join(map(str, sizes)), str(trainings), f"{ahead} ×", f"{rate:.0%}", f"{gain:.0%}"]
+        print(f"| {' | '.join([*cells, *(f'{value:.0%}' for value in found.rate.values()), f'{100 * width:.0f}'])} |", flush=True)

@@ -47,8 +47,8 @@ RUN_NOISE, RUN_NOISE_WORTH = 0.035, 4.0
 IMAGINED = 0.3
 """Weight of each of four imagined items (right or wrong in the pilot, right or wrong before): no rate is known for sure."""
 
-_EXPONENTS = np.geomspace(0.08, 12.0, 18)
-_SCALES = np.geomspace(2.0, 6000.0, 16)
+_EXPONENTS = np.geomspace(0.08, 12.0, 14)
+_SCALES = np.geomspace(2.0, 6000.0, 12)
 MOST_ROWS = 1e7
 """Numbers of rows beyond this are called out of reach."""
 
