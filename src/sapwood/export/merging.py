@@ -4,7 +4,7 @@ In: a model with an adapter, in fp32, on the very base it was trained on (rounde
 transformers, vLLM and llama.cpp's converter load: weights, config, tokenizer, chat template, stop tokens.
 W + (alpha / r) B A is formed in fp32 and rounded once, to the type that is saved. Trained rows of new tokens take their places in
 both embeddings, which stay tied where they are.
-Left out on purpose: merging into quantized weights, which would round what was trained away (see `load` for their base).
+Left out on purpose: merging into quantized weights, which would round what was trained away (`widen` takes their base apart first).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from sapwood.errors import ExportError, storage
 from sapwood.model import LanguageModel
-from sapwood.model.new_tokens import bare
+from sapwood.model.quantized import is_quantized
 
 SavedType = Literal["fp32", "bf16", "fp16"]
 """Type of saved weights."""
@@ -28,7 +28,12 @@ TYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 
 
 def widen(model: LanguageModel) -> LanguageModel:
-    """The same model, computing in fp32 (fp64 stays): its weights keep the values they were rounded to. In place."""
+    """The same model, computing in fp32 (fp64 stays): its weights keep the values they were rounded to. In place.
+
+    Weights of 4 bits become what they stand for. An adapter is put on afterwards.
+    """
+    if is_quantized(model.module):
+        model.module = model.module.dequantize()
     if model.dtype in (torch.bfloat16, torch.float16):
         model.module.float()
     return model
@@ -41,7 +46,7 @@ def merge(model: LanguageModel) -> LanguageModel:
     """
     if not hasattr(model.module, "merge_and_unload"):
         return model
-    if getattr(model.base, "is_quantized", False):
+    if is_quantized(model.module):
         raise ExportError("This base is quantized; merging would round away what was trained. Load it dequantized before merging.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,8 +94,3 @@ def save_weights(model: LanguageModel, folder: Path, dtype: SavedType, files: Ma
                 (folder / name).write_bytes(content)
     finally:
         transformers_logging.enable_progress_bar()
-
-
-def embedding_rows(model: LanguageModel) -> int:
-    """Rows of the input embedding, those of new tokens included."""
-    return len(bare(model.base.get_input_embeddings()).weight)

@@ -119,10 +119,17 @@ def trace(model: LanguageModel, chat: Chat, prompts: Sequence[Prompt], *, max_ne
         ids, count = [*prompt.ids, *answer.ids], len(answer.ids)
         logprobs_NV = logprobs_of(model)(ids, count)
         base_kl = None
-        if hasattr(model.module, "disable_adapter"):
+        if _has_a_base(model):
             base_kl = float(_kl(logprobs_NV, logprobs_of(model, adapter=False)(ids, count)).mean())
         traces.append(Trace(prompt, answer.ids, logprobs_NV, base_kl))
     return traces
+
+
+def _has_a_base(model: LanguageModel) -> bool:
+    """Does switching the adapter off give the untuned model? Biases that were trained stay on."""
+    return all(
+        getattr(config, "bias", "none") == "none" for config in getattr(model.module, "peft_config", {"": None}).values()
+    ) and hasattr(model.module, "disable_adapter")
 
 
 def logprobs_of(model: LanguageModel, *, adapter: bool = True) -> LogProbs:

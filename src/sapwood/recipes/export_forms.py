@@ -21,11 +21,11 @@ from sapwood.export.gguf_file import OWN, check_quant, quantize, write_gguf
 from sapwood.export.gguf_readers import LlamaCpp, has_llama_cpp, read_tensors
 from sapwood.export.gguf_readers import check_prompts as check_prompts_of
 from sapwood.export.gguf_vocabulary import vocabulary_of
-from sapwood.export.merging import TYPES, SavedType, merge, save_weights
+from sapwood.export.merging import TYPES, SavedType, merge, save_weights, widen
 from sapwood.export.modelfile import checked_template, modelfile
 from sapwood.export.readers import check_generation, check_prompts, logprobs_of_module, read_adapter, read_model, reader_name
 from sapwood.export.verify import Parity, Tolerance, Trace, compare, require
-from sapwood.model import LanguageModel
+from sapwood.model import LanguageModel, load_model
 from sapwood.model.new_tokens import rows_of
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig
@@ -167,19 +167,32 @@ def _adapter(tuned: Tuned, folder: Path, to: Path, config: ExportConfig, screen:
     write_atomic(file, orjson.dumps(described, option=orjson.OPT_INDENT_2))
     compared = check_prompts(folder, tuned.chat, tuned.traces)
     screen.say(f"Prompt ids of {compared} prompts are the same in transformers' tokenizer.")
-    base = read_model(tuned.base, TYPES[tuned.dtype])
+    base = _plain_base(tuned)
     base_rows = len(base.get_input_embeddings().weight)
     module = read_adapter(base, folder, rows)
     parity = compare(tuned.traces, logprobs_of_module(module), _tolerance("adapter", config), reader_name("transformers", "peft"))
     screen.say(parity.sentence)
     require(parity, "The adapter, on its base in plain peft,", "Please report this with the run's config.yaml.")
     grown = f"; base.resize_token_embeddings({rows})" if rows != base_rows else ""
-    kind = str(TYPES[tuned.dtype]).removeprefix("torch.")
+    kind = f"dtype={str(TYPES[tuned.dtype]).removeprefix('torch.')!r}"
+    if tuned.config.dtype == "nf4":
+        bits = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True)"
+        kind += f", quantization_config={bits}"
     use = [
-        f"base = AutoModelForCausalLM.from_pretrained({tuned.base_name!r}, dtype={kind!r}){grown}",
+        f"base = AutoModelForCausalLM.from_pretrained({tuned.base_name!r}, {kind}){grown}",
         f"model = PeftModel.from_pretrained(base, {str(to)!r})",
     ]
-    return Written({"adapter": parity}, [f"The base was {tuned.dtype} in training: in another type it is another base."], use)
+    name = "nf4" if tuned.config.dtype == "nf4" else tuned.dtype
+    return Written({"adapter": parity}, [f"The base was {name} in training: in another type it is another base."], use)
+
+
+def _plain_base(tuned: Tuned) -> Any:
+    """The base as it was rounded in training, in fp32, with transformers' own attention."""
+    if tuned.config.dtype != "nf4":
+        return read_model(tuned.base, TYPES[tuned.dtype])
+    base = widen(load_model(tuned.base, "nf4")).module
+    base.set_attn_implementation("sdpa")
+    return base
 
 
 def _gguf(tuned: Tuned, folder: Path, to: Path, config: ExportConfig, screen: Screen) -> Written:

@@ -104,7 +104,7 @@ def open_run(run: Path, tuned: TuneConfig, config: ExportConfig, screen: Screen)
     chat = load_chat(base, tuned.template, trained=trained, tools_in_system=tuned.tools_in_system)
     dtype = _dtype_of(run, tuned)
     screen.title("What was trained")
-    as_trained: Dtype = "fp32" if dtype == "fp16" else dtype
+    as_trained: Dtype = "nf4" if tuned.dtype == "nf4" else "fp32" if dtype == "fp16" else dtype
     model = load_model(trained, "fp32") if tuned.train.full else widen(load_adapter(widen(load_model(base, as_trained)), trained))
     prompts, notes = prompts_of(run, chat, config)
     for note in notes:
