@@ -129,7 +129,14 @@ def test_nothing_is_written_over_and_what_makes_no_sense_is_refused(place: Path,
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="never writes over anything"):
         export(place / "run", ExportConfig(to=tmp_path / "out"))
-    for wrong in ({"quant": "q8_0"}, {"dtype": "fp32", "as_": "adapter"}, {"prompts": 0}, {"tolerance": 0.0}):
+    for wrong in (
+        {"quant": "q8_0"},
+        {"dtype": "fp32", "as_": "adapter"},
+        {"prompts": 0},
+        {"tolerance": 0.0},
+        {"push": "it"},
+        {"private": False},
+    ):
         with pytest.raises(ConfigError):
             ExportConfig(**wrong)  # type: ignore[arg-type]
     (tmp_path / "unfinished").mkdir()
@@ -157,3 +164,33 @@ def test_the_verb_wants_one_run(place: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["export", "a", "b"]) == 2
     assert main(["export", str(tmp_path / "none")]) != 0
     assert "no such file" in capsys.readouterr().err
+
+
+def test_what_was_found_right_is_pushed_and_nothing_else(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[Path, str, bool]] = []
+
+    def hub(folder: Path, name: str, *, private: bool) -> str:
+        assert (folder / "export.json").is_file(), "whole before it leaves"
+        sent.append((folder, name, private))
+        return "an address"
+
+    monkeypatch.setattr(exporting, "push", hub)
+    export(place / "run", ExportConfig(to=tmp_path / "kept"))
+    assert sent == []
+    with pytest.raises(ExportError):
+        export(place / "run", ExportConfig(to=tmp_path / "wrong", dtype="bf16", tolerance=1e-12, push="ada/it"))
+    assert sent == []
+    export(place / "run", ExportConfig(to=tmp_path / "out", as_="adapter", push="ada/it", private=False))
+    assert sent == [(tmp_path / "out", "ada/it", False)]
+
+
+def test_the_card_lies_beside_and_names_no_folder_of_this_machine(place: Path, tmp_path: Path) -> None:
+    (place / "model" / "LICENSE").write_text("a licence")
+    for form in ("merged", "adapter", "gguf"):
+        result = export(place / "run", ExportConfig(to=tmp_path / form, as_=form))  # type: ignore[arg-type]
+        card = (result.path / "README.md").read_text()
+        assert str(tmp_path) not in card
+        assert "# run" in card
+        assert "greedy tokens" in card
+        assert "36 trained" in card
+        assert (result.path / "LICENSE").read_text() == "a licence"

@@ -26,12 +26,13 @@ def adapter_names(model: LanguageModel) -> list[str]:
     return list(getattr(model.module, "peft_config", {}))
 
 
-def add_adapter(model: LanguageModel, folder: Path, name: str) -> LanguageModel:
+def add_adapter(model: LanguageModel, folder: Path | str, name: str) -> LanguageModel:
     """Load one more adapter under a name, and put it in force. Its updates do not train.
 
     Raises `ConfigError` for a name that is taken, `CheckpointError` for an adapter of another base or one that brings new tokens to a
     base that carries adapters.
     """
+    folder = Path(folder)
     if name in adapter_names(model):
         raise ConfigError(f"There is an adapter called {name!r} already. Choose another name, or unload that one.")
     if not name.isidentifier():

@@ -23,6 +23,7 @@ from sapwood.export.gguf_readers import check_prompts as check_prompts_of
 from sapwood.export.gguf_vocabulary import vocabulary_of
 from sapwood.export.merging import TYPES, SavedType, merge, save_weights, widen
 from sapwood.export.modelfile import checked_template, modelfile
+from sapwood.export.push import check_name
 from sapwood.export.readers import check_generation, check_prompts, logprobs_of_module, read_adapter, read_model, reader_name
 from sapwood.export.verify import Parity, Tolerance, Trace, compare, require
 from sapwood.model import LanguageModel, load_model
@@ -53,7 +54,16 @@ class ExportConfig:
     tolerance: float | None = None
     """Largest mean divergence from what was trained, in nats a token; each form has its own where not given."""
 
+    push: str | None = None
+    """Send the export to a model hub as owner/name, once it was found to be right. Nothing is sent without this."""
+    private: bool = True
+    """Make what is pushed private."""
+
     def __post_init__(self) -> None:
+        if self.push is not None:
+            check_name(self.push)
+        elif not self.private:
+            raise ConfigError("private is set, but nothing is pushed. Add `--push owner/name`, or leave it out.")
         for name in ("prompts", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1.")

@@ -24,6 +24,7 @@ from sapwood.errors import CheckpointError, ConfigError, DataError, TemplateErro
 from sapwood.export.card import facts_of_run, licence_of, write_card
 from sapwood.export.gguf_file import check_quant
 from sapwood.export.merging import SavedType, widen
+from sapwood.export.push import push
 from sapwood.export.verify import Parity, trace
 from sapwood.model import load_adapter, load_model
 from sapwood.model.load import Dtype
@@ -88,6 +89,10 @@ def export(run: Path, config: ExportConfig, *, screen: Screen | None = None) -> 
             os.replace(temporary, to)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    if config.push is not None:
+        with screen.progress(f"sending to {config.push}"):
+            address = push(to, config.push, private=config.private)
+        screen.say(f"Sent to {config.push}: {address}")
     return ExportResult(to, config.as_, written.parity, tuple(written.notes), tuple(written.use), time.perf_counter() - began)
 
 
