@@ -31,6 +31,10 @@ BUDGETS = (1024, 2048, 4096)
 """Unique tokens a micro-batch that are tried: larger ones fill the matrix products better, smaller ones the caches."""
 FAR = 0.15
 """A plan that is off by more than this share is said to be corrected."""
+LOOKED_AT = 256
+"""Of the examples with most row tokens, so many are tried for the most unique ones, beside the one with the longest row: of millions
+of conversations that share their beginnings, each would have to be looked at to be sure of the last token."""
+
 NOTICED = 64 << 20
 """Growth of the process from which the memory of a larger pass can be told."""
 MOMENTS = 3
@@ -214,14 +218,14 @@ def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, in
     if not model.shares_prefixes:
         place = int(np.argmax(facts.of("longest")))
         return place, int(facts.of("longest")[place]) - 1
-    length_B = facts.of("length")
+    length_B, longest_B = facts.of("length"), facts.of("longest")
     largest, most = 0, 0
-    for place in np.argsort(-length_B, kind="stable"):
+    for place in [int(np.argmax(longest_B)), *np.argsort(-length_B, kind="stable")[:LOOKED_AT].tolist()]:
         if length_B[place] <= most:
-            break  # unique tokens are fewer than row tokens: no later example can have more
-        tokens = tokens_in_a_pass(model, examples[int(place)])
+            continue  # unique tokens are fewer than row tokens
+        tokens = tokens_in_a_pass(model, examples[place])
         if tokens > most:
-            largest, most = int(place), tokens
+            largest, most = place, tokens
     return largest, most
 
 
