@@ -18,10 +18,18 @@ from sapwood.cli.doctor_verb import DoctorConfig
 from sapwood.cli.main import VERBS, main
 from sapwood.cli.options import parse, take_json, take_names
 from sapwood.recipes import AssessConfig, TuneConfig
+from sapwood.recipes.decide import DecideConfig
 from tiny.folder import write_model, write_rows
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = {"sft": TuneConfig(), "quickstart": TuneConfig(), "eval": AssessConfig(), "chat": ChatConfig(), "doctor": DoctorConfig()}
+CONFIGS = {
+    "sft": TuneConfig(),
+    "quickstart": TuneConfig(),
+    "eval": AssessConfig(),
+    "chat": ChatConfig(),
+    "doctor": DoctorConfig(),
+    "decide": DecideConfig(),
+}
 
 
 def commands() -> list[str]:

@@ -22,11 +22,12 @@ _PUBLIC = {
     "AssessResult": "sapwood.recipes",
     "TuneResult": "sapwood.recipes",
     "sft": "sapwood.recipes.api",
+    "decide": "sapwood.recipes.api",
     "pull": "sapwood.assets",
     "SapwoodError": "sapwood.errors",
 }
 
-__all__ = ["AssessResult", "SapwoodError", "TuneResult", "evaluate", "pull", "quickstart", "sft"]
+__all__ = ["AssessResult", "SapwoodError", "TuneResult", "decide", "evaluate", "pull", "quickstart", "sft"]
 
 
 class _EvaluateRoom(ModuleType):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import sapwood
 from sapwood.cli.main import main
 from sapwood.errors import ConfigError
 from sapwood.recipes import pilot
@@ -66,6 +67,7 @@ def test_named_again_it_asks_nothing_twice_and_adds_what_there_was_no_time_for(p
     assert main(["decide", str(run)]) == 0
     assert read_records(run / "scores.jsonl") == before
     assert (run / "decision.json").read_bytes() == record
+    assert sapwood.decide(run, quiet=True).record == {key: value for key, value in json.loads(record).items() if key != "schema"}
     assert main(["decide", str(run), "--trainings", "2"]) == 0
     after = read_records(run / "scores.jsonl")
     assert after[: len(before)] == before

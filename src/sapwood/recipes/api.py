@@ -17,8 +17,11 @@ from sapwood.config import did_you_mean, from_dict, known_keys, to_dict
 from sapwood.errors import ConfigError
 from sapwood.recipes.assess import AssessConfig, AssessResult, assess, of_run
 from sapwood.recipes.chain import TuneResult
+from sapwood.recipes.decide import DecideConfig, DecideResult, config_of
+from sapwood.recipes.decide import decide as run_decide
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, tune
+from sapwood.records import Sampler
 
 C = TypeVar("C")
 Files = str | PathLike[str] | Sequence[str | PathLike[str]]
@@ -31,6 +34,17 @@ def sft(data: Files, *, quiet: bool = False, **knobs: Any) -> TuneResult:
     Raises `ConfigError` for an unknown one, and every other `SapwoodError` with what to do.
     """
     return tune(with_knobs(TuneConfig(data=_names(data)), knobs), screen=Screen(quiet=quiet))
+
+
+def decide(data: Files, *, quiet: bool = False, hosted: Sampler | None = None, **knobs: Any) -> DecideResult:
+    """Should you fine-tune on files of rows? `sapwood decide` as a function, or its directory named again.
+
+    `hosted` is asked every item as a hosted model's arm. Raises like `sft`.
+    """
+    names = _names(data)
+    is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
+    base = config_of(Path(names[0])) if is_run else DecideConfig(data=names)
+    return run_decide(with_knobs(base, knobs), screen=Screen(quiet=quiet), hosted=hosted)
 
 
 def evaluate(data: Files, *, quiet: bool = False, **knobs: Any) -> AssessResult:
@@ -65,4 +79,4 @@ def _names(data: Files) -> tuple[str, ...]:
     return tuple(fspath(entry) for entry in entries)
 
 
-__all__ = ["evaluate", "sft", "with_knobs"]
+__all__ = ["decide", "evaluate", "sft", "with_knobs"]
