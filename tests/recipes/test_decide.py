@@ -15,7 +15,7 @@ from sapwood.cli.main import main
 from sapwood.errors import ConfigError
 from sapwood.recipes import pilot
 from sapwood.recipes.decide import DecideConfig, decide
-from sapwood.recipes.pilot import FEWEST_STEPS, PilotConfig, affordable, in_order, sizes_for
+from sapwood.recipes.pilot import FEWEST_STEPS, PilotConfig, affordable, fewest_rows, in_order, sizes_for
 from sapwood.records import Completion, Ended
 from sapwood.run import read_records
 from sapwood.train import SftConfig
@@ -200,6 +200,12 @@ def test_ends_of_the_curve_come_first_and_every_size_before_a_second_training() 
 )
 def test_sizes_fit_the_rows(rows: int, sizes: list[int]) -> None:
     assert sizes_for((50, 100, 200, 400), rows) == sizes
+
+
+@pytest.mark.parametrize("sizes", [(50, 100, 200, 400), (50, 60), (400, 50)])
+def test_fewer_rows_than_that_make_no_curve(sizes: tuple[int, ...]) -> None:
+    assert len(sizes_for(sizes, fewest_rows(sizes))) == 2
+    assert len(sizes_for(sizes, fewest_rows(sizes) - 1)) == 1
 
 
 def test_steps_are_cut_until_the_time_holds_the_points() -> None:

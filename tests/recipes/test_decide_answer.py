@@ -130,6 +130,13 @@ def test_no_time_for_a_pilot_says_how_much_it_takes() -> None:
     assert "--minutes 42" in found.text
 
 
+def test_a_pilot_that_nothing_could_be_scored_in_says_so() -> None:
+    found = after_pilot(evidence(largest=400))
+    assert found.answer == "not yet"
+    assert "no item could be scored" in found.text
+    assert "--scorer" in found.text
+
+
 def cost(name: str, rate: float, a_thousand: float) -> ArmCost:
     return ArmCost(name, rate, None, 100, 10, 1.0, a_thousand, a_thousand / 1000 / rate, None)
 

@@ -83,7 +83,7 @@ class Evidence:
     largest: int = 0
     """Rows of the largest pilot."""
     smallest: int = 50
-    """Rows of the smallest pilot training."""
+    """Rows that a pilot needs."""
     missing_minutes: float | None = None
     """What a pilot would take, where the time given was too short for one."""
     forms: Mapping[str, FormShare] = field(default_factory=dict)
@@ -165,6 +165,8 @@ def after_pilot(e: Evidence) -> Decision:
 
 def _performance(e: Evidence) -> Reason:
     best = f"the best arm without tuning ({e.best}, {_share(e.best_rate)})"
+    if e.curve is None and e.largest and e.missing_minutes is None:
+        return Reason("performance", None, "What tuning would give is not known: no item could be scored in every pilot training.")
     if e.curve is None:
         minutes = "" if e.missing_minutes is None else f" The pilot takes about {math.ceil(e.missing_minutes)} minutes."
         return Reason("performance", None, f"What tuning would give was not measured: there was no time for a pilot.{minutes}")
@@ -282,6 +284,8 @@ def _settle(e: Evidence) -> str:
 
 
 def _more_time(e: Evidence) -> str:
+    if e.largest and e.missing_minutes is None:
+        return "Look at their answers in the report, and see whether the scorer fits them (--scorer, --max-new-tokens)."
     minutes = "" if e.missing_minutes is None else f" {math.ceil(e.missing_minutes)}"
     return f"Name the run directory again with --minutes{minutes}; nothing is asked twice."
 

@@ -33,7 +33,7 @@ from sapwood.recipes.arms import PLAIN, Arms, EvalConfig, scorer_for
 from sapwood.recipes.chain import write_environment
 from sapwood.recipes.findings import Findings, decision_record
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.pilot import Pilot, PilotConfig
+from sapwood.recipes.pilot import Pilot, PilotConfig, fewest_rows
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare, scan_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import day_of, fetch_model, load_chat
@@ -147,7 +147,7 @@ def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sample
         run.clear("items")
         run.append("items", *item_records(items))
         steps = num_steps(len(prepared.examples), config.train.batch, config.train.epochs)
-        found = Findings(items, len(prepared.examples), config.gain, config.wish, prices, min(config.pilot.sizes), steps)
+        found = Findings(items, len(prepared.examples), config.gain, config.wish, prices, fewest_rows(config.pilot.sizes), steps)
         work = _Work(config, folder, chat, prepared, run, screen, began + 60 * config.minutes, hosted)
         decision, scorer = _measure(work, found)
         record = decision_record(found, decision, scorer)

@@ -36,7 +36,7 @@ class Findings:
     wish: float | None
     prices: Prices
     smallest: int
-    """Rows of the smallest pilot training."""
+    """Rows that a pilot needs."""
     full_steps: int
     """Of a training on all rows."""
     scores: dict[str, list[ArmScore]] = field(default_factory=dict)

@@ -8,6 +8,7 @@ Left out on purpose: keeping the pilots' adapters; they are made to be measured.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -86,6 +87,12 @@ def sizes_for(sizes: Sequence[int], rows: int) -> list[int]:
     if possible and len(possible) < len(set(sizes)) and rows >= WORTH_A_POINT * possible[-1]:
         possible.append(rows)
     return possible
+
+
+def fewest_rows(sizes: Sequence[int]) -> int:
+    """Rows below which there is no second size, and so no curve."""
+    first, second = sorted(set(sizes))[:2]
+    return min(second, math.ceil(WORTH_A_POINT * first))
 
 
 def in_order(sizes: Sequence[int], trainings: int) -> list[tuple[int, int]]:
