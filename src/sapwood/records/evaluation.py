@@ -29,7 +29,9 @@ class Item:
         asked = [message.for_template() for message in self.conversation.messages]
         media = [medium.identity for message in self.conversation.messages for medium in message.media]
         arguments = [dict(self.conversation.template_arguments)] if self.conversation.template_arguments else []
-        key = orjson.dumps([asked, list(self.conversation.tools), self.reference, *arguments, *media], option=orjson.OPT_SORT_KEYS, default=str)
+        key = orjson.dumps(
+            [asked, list(self.conversation.tools), self.reference, *arguments, *media], option=orjson.OPT_SORT_KEYS, default=str
+        )
         return hashlib.sha256(key).hexdigest()[:16]
 
 
