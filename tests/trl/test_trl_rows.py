@@ -77,6 +77,11 @@ def test_answers_are_trained_unless_everything_is_asked_for(folder: Path, rows: 
         == "system\nanswer<|im_end|>\n<|im_start|>user\n0: the colour of sky<|im_end|>\n<|im_start|>assistant\nblue<|im_end|>"
     )
     assert ids_of(whole) == ids_of(answers)
+    turns = [*rows[0]["messages"], {"role": "user", "content": "and grass"}, {"role": "assistant", "content": "green"}]
+    several = [{"messages": turns}] * 2
+    assert trained_text(trainer_of(folder, tmp_path / "e", several))[:2] == ["blue<|im_end|>", "green<|im_end|>"]
+    (first, _) = trained_text(trainer_of(folder, tmp_path / "f", several, assistant_only_loss=False))
+    assert first.count("blue<|im_end|>") == first.count("green<|im_end|>") == first.count("and grass<|im_end|>") == 1
     pairs = [{"prompt": "the sky", "completion": "blue"}] * 3
     assert trained_text(trainer_of(folder, tmp_path / "c", pairs)) == ["blue<|im_end|>"] * 3
     assert "the sky" in trained_text(trainer_of(folder, tmp_path / "d", pairs, completion_only_loss=False))[0]

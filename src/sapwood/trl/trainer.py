@@ -197,7 +197,7 @@ class SFTTrainer:
                     since.clear()
 
             def observe(step: int, model: LanguageModel) -> None:
-                self._model = model
+                self._model = model  # with its adapter, also where the training is stopped
 
             held_out = self._examples(self._held_out) if plan.evaluates else []
             result = sft(
@@ -211,7 +211,6 @@ class SFTTrainer:
                 say=screen.say,
                 beside=self._beside,
             )
-        self._model = result.model
         self._budget = result.rehearsal.budget if result.rehearsal is not None else self._budget
         return result
 
