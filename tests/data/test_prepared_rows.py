@@ -223,7 +223,7 @@ def test_every_field_of_a_record_is_stored() -> None:
         ToolCall: "name arguments id",
         Media: "kind at uri digest",
         Conversation: "messages tools template_arguments meta source",
-        Document: "text meta source",
+        Document: "text meta source tokens weights",
         Row: "prompt_T completion_T weights_T media",
     }
     for kind, names in known.items():

@@ -32,6 +32,8 @@ def document_example(chat: Chat, document: Document, *, context: int | None = No
     Raises `DataError` where the text is longer than `context` (default: the model's own), `TemplateError` for a tokenizer
     without a token that ends a text.
     """
+    if document.tokens:
+        return _example_of_tokens(chat, document, context)
     shield = chat.tokens.shield
     try:
         ids = chat.tokens.encode(shield.cover(document.text))
@@ -59,6 +61,26 @@ def document_example(chat: Chat, document: Document, *, context: int | None = No
         meta["protected_specials"] = protected
     prompt_T, completion_T = np.array(whole[:begins], dtype=np.int64), np.array(whole[begins:], dtype=np.int64)
     return Example((Row(prompt_T, completion_T, np.ones(len(completion_T), dtype=np.float32)),), document.source, meta)
+
+
+def _example_of_tokens(chat: Chat, document: Document, context: int | None) -> Example:
+    """Ids as they were given. What stands before the first trained token is the prompt; what stands behind the last trains nothing."""
+    limit = chat.context_length if context is None else context
+    if limit is not None and len(document.tokens) > limit:
+        raise DataError(
+            f"{document.where}: the row has {len(document.tokens)} tokens; at most {limit} are allowed. Split it, or raise the context if "
+            "the model can hold it."
+        )
+    if max(document.tokens) >= chat.tokens.vocabulary:
+        raise DataError(
+            f"{document.where}: the token id {max(document.tokens)} is none of the model's {chat.tokens.vocabulary:,}. Make the row with "
+            "this model's tokenizer, or give texts instead."
+        )
+    trained = [place for place, weight in enumerate(document.weights) if weight > 0]
+    first, end = trained[0], trained[-1] + 1
+    ids_T = np.array(document.tokens[:end], dtype=np.int64)
+    row = Row(ids_T[:first], ids_T[first:], np.array(document.weights[first:end], dtype=np.float32))
+    return Example((row,), document.source, dict(document.meta))
 
 
 def document_end(chat: Chat) -> int | None:

@@ -18,6 +18,7 @@ from sapwood.data.media import ANY_COLUMN as MEDIA_COLUMNS
 from sapwood.data.media import with_media
 from sapwood.data.messages import Notes, check_turns, note_calls, read_template_arguments, read_tools
 from sapwood.data.refusal import Refused, kind_of
+from sapwood.data.tokenised import MASKS, tokenised
 from sapwood.errors import DataError
 from sapwood.records import Conversation, Document, Message, Preference, Record, Source
 
@@ -35,6 +36,7 @@ Format = Literal[
     "prompt-response",
     "problem-solution",
     "question-response",
+    "tokens",
     "prompts",
     "text",
 ]
@@ -59,6 +61,7 @@ REQUIRED: dict[Format, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "alpaca": ("instruction", "output"),
     **PAIRS,
+    "tokens": ("input_ids",),
     "prompts": ("prompt",),
     "text": ("text",),
 }
@@ -66,6 +69,7 @@ OPTIONAL: dict[Format, tuple[str, ...]] = {
     "sharegpt": ("system",),
     "preference": ("prompt",),
     "alpaca": ("input", "system", "history"),
+    "tokens": (*MASKS, "attention_mask"),
 }
 WEAK: tuple[Format, ...] = ("prompts", "text")
 ANYWHERE = ("tools", "chat_template_kwargs", "template_arguments", *MEDIA_COLUMNS)
@@ -188,6 +192,7 @@ _MEANINGS: dict[Format, str] = {
     "prompts": ": questions without answers",
     "text": ": whole texts to go on training on, without questions and answers",
     "preference": ": pairs of answers, of which one is preferred",
+    "tokens": ": token ids as they are, which no template touches",
 }
 
 
@@ -230,6 +235,9 @@ def to_record(row: Mapping[str, Any], form: Format, columns: Columns, source: So
     """One row as a conversation, document or preference. Raises `Refused`. `allow_urls` lets media be fetched."""
     if form == "text":
         return _document(row, columns, source)
+    if form == "tokens":
+        names = _names(form, columns)
+        return tokenised(row, {field: str(name) for field, name in names.items()}, _rest(row, names), source)
     if form == "preference":
         return _preference(row, columns, source, notes)
     return to_conversation(row, form, columns, source, notes, allow_urls=allow_urls)

@@ -70,14 +70,19 @@ def split_keys(key_B: Keys, label_B: Keys | None, *, wanted: int, seed: int, clu
 def prompt_key(conversation: Conversation | Document) -> bytes:
     """Digest of what stands before the last assistant turn; upper and lower case and white space do not count.
 
-    A conversation that begins with its only answer has no prompt, so the answer itself is its key; so is a document's text.
+    A conversation that begins with its only answer has no prompt, so the answer itself is its key; so is a document's text. Of tokens
+    it is those before the first that is trained, or all of them.
     """
+    if isinstance(conversation, Document) and conversation.tokens:
+        first = next(place for place, weight in enumerate(conversation.weights) if weight)
+        asked = conversation.tokens[:first] if first > 1 else conversation.tokens
+        return hashlib.blake2b(orjson.dumps(asked), digest_size=16).digest()
     if isinstance(conversation, Document):
         return hashlib.blake2b(" ".join(conversation.text.casefold().split()).encode(), digest_size=16).digest()
     messages = conversation.messages
     last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
-    asked = messages[:last] or messages
-    return hashlib.blake2b(orjson.dumps([_normalised(m) for m in asked], option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    turns = messages[:last] or messages
+    return hashlib.blake2b(orjson.dumps([_normalised(m) for m in turns], option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
 def _normalised(message: Message) -> list[object]:

@@ -18,7 +18,7 @@ def written(record: Conversation | Document) -> bytes:
     """The record as JSON. Values that JSON does not know (dates, say) become texts."""
     content: dict[str, Any]
     if isinstance(record, Document):
-        content = {"text": record.text}
+        content = {"tokens": [record.tokens, record.weights]} if record.tokens else {"text": record.text}
     else:
         content = {"messages": [_message(message) for message in record.messages]}
         if record.tools:
@@ -34,6 +34,9 @@ def read_back(line: bytes, source: Source | None) -> Conversation | Document:
     """The record that was written."""
     content = orjson.loads(line)
     meta = content.get("meta", {})
+    if "tokens" in content:
+        tokens, weights = content["tokens"]
+        return Document(" ".join(map(str, tokens)), meta, source, tuple(tokens), tuple(weights))
     if "text" in content:
         return Document(content["text"], meta, source)
     messages = tuple(_message_from(entry) for entry in content["messages"])

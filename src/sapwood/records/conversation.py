@@ -120,6 +120,10 @@ class Document:
     text: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
+    tokens: tuple[int, ...] = ()
+    """The ids, where a row was given as such; the text is then these numbers."""
+    weights: tuple[float, ...] = ()
+    """The loss weight of each of them."""
 
     @property
     def where(self) -> str:
