@@ -113,6 +113,9 @@ def test_a_wish_beyond_the_rows_there_are() -> None:
     assert found.answer == "not yet"
     assert "short of the 97 % you wish for" in found.text
     assert "97 % takes" in found.text or "No number of rows" in found.text
+    probably = after_pilot(evidence(RISING, rows=2000, wish=0.85))
+    assert probably.answer == "not yet"
+    assert "probably short of the 85 %" in probably.text
     assert after_pilot(evidence(RISING, rows=2000, wish=0.7)).answer == "yes"
 
 

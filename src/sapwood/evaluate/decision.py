@@ -146,8 +146,9 @@ def after_pilot(e: Evidence) -> Decision:
             "no", why, reasons, "Where your data may not leave the house, decide again with a larger model of your own (--model)."
         )
     if performance.holds:
-        if e.wish is not None and full.high < e.wish:
-            why = f"{_lower(performance.line)} That is short of the {_share(e.wish)} you wish for."
+        if e.wish is not None and full.middle < e.wish:
+            short = "short" if full.high < e.wish else "probably short"
+            why = f"{_lower(performance.line)} That is {short} of the {_share(e.wish)} you wish for."
             return _decision("not yet", why, reasons, _rows_needed(e, e.curve.rows_for(e.wish)))
         return _decision("yes", _lower(performance.line), reasons, *_how_far(e), *_also(cost, form))
     if cost.holds:

@@ -117,7 +117,7 @@ def _of(entry: Record, name: str) -> float:
 def _ticks(first: float, last: float, all_rows: float | None) -> list[float]:
     """Round numbers, doubling or so; the number of all rows in the place of those near it."""
     ticks = [digit * 10**power for power in range(8) for digit in (1, 2, 5) if first <= digit * 10**power <= last]
-    if len(ticks) > 7:
+    if len(ticks) > 9:
         ticks = [tick for tick in ticks if str(round(tick))[0] == "1"] or ticks
     if all_rows is not None and first <= all_rows <= last:
         ticks = [tick for tick in ticks if abs(math.log(tick / all_rows)) > 0.09 * math.log(last / first)] + [all_rows]
