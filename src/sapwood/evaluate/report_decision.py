@@ -50,12 +50,13 @@ def decision_view(files: RunFiles) -> DecisionView | None:
     if answer not in KINDS:
         return None
     curve = mapping(record.get("curve"))
-    reasons = [entry for entry in record.get("reasons") or [] if isinstance(entry, dict)]
+    reasons = _objects(record.get("reasons"))
+    steps = record.get("next_steps")
     return DecisionView(
         kind=KINDS[answer],
         word=answer.capitalize(),
-        text=_upper(" ".join([text_of(record.get("why")), *map(text_of, record.get("next_steps") or [])]).strip()),
-        reasons=[(_upper(text_of(one.get("name"))), MARKS.get(one.get("holds"), "open"), text_of(one.get("line"))) for one in reasons],
+        text=_upper(" ".join([text_of(record.get("why")), *map(text_of, steps if isinstance(steps, list) else [])]).strip()),
+        reasons=[(_upper(text_of(one.get("name"))), _mark(one.get("holds")), text_of(one.get("line"))) for one in reasons],
         chart=_chart(record, curve) if curve else Markup(""),
         caption=_caption(record, curve) if curve else "",
         needed=_needed(mapping(curve.get("rows_for"))),
@@ -68,7 +69,7 @@ def decision_view(files: RunFiles) -> DecisionView | None:
 def as_verdict(files: RunFiles) -> Record:
     """The arms of a decision in the form of verdict.json: the largest pilot stands where the tuned arm does."""
     record = files.decision
-    points = [point for point in record.get("pilot") or [] if isinstance(point, dict)]
+    points = _objects(record.get("pilot"))
     largest = max(points, key=lambda point: (number(point.get("rows")) or 0, -(number(point.get("seed")) or 0)), default={})
     found = {"arms": mapping(record.get("arms")), "best_other": record.get("best_without_tuning")}
     return found | ({"tuned": largest["arm"]} if "arm" in largest else {})
@@ -76,9 +77,9 @@ def as_verdict(files: RunFiles) -> Record:
 
 def _chart(record: Record, curve: Record) -> Markup:
     """Rate over rows, on a logarithmic axis: pilots as dots, the middle as a line in its band, what is compared with as dashes."""
-    line = [entry for entry in curve.get("line") or [] if isinstance(entry, dict) and number(entry.get("rows"))]
-    points = [(number(one.get("rows")), number(one.get("rate"))) for one in record.get("pilot") or [] if isinstance(one, dict)]
-    if len(line) < 2:
+    line = sorted((one for one in _objects(curve.get("line")) if (number(one.get("rows")) or 0) > 0), key=lambda one: float(one["rows"]))
+    points = [(number(one.get("rows")), number(one.get("rate"))) for one in _objects(record.get("pilot"))]
+    if len(line) < 2 or line[0]["rows"] == line[-1]["rows"]:
         return Markup("")
     first, last = math.log(float(line[0]["rows"])), math.log(float(line[-1]["rows"]))
 
@@ -105,9 +106,17 @@ def _chart(record: Record, curve: Record) -> Markup:
         if rate is not None:
             parts.append(Markup('<path class="{}" d="M0 {:.2f}H100"/>').format(look, 100 - 100 * rate))
     parts.append(Markup('<path class="accent" d="M{}"/>').format("L".join(path("middle", line))))
-    dots = "".join(f"M{x(rows):.2f} {100 - 100 * rate:.2f}h0" for rows, rate in points if rows and rate is not None)
+    dots = "".join(f"M{x(rows):.2f} {100 - 100 * rate:.2f}h0" for rows, rate in points if rows and rows > 0 and rate is not None)
     parts.append(Markup('<path class="ink dots" d="{}"/></svg></div>').format(dots))
     return Markup("").join(parts)
+
+
+def _objects(value: Any) -> list[Record]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _mark(holds: Any) -> str:
+    return MARKS[holds] if isinstance(holds, bool) else MARKS[None]
 
 
 def _of(entry: Record, name: str) -> float:
