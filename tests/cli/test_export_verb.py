@@ -111,13 +111,26 @@ def test_an_export_that_differs_leaves_nothing(place: Path, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("file", "said"), [("chat_template.jinja", "other prompt ids"), ("generation_config.json", "stops at the ids")])
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("chat_template.jinja", "other prompt ids"),
+        ("generation_config.json", "stops at the ids"),
+        ("tokenizer.json", "could not load this tokenizer"),
+        ("broken.jinja", "could not render a prompt"),
+    ],
+)
 def test_files_that_chat_otherwise_are_found(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str) -> None:
     real = export_forms.save_weights
 
     def spoilt(model: Any, folder: Path, dtype: Any, files: Any) -> None:
-        other = files[file].replace(b"assistant", b"robot") if file.endswith("jinja") else b'{"eos_token_id": 0, "pad_token_id": 0}'
-        real(model, folder, dtype, {**files, file: other})
+        others = {
+            "chat_template.jinja": files["chat_template.jinja"].replace(b"assistant", b"robot"),
+            "generation_config.json": b'{"eos_token_id": 0, "pad_token_id": 0}',
+            "tokenizer.json": b'{"version": "1.0", "model": {"type": "BPE", "vocab": 3}}',
+            "broken.jinja": b"{{ raise_exception('no') }}",
+        }
+        real(model, folder, dtype, {**files, file.replace("broken", "chat_template"): others[file]})
 
     monkeypatch.setattr(export_forms, "save_weights", spoilt)
     with pytest.raises(ExportError, match=said):

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.chat import Chat
@@ -83,6 +83,7 @@ def test_a_learned_template_renders_letter_by_letter(tmp_path: Path, template: s
         assert render_as_ollama(source, messages) == chat.prompt(messages).text
 
 
+@settings(max_examples=25)
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=3, max_size=3))
 def test_any_contents_go_through(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.getbasetemp() / "any-contents"

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import peft
 import torch
@@ -102,21 +103,27 @@ def check_prompts(folder: Path, chat: Chat, traces: Sequence[Trace]) -> int:
     Prompts whose text holds control tokens are left out: elsewhere such text becomes control tokens, in Sapwood it stays text.
     So are those with media. Raises `ExportError` naming the first difference.
     """
-    with _quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ExportError(f"{folder}: transformers could not load this tokenizer: {' '.join(str(error).split())[:300]}") from error
     compared = 0
     for one in traces:
         prompt = one.prompt
         if prompt.media or chat.tokens.shield.count([[message.for_template() for message in prompt.messages], list(prompt.tools)]):
             continue
-        found = tokenizer.apply_chat_template(
-            chat.written(prompt.messages),
-            tools=[dict(tool) for tool in prompt.tools] or None,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **prompt.template_arguments,
-        )
+        try:
+            found = tokenizer.apply_chat_template(
+                chat.written(prompt.messages),
+                tools=[dict(tool) for tool in prompt.tools] or None,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **prompt.template_arguments,
+            )
+        except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ExportError(f"{folder}: transformers could not render a prompt of the run: {error}") from error
         _same_ids(list(found), list(prompt.ids), tokenizer, folder)
         compared += 1
     return compared
