@@ -74,14 +74,12 @@ class Measured:
     """Time of a forward pass without gradients, as a share of forward and backward."""
     update_seconds: float
     """The optimizer's update, a trained number."""
-    kept_bytes: float
-    """What is kept for the backward pass, a token."""
-    work_bytes: float
-    """What backward through the layer holds beside that for a moment, a token."""
+    layer_bytes: float
+    """What is kept for the backward pass, a token, what the allocator loses between tensors included."""
     ends_bytes: float
-    """What embedding, last norm and the rest outside the layers keep, a token."""
-    holes: float
-    """How much more the process grows than its activations have bytes: what the allocator loses between them."""
+    """What is held beside the layers, a token: for embedding and last norm, and for a moment in the backward pass."""
+    fixed_bytes: int
+    """What a large pass brings beside all that, however large it is."""
     kernels_bytes: int
     """What the first pass brings into memory for good: kernels and their buffers."""
     head_bytes: int
@@ -155,9 +153,9 @@ class Estimate:
         activations = head = kernels = 0
         gradients = sizes.gradients
         if one is not None:
-            kept = tokens * (sizes.layers * one.kept_bytes + one.ends_bytes) * one.holes
-            activations, head, kernels = int(kept + tokens * one.work_bytes * one.holes), one.head_bytes, one.kernels_bytes
-            gradients = max(sizes.embedding, sizes.gradients + sizes.embedding - int(kept))
+            kept, head, kernels = int(tokens * sizes.layers * one.layer_bytes), one.head_bytes, one.kernels_bytes + one.fixed_bytes
+            activations = kept + int(tokens * one.ends_bytes)
+            gradients = max(sizes.embedding, sizes.gradients + sizes.embedding - kept)
         if not first:
             gradients += max(0, sizes.gradients + sizes.update - (activations + gradients + head))
         return Parts(

@@ -54,6 +54,8 @@ ROUNDS, LONG_SECONDS = 3, 6.0
 """Every forest is measured once a round; no round begins after so many seconds."""
 UPDATED = 8_000_000
 """Numbers in the update that is measured, where more are trained."""
+MOST_HOLES = 16.0
+"""An allocator that loses more than this many times what it holds was measured wrongly."""
 PLACES, HEAD_VOCABULARY = 256, 8192
 """Size of the head that is measured; the whole one takes as much more as its vocabulary is larger."""
 
@@ -180,7 +182,7 @@ def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype
     kernels = max(0, resident_memory() - before)
     forest = _rows(1, TOKENS)
     memory = _memory(one, several, layers, forest)
-    speeds = _speeds(several, layers, forest) if timed else {}
+    speeds: dict[str, Any] = _speeds(several, layers, forest) if timed else {}
     place_seconds, head_bytes = _head(whole, torch_dtype(dtype), config.full)
     update = _update(config.optim, trainable_parameters(whole)) if timed else 0.0
     measured = Measured(
@@ -197,7 +199,7 @@ def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype
     return measured
 
 
-_UNTIMED = dict.fromkeys(("pass_seconds", "token_seconds", "pair_seconds", "forward_share"), 0.0)
+_UNTIMED: dict[str, Any] = dict.fromkeys(("pass_seconds", "token_seconds", "pair_seconds", "forward_share"), 0.0)
 
 
 def _speeds(several: LanguageModel, layers: int, forest: Forest) -> dict[str, float]:
@@ -275,19 +277,20 @@ def _memory(one: LanguageModel, several: LanguageModel, layers: int, forest: For
         with Watch() as watch:
             _pass(model, forest)
         peaks.append(watch.peak - before)
-    kept, work, most = zip(*(_counted(model, forest) for model in (one, several)), strict=True)
-    layer = (kept[1] - kept[0]) / (layers - 1) if layers > 1 else float(kept[0])
-    grown, alive = peaks[1] - peaks[0], most[1] - most[0]
+    kept, most = zip(*(_counted(model, forest) for model in (one, several)), strict=True)
+    gaps = max(1, layers - 1)
+    layer, alive = ((each[1] - each[0]) / gaps if layers > 1 else float(each[1]) for each in (kept, most))
+    grown = (peaks[1] - peaks[0]) / gaps
+    holes = min(MOST_HOLES, max(1.0, grown / alive)) if alive > 0 else 1.0
     return {
-        "kept_bytes": layer / tokens,
-        "work_bytes": max(0, work[1]) / tokens,
-        "ends_bytes": max(0.0, kept[0] - layer) / tokens,
-        "holes": min(2.0, max(1.0, grown / alive)) if alive > 0 else 1.0,
+        "layer_bytes": layer * holes / tokens,
+        "ends_bytes": (ends := max(0.0, most[1] - layers * layer)) / tokens,
+        "fixed_bytes": max(0, int(peaks[1] - layers * grown - ends)),
     }
 
 
-def _counted(model: LanguageModel, forest: Forest) -> tuple[int, int, int]:
-    """Bytes of the tensors of a pass: kept when it goes back, beyond that for a moment, and at the peak."""
+def _counted(model: LanguageModel, forest: Forest) -> tuple[int, int]:
+    """Bytes of the tensors of a pass: kept when it turns to go back, and at its peak."""
     part = next(iter(_parts(model, forest)))
     with Tensors([*model.module.parameters(), *model.module.buffers()]) as alive:
         loss: Tensor = supervised(model.target_logprobs(part), part)
@@ -296,7 +299,7 @@ def _counted(model: LanguageModel, forest: Forest) -> tuple[int, int, int]:
         most = alive.peak
     for parameter in model.module.parameters():
         parameter.grad = None
-    return kept, most - kept, most
+    return kept, most
 
 
 def _head(whole: LanguageModel, kind: torch.dtype, full: bool) -> tuple[float, int]:
