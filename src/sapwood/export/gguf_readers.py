@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,16 @@ from sapwood.export.gguf_file import check_model
 from sapwood.export.readers import logprobs_of_module
 from sapwood.export.verify import LogProbs, Trace
 
-EXTRA = "gguf-check"
-
 
 def has_llama_cpp() -> bool:
-    """Are llama.cpp's Python bindings installed?"""
-    return importlib.util.find_spec("llama_cpp") is not None
+    """Are llama.cpp's Python bindings installed, with all that they import?"""
+    if importlib.util.find_spec("llama_cpp") is None:
+        return False
+    try:
+        importlib.import_module("llama_cpp")
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
 
 
 class LlamaCpp:
@@ -49,7 +52,7 @@ class LlamaCpp:
             )
         except (ValueError, RuntimeError, AssertionError) as error:
             raise ExportError(f"llama.cpp cannot load {path.name}: {error}") from error
-        self.name = f"llama.cpp through llama-cpp-python {version('llama-cpp-python')}"
+        self.name = f"llama.cpp through llama-cpp-python {self._api.__version__}"
 
     def logprobs(self, ids: Sequence[int], count: int) -> NDArray[np.float32]:
         """Log-probabilities (count, V) at the places that predict the last `count` ids."""
