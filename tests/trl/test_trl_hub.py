@@ -46,14 +46,14 @@ def test_nothing_goes_out_by_itself(hub: Sent, folder: Path, rows: Rows, tmp_pat
 
 @pytest.mark.parametrize("by_option", [False, True])
 def test_what_is_sent(by_option: bool, hub: Sent, folder: Path, rows: Rows, tmp_path: Path) -> None:
-    named = {"hub_model_id": "mine", "hub_token": "hf_x", "hub_private_repo": True} if by_option else {}
+    named = {"hub_model_id": "mine", "hub_token": "hf_x", "hub_private_repo": False} if by_option else {}
     trainer = trainer_of(folder, tmp_path / "ours", rows, peft_config=lora(), push_to_hub=by_option, **named)
     trainer.train()
     if not by_option:
         assert trainer.push_to_hub(commit_message="first", tags=["course", "mine"]).endswith("/me/ours")
     (_, created, _, _), (_, uploaded, files, readme) = hub
     assert created["repo_id"] == ("mine" if by_option else "ours")
-    assert (created["token"], created["private"]) == (("hf_x", True) if by_option else (None, None))
+    assert (created["token"], created["private"]) == (("hf_x", False) if by_option else (None, True))
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= files
     assert not any("rows" in name or "run" in name for name in files), "rows are nobody's but their owner's"
     assert by_option or "tags:\n- course\n- mine" in readme

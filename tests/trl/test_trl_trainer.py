@@ -13,13 +13,17 @@ import torch
 import transformers
 
 from sapwood.chat import Chat
+from sapwood.cli.chat_verb import ChatConfig, open_model
 from sapwood.errors import CheckpointError, ConfigError, SapwoodError
 from sapwood.model import LoraConfig, load_model
 from sapwood.recipes.prepare import DataConfig, prepare_files
 from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import config_of
+from sapwood.records import Message
 from sapwood.run import open_run, step_records
 from sapwood.train import OptimConfig, SftConfig, sft
 from sapwood.trl import SFTTrainer
+from sapwood.trl.models import forest_attention
 from tiny.trainers import Rows, losses_of, model_of, notes_of, quiet, tokenizer_of, trainer_of, weights_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers by its old name
@@ -127,6 +131,24 @@ def test_each_training_has_a_folder_and_none_is_written_over(folder: Path, rows:
     assert losses_of(first) == losses_of(second)
     kinds = [record["kind"] for record in map(json.loads, (tmp_path / "run-1" / "ledger.jsonl").read_text().splitlines())]
     assert kinds.count("row") == len(rows)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_folder_of_a_training_is_a_run_that_the_verbs_take(full: bool, folder: Path, rows: Rows, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace("\n", " ")  # a template of one's own goes with the run
+    trainer = SFTTrainer(
+        model_of(folder), quiet(tmp_path), train_dataset=rows, processing_class=tokenizer, peft_config=None if full else lora()
+    )
+    trainer.train()
+    config = config_of(trainer.run_path)
+    assert (config.model, config.data, config.train.full) == (str(folder), (str(tmp_path / "rows" / "train_dataset.jsonl"),), full)
+    model, chat = open_model(str(trainer.run_path), ChatConfig(), Screen(quiet=True))
+    assert chat.template == tokenizer.chat_template
+    row = trainer._prepared.examples[0].rows[0]
+    assert [*chat.prompt([Message(**message) for message in rows[0]["messages"][:-1]]).ids] == row.prompt_T.tolist()
+    with forest_attention(trainer._model):
+        assert model.logprobs([row])[0] == pytest.approx(trainer._model.logprobs([row])[0], abs=1e-4)
 
 
 def test_a_second_training_goes_on_from_the_first(folder: Path, rows: Rows, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class SFTConfig:
     hub_token: str | None = None
     """A token for the hub, where `hf auth login` has left none."""
     hub_private_repo: bool | None = None
-    """Whether a repository that is made on the hub is private."""
+    """False makes a new repository on the hub public; otherwise it is private, and its owner may open it."""
     resume_from_checkpoint: str | bool | None = None
     """As the argument of `train()`."""
 

@@ -26,7 +26,7 @@ def push(trainer: Any, message: str, tags: Sequence[str]) -> str:
             trainer.save_model(folder)
             if tags:
                 (Path(folder) / "README.md").write_text("---\ntags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---\n")
-            repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
+            repository = api.create_repo(name, private=args.hub_private_repo is not False, exist_ok=True)
             api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message=message)
             return str(repository)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:

@@ -93,7 +93,7 @@ def prepared_from(rows: Staged, chat: Chat, args: SFTConfig, screen: Screen) -> 
     """Rows made ready to train on. Raises `DataError` and its kin with file:line, where a row of code is a line."""
     if rows.file is None:
         return _tokenised(rows)
-    config = DataConfig(held_out=0, max_refused=args.max_refused, **_reading(args, rows))
+    config = reading_of(args, rows)
     try:
         return prepare(scan_files([rows.file], config, lambda done, total, what: None), chat, config, screen)
     except DataError as error:
@@ -115,15 +115,16 @@ def _opened(dataset: Any, name: str) -> tuple[dict[str, Any], Iterator[dict[str,
     return dict(first), itertools.chain([first], rows)
 
 
-def _reading(args: SFTConfig, rows: Staged) -> dict[str, Any]:
+def reading_of(args: SFTConfig, rows: Staged) -> DataConfig:
     """How the rows are read: as conversations wherever they can be, else as texts from the column that was named."""
     field = args.dataset_text_field
     if rows.texts(field):
-        return {"format": "text", **({"columns": (f"text={field}",)} if field != "text" else {})}
+        columns = (f"text={field}",) if field != "text" else ()
+        return DataConfig(held_out=0, max_refused=args.max_refused, format="text", columns=columns)
     named = "dataset_text_field" in args.given and field != "text"
     if named and rows.first is not None and field not in rows.first and "text" not in rows.first:
         raise ConfigError(f"dataset_text_field is {field!r}, but the rows of {rows.name} have no such column: {_listed(rows.first)}.")
-    return {}
+    return DataConfig(held_out=0, max_refused=args.max_refused)
 
 
 def write_rows(

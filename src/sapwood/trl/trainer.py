@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sapwood.config import did_you_mean, to_dict
+import torch
+
+from sapwood.config import did_you_mean, save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, storage
-from sapwood.model import LanguageModel, learn_tokens, save_adapter
-from sapwood.recipes import Screen
+from sapwood.model import Dtype, LanguageModel, learn_tokens, save_adapter
+from sapwood.recipes import Screen, TuneConfig
 from sapwood.recipes.prepare import Prepared
 from sapwood.records import Example
 from sapwood.run import Run, new_run_path, open_run, step_records
@@ -30,7 +32,7 @@ from sapwood.train.step import evaluate
 from sapwood.trl.config import SFTConfig, known_options, understood
 from sapwood.trl.models import chat_of, forest_attention, opened
 from sapwood.trl.names import METHODS, RENAMED, TRAINER_REFUSED
-from sapwood.trl.rows import Formatting, Staged, WholeTexts, chosen_split, prepared_from, staged
+from sapwood.trl.rows import Formatting, Staged, WholeTexts, chosen_split, prepared_from, reading_of, staged
 from sapwood.trl.settings import Settings, adapter, settings
 from sapwood.trl.state import TrainerState, TrainOutput, history
 
@@ -100,7 +102,8 @@ class SFTTrainer:
             raise ConfigError("The model carries an adapter already, and peft_config asks for another. Leave one of them out.")
         family = str(self._model.base.config.model_type)
         self._lora = None if peft_config is None else adapter(peft_config, family, notes)
-        rows = self._staged(train, "train_dataset")
+        rows = self._train_rows = self._staged(train, "train_dataset")
+        self._name = str(model) if isinstance(model, str | Path) else str(getattr(self._model.base.config, "_name_or_path", "") or "")
         others = None if held_out is None else self._staged(held_out, "eval_dataset")
         texts = rows.texts("text" if self._formatting is not None else args.dataset_text_field)
         self.chat, self._beside = chat_of(self._model, folder, self.processing_class, args, self.output / "tokenizer", texts=texts)
@@ -215,7 +218,12 @@ class SFTTrainer:
         return result
 
     def _record(self, run: Run, plan: Settings) -> None:
-        """The knobs and the ledger, for later readers."""
+        """The knobs and the ledger, for later readers: `sapwood chat`, `export` and `runs` take the folder as a run of `sapwood sft`."""
+        dtype: Dtype = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}.get(self._model.dtype, "auto")  # type: ignore[assignment]
+        data, rows = self._train_rows.file, reading_of(self.args, self._train_rows)
+        if self._name:
+            named = TuneConfig(data=(data,) if data else (), model=self._name, out=run.path, dtype=dtype, rows=rows, train=plan.train)
+            save_yaml(named, run.path / "config.yaml")
         run.write_json("settings", {"train": to_dict(plan.train), "trl": dict(self.args.given), "template": self.chat.fingerprint})
         run.clear("ledger")
         for prepared in (self._prepared, self._held_out):
