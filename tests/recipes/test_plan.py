@@ -18,6 +18,7 @@ from sapwood.errors import ConfigError, TrainingError
 from sapwood.forest import plant
 from sapwood.model import LoraConfig, add_lora, count_parameters, load_model, trainable_parameters
 from sapwood.model.adapters import Parameters
+from sapwood.model.load import torch_dtype
 from sapwood.recipes.plan_lines import lines_of
 from sapwood.recipes.planner import PlanConfig, plan
 from sapwood.recipes.prepare import DataConfig
@@ -121,6 +122,15 @@ def test_it_counts_what_training_will_have(place: Path, full: bool) -> None:
     optimizer.step(1e-3)
     moments = sum(tensor.numel() * tensor.element_size() for name, tensor in optimizer.state().items() if not name.startswith("parameter."))
     assert found.sizes.optimizer == pytest.approx(moments, rel=0.05)
+
+
+def test_weights_of_four_bits_are_counted_as_such(place: Path) -> None:
+    wide, _ = estimate(place / "model", SftConfig(), "fp32", timed=False)
+    found, _ = estimate(place / "model", SftConfig(), "nf4", timed=False)
+    model = load_model(place / "model", "fp32")
+    linear = sum(p.numel() for name, p in model.module.named_parameters() if name.endswith("_proj.weight"))
+    others = (wide.sizes.weights - 4 * linear) // (4 // torch_dtype("nf4").itemsize)
+    assert found.sizes.weights == pytest.approx(others + 0.516 * linear, rel=0.02)
 
 
 def test_a_plan_holds_the_steps_that_training_takes(place: Path) -> None:

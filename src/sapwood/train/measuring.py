@@ -54,6 +54,8 @@ ROUNDS, LONG_SECONDS = 3, 6.0
 """Every forest is measured once a round; no round begins after so many seconds."""
 UPDATED = 8_000_000
 """Numbers in the update that is measured, where more are trained."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""A weight of 4 bits, with a scale of 8 bits for 64 of them and one of 32 for 256 scales (arXiv:2305.14314, §3)."""
 MOST_HOLES = 16.0
 """An allocator that loses more than this many times what it holds was measured wrongly."""
 PLACES, HEAD_VOCABULARY = 256, 8192
@@ -120,6 +122,8 @@ def _sizes(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype, 
     trained = trainable_parameters(whole)
     base = {id(parameter): parameter for name, parameter in whole.module.named_parameters() if ".lora_" not in name}
     weights = sum(parameter.numel() * parameter.element_size() for parameter in base.values())
+    if dtype == "nf4":
+        weights -= sum(parameter.numel() * (parameter.element_size() - NF4_BYTES) for parameter in _quantized(whole))
     weights += sum(buffer.numel() * buffer.element_size() for buffer in whole.module.buffers())
     beside = [parameter for parameter in trained.values() if id(parameter) not in base]
     kinds = {parameter.dtype: 0 for parameter in trained.values()}
@@ -131,7 +135,7 @@ def _sizes(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype, 
         parameters=count_parameters(whole),
         layers=int(whole.base.config.get_text_config().num_hidden_layers),
         program=program,
-        weights=weights,
+        weights=int(weights),
         adapters=sum(parameter.numel() * parameter.element_size() for parameter in beside),
         trained=sum(parameter.numel() * parameter.element_size() for parameter in trained.values()),
         wide=weights > 2.5 * count_parameters(whole).total,
@@ -144,6 +148,16 @@ def _sizes(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype, 
         update=int(sum(count * costs[kind][1] for kind, count in kinds.items())),
         loading=0 if abs(stored - weights) < 0.1 * weights else stored,  # weights of the right type stay where they are mapped
     )
+
+
+def _quantized(whole: LanguageModel) -> list[nn.Parameter]:
+    """The weights that NF4 keeps in 4 bits: of the linear layers, not of the head."""
+    head = whole.base.get_output_embeddings()
+    return [layer.weight for name, layer in whole.module.named_modules() if _is_linear(name, layer) and layer is not head]
+
+
+def _is_linear(name: str, layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) and ".lora_" not in name
 
 
 def _optimizer_bytes(config: OptimConfig, kind: torch.dtype) -> tuple[float, float]:
