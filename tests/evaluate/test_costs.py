@@ -84,10 +84,13 @@ def test_flags_go_before_the_file_and_bad_prices_are_refused(tmp_path: Path) -> 
     file.write_text("hosted_in: 3\nhosted_out: 15\nmachine_hour: 2\n")
     assert prices_from(file, Prices(machine_hour=0.5)) == Prices(hosted_in=3, hosted_out=15, machine_hour=0.5)
     assert prices_from(None, Prices(setup=5)) == Prices(setup=5)
+    assert prices_from(file, Prices(hosted_in=4.0)).hosted_in == 4.0, "the other price may stand in the file"
+    with pytest.raises(ConfigError, match="two prices"):
+        prices_from(None, Prices(hosted_in=3.0))
     file.write_text("hosted_inn: 3\n")
     with pytest.raises(ConfigError, match="hosted_in"):
         prices_from(file, Prices())
-    for bad in ({"machine_hour": -1.0}, {"machine_hour": math.nan}, {"hosted_rate": 90.0}, {"hosted_in": 3.0}):
+    for bad in ({"machine_hour": -1.0}, {"machine_hour": math.nan}, {"hosted_rate": 90.0}):
         with pytest.raises(ConfigError):
             Prices(**bad)
 

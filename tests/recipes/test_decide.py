@@ -81,6 +81,7 @@ def test_other_settings_or_another_kind_of_run_are_refused(place: Path, tmp_path
     assert main(["decide", str(place / "coins.jsonl"), "--max-steps", "3"]) == 2
     assert "max_steps has no meaning here" in capsys.readouterr().err
     assert main(["decide", str(place / "coins.jsonl"), "--eval-every", "3"]) == 2
+    assert main(["decide", str(place / "coins.jsonl"), "--held-out", "0"]) == 2
     assert main(["decide", str(place / "coins.jsonl"), "--hosted", "x.jsonl", "--hosted-rate", "0.5"]) == 2
     assert main(["decide", str(tmp_path / "absent.jsonl")]) != 0
 

@@ -44,16 +44,17 @@ class Prices:
                 raise ConfigError(f"{field.name} is {value}; give 0 or more.")
         if self.hosted_rate is not None and self.hosted_rate > 1:
             raise ConfigError(f"hosted_rate is {self.hosted_rate}; it is a share from 0 to 1, such as 0.9.")
-        if (self.hosted_in is None) != (self.hosted_out is None):
-            raise ConfigError("A hosted model has two prices: give both hosted_in and hosted_out, in dollars a million tokens.")
 
 
 def prices_from(file: Path | None, flags: Prices) -> Prices:
     """Prices of a small YAML file (`hosted_in: 3.0` …), with those given as flags over them. Raises `ConfigError`."""
-    if file is None:
-        return flags
-    given = {field.name: getattr(flags, field.name) for field in fields(flags) if getattr(flags, field.name) != field.default}
-    return replace(load_yaml(Prices, file), **given)
+    prices = flags
+    if file is not None:
+        given = {field.name: getattr(flags, field.name) for field in fields(flags) if getattr(flags, field.name) != field.default}
+        prices = replace(load_yaml(Prices, file), **given)
+    if (prices.hosted_in is None) != (prices.hosted_out is None):
+        raise ConfigError("A hosted model has two prices: give both hosted_in and hosted_out, in dollars a million tokens.")
+    return prices
 
 
 @dataclass(frozen=True, slots=True)

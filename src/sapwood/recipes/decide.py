@@ -86,6 +86,8 @@ class DecideConfig:
             raise ConfigError(f"wish is {self.wish}; it is a share above 0 and at most 1, such as 0.9.")
         if not 0 < self.gain < 1:
             raise ConfigError(f"gain is {self.gain}; it is a share between 0 and 1, such as 0.05.")
+        if self.rows.held_out == 0:
+            raise ConfigError("held_out is 0, and without items to ask nothing can be decided. Give a share such as --held-out 0.2.")
         if self.train.max_steps is not None:
             raise ConfigError("max_steps has no meaning here: the steps of the pilot's trainings are `steps`.")
         if self.train.eval_every:
@@ -135,8 +137,6 @@ def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sample
     screen.title("Rows")
     prepared = prepare(rows, chat, config.rows, screen)
     screen.lines([*prepared.notes, *prepared.ledger.lines_for_people()])
-    if not prepared.held_out:
-        raise ConfigError("held_out is 0, and without items to ask nothing can be decided. Give a share such as --held-out 0.2.")
 
     run = open_run(config.out or new_run_path(Path("runs"), f"decide-{Path(config.data[0]).stem}"))
     try:
