@@ -145,17 +145,22 @@ def cost(name: str, rate: float, a_thousand: float) -> ArmCost:
 
 
 def test_cost_alone_is_a_reason_where_tuned_is_as_good_as_hosted() -> None:
-    """Tuning gains nothing over the own plain prompt's rate; but is as good as a model that costs forty times as much."""
-    rates = (0.78, 0.8, 0.8, 0.8)
+    """Tuning gains nothing over few-shot prompts; but is as good as a model that costs forty times as much."""
     pays = BreakEven(once=50.0, saved=3.9, queries=12_820, months=1.3)
-    given = {"tuned_cost": cost("tuned", 0.8, 0.1), "hosted_cost": cost(HOSTED, 0.7, 4.0), "pays": pays, "arms": {HOSTED: arm(0.7)}}
-    found = after_pilot(evidence(rates, plain=0.79, rows=450, **given))
+    given = {"tuned_cost": cost("tuned", 0.8, 0.1), "hosted_cost": cost(HOSTED, 0.7, 4.0), "pays": pays}
+    plain = evidence((0.78, 0.8, 0.8, 0.8), plain=0.79, rows=450, arms={HOSTED: arm(0.7)}, **given)
+    shots = replace(plain, arms={MOST_COMMON: arm(0.1), "few-shot 4": arm(0.79), HOSTED: arm(0.7)})
+    found = after_pilot(shots)
     assert found.answer == "yes"
     assert "back after 13,000 queries (1.3 months)" in found.text
-    never = {**given, "pays": BreakEven(50.0, -1.0, math.inf, math.inf)}
-    assert after_pilot(evidence(rates, plain=0.79, rows=450, **never)).answer != "yes"
-    late = {**given, "pays": BreakEven(50.0, 0.1, 500_000, 50.0)}
-    assert "too long" in {reason.name: reason for reason in after_pilot(evidence(rates, plain=0.79, rows=450, **late)).reasons}["cost"].line
+
+    def line(given: Evidence) -> str:
+        return {reason.name: reason for reason in after_pilot(given).reasons}["cost"].line
+
+    assert after_pilot(plain).answer != "yes", "a plain prompt that is as good costs no more than a tuned model"
+    assert "without tuning the plain prompt is right about as often" in line(plain)
+    assert "saves nothing" in line(replace(shots, pays=BreakEven(50.0, -1.0, math.inf, math.inf)))
+    assert "too long" in line(replace(shots, pays=BreakEven(50.0, 0.1, 500_000, 50.0)))
 
 
 def test_a_hosted_model_that_is_far_better_says_no() -> None:

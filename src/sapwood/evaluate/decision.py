@@ -33,6 +33,8 @@ MORE_ROWS = 10
 """Beyond this many times the rows there are, more rows are no plan."""
 WORKS = 0.5
 """An arm that is right less often is nothing to recommend."""
+FEW_SHOT = "few-shot"
+"""Arms of such names have long prompts, which a tuned model saves."""
 PAYBACK_MONTHS = 24.0
 """A saving that needs longer than this is none."""
 
@@ -199,6 +201,9 @@ def _cost(e: Evidence) -> Reason:
         return Reason(
             "cost", False, f"{_upper(money)}, but tuned is expected to be right less often: {_range(full)} against {_share(hosted.rate)}."
         )
+    if e.best_rate >= hosted.rate - e.gain and not e.best.startswith(FEW_SHOT):  # no dearer than a tuned model, and here already
+        line = f"{_upper(money)}, but without tuning the {e.best} is right about as often as the hosted model: {_share(e.best_rate)}."
+        return Reason("cost", False, line)
     if e.pays.saved <= 0:
         return Reason("cost", False, f"{_upper(money)}: tuning saves nothing.")
     paid = f"{money}; the {dollars(e.pays.once)} paid once are back after {_count(e.pays.queries)} queries"
