@@ -99,7 +99,7 @@ def _two(found: Comparison, screen: Screen) -> None:
         cells = (_cell(pair.left, pair.right, beside=True), _cell(pair.right, pair.left, beside=True))
         table.add_row(*_cells(_counted(pair), *cells))
     screen.show(table)
-    screen.say("Highlighted: what the other side does not write there. Colours: who wrote it.", "dim")
+    screen.say("Highlighted: what the other side does not write there. Colours: who wrote it. In brackets: tokens.", "dim")
     _compare_findings(left, right, screen)
 
 
@@ -156,7 +156,7 @@ def _cells(label: str, *cells: Text) -> Sequence[Text]:
 def _counted(pair: Pair) -> str:
     counts = [segment.tokens if segment is not None else 0 for segment in (pair.left, pair.right)]
     number = str(counts[0]) if counts[0] == counts[1] else f"{counts[0]}, {counts[1]}"
-    return f"{pair.label or '+'}\n{number}"
+    return f"{pair.label or '+'}  ({number})"
 
 
 def _cell(segment: Segment | None, other: Segment | None, *, beside: bool = False) -> Text:
