@@ -256,4 +256,5 @@ def test_the_peak_is_predicted_within_15_percent(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["bytes"] == pytest.approx(found["planned_bytes"], rel=0.15)
-    assert found["seconds"] == pytest.approx(found["planned_seconds"], rel=0.15 if os.environ.get("SAPWOOD_QUIET_MACHINE") else 1.0)
+    if os.environ.get("SAPWOOD_QUIET_MACHINE"):  # no test may depend on the clock of a machine that others use
+        assert found["seconds"] == pytest.approx(found["planned_seconds"], rel=0.15)
