@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +112,22 @@ CORPUS = [
 ]
 
 
-def byte_level() -> Tokenizer:
-    """A tiny byte-level BPE, as most models of today have."""
+THINK = ("<think>", "</think>")
+
+
+def byte_level(controls: Sequence[str] = SPECIALS, plain: Sequence[str] = THINK) -> Tokenizer:
+    """A tiny byte-level BPE, as most models of today have, that knows these control tokens and these added tokens of plain text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
-    return _with_specials(tokenizer)
+    return _with(tokenizer, controls, plain)
 
 
-def metaspace() -> Tokenizer:
+def metaspace(controls: Sequence[str] = SPECIALS, plain: Sequence[str] = THINK) -> Tokenizer:
     """A tiny tokenizer that puts a dummy space before a text, as SentencePiece ones do; unknown letters fall back to bytes."""
-    letters = sorted({letter for text in CORPUS for letter in text} | set("[]/INST▁\n"))
+    letters = sorted({letter for text in CORPUS for letter in text} | set("[]/INST▁\n<>SY"))
     vocabulary = {"<unk>": 0}
     for token in [*(f"<0x{byte:02X}>" for byte in range(256)), *letters]:
         vocabulary.setdefault(token, len(vocabulary))
@@ -134,12 +137,12 @@ def metaspace() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return _with_specials(tokenizer)
+    return _with(tokenizer, controls, plain)
 
 
-def _with_specials(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
+def _with(tokenizer: Tokenizer, controls: Sequence[str], plain: Sequence[str]) -> Tokenizer:
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in controls])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
     return tokenizer
 
 

@@ -7,26 +7,11 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from sapwood.chat.probes import TOOL
 from sapwood.chat.turns import taken_apart
 from sapwood.records import Conversation, Message, Source, ToolCall
 
-TOOLS = (
-    {
-        "type": "function",
-        "function": {
-            "name": "find_tree",
-            "description": "Finds a tree.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "kind": {"type": "string", "description": "The kind of tree."},
-                    "rings": {"type": "integer", "description": "How many rings it has."},
-                },
-                "required": ["kind"],
-            },
-        },
-    },
-)
+TOOLS = (TOOL,)
 IDS = ("a1b2c3d4e", "b2c3d4e5f", "c3d4e5f6a")
 """Nine letters and digits, as Mistral's templates ask for."""
 

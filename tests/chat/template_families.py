@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from tempfile import mkdtemp
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from chat_folders import THINK, byte_level, metaspace
 
-THINK = ("<think>", "</think>")
 TAGS = (*THINK, "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 """Added to most vocabularies as single tokens that are not special: they are text that a model writes."""
 
@@ -210,40 +209,6 @@ def controls_of(name: str, source: str) -> list[str]:
     return list(dict.fromkeys(known))
 
 
-CORPUS = ["Where does sapwood grow? Right below the bark of a tree, in 12 rings.", '{"name": "grow", "arguments": {}}', "  a\n\n b"]
-
-
-def byte_level(controls: Sequence[str], plain: Sequence[str]) -> Tokenizer:
-    """A small byte-level BPE, as most models of today have."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator(CORPUS * 4, trainer)
-    return _with(tokenizer, controls, plain)
-
-
-def dummy_space(controls: Sequence[str], plain: Sequence[str]) -> Tokenizer:
-    """A small tokenizer as SentencePiece makes them: a space before every text, unknown letters as bytes."""
-    letters = sorted({letter for text in CORPUS for letter in text} | set("[]/INST▁\n<>SY"))
-    vocabulary = {"<unk>": 0}
-    for token in [*(f"<0x{byte:02X}>" for byte in range(256)), *letters]:
-        vocabulary.setdefault(token, len(vocabulary))
-    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "t"), ("▁", "s"), ("a", "p"), ("▁s", "ap")]
-    for left, right in merges:
-        vocabulary.setdefault(left + right, len(vocabulary))
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return _with(tokenizer, controls, plain)
-
-
-def _with(tokenizer: Tokenizer, controls: Sequence[str], plain: Sequence[str]) -> Tokenizer:
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in controls])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
-    return tokenizer
-
-
 @cache
 def _root() -> Path:
     return Path(mkdtemp(prefix="sapwood-families-"))
@@ -255,7 +220,7 @@ def folder(name: str, source: str | None = None) -> Path:
     source = templates()[name] if source is None else source
     family, path = family_of(name), _root() / f"{name}-{abs(hash(source)):x}"
     path.mkdir(exist_ok=True)
-    make = dummy_space if name == "llama2" or "_spm" in name else byte_level
+    make = metaspace if name == "llama2" or "_spm" in name else byte_level
     tokenizer = make(controls_of(name, source), family.plain)
     tokenizer.save(str(path / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": family.bos, "eos_token": family.eos}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sapwood.chat.checks import CHANCE, MARK, check_turn
+from sapwood.chat.probes import ASK
 from sapwood.chat.stops import Stops
 from sapwood.chat.turns import Refusal, closing, completion_text, taken_apart
 from sapwood.errors import TemplateError
@@ -19,13 +20,12 @@ from sapwood.records import Message
 
 Render = Callable[[Sequence[Message], bool], str]
 """Renders (messages, whether with the generation prompt), without tools."""
-_QUESTION = Message("user", "Where does sapwood grow?")
 
 
 def opening_of(render: Render) -> str:
     """What the template writes to let the assistant speak behind a plain question; empty where it writes nothing, or refuses."""
     try:
-        bare, asked = render([_QUESTION], False), render([_QUESTION], True)
+        bare, asked = render([ASK], False), render([ASK], True)
     except TemplateError:
         return ""
     return asked[len(bare) :] if asked.startswith(bare) else ""
@@ -66,7 +66,7 @@ def _check_short_texts(turn: Message, source: str, render: Render) -> Refusal | 
     else:
         longer = replace(turn, content=answer, reasoning=reasoning, media=())
     try:
-        asked, answered = render([_QUESTION], True), render([_QUESTION, longer], False)
+        asked, answered = render([ASK], True), render([ASK, longer], False)
     except TemplateError:
         return None  # it has rendered in its own place
     text = completion_text(longer, asked, answered, source)
@@ -77,7 +77,7 @@ def _check_short_texts(turn: Message, source: str, render: Render) -> Refusal | 
 def _behind_a_rewritten_history(turn: Message, prompt: str, full: str, source: str, render: Render) -> str | None:
     """The text that the template writes for this turn behind a plain question, if the whole rendering ends in it as well."""
     try:
-        bare, asked, answered = render([_QUESTION], False), render([_QUESTION], True), render([_QUESTION, turn], False)
+        bare, asked, answered = render([ASK], False), render([ASK], True), render([ASK, turn], False)
     except TemplateError:
         return None
     opening = asked.removeprefix(bare)

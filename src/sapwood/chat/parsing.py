@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sapwood.chat.calls import PROMPTED, STYLES, CallStyle, FrameStyle
+from sapwood.chat.probes import ASK, TELL, TOOL
 from sapwood.chat.readers import Layout, Part, held, reader_for
 from sapwood.chat.shield import Shield
 from sapwood.chat.tokens import StreamDecoder, Tokens
@@ -25,25 +26,8 @@ if TYPE_CHECKING:
     from sapwood.chat.chat import Chat
     from sapwood.chat.trained import Turn
 
-_ASK, _SAID = Message("user", "Where does sapwood grow?"), "Right below the bark."
 _THOUGHT = "It is young wood."
 _CALL = ToolCall("find_tree", {"kind": 'it\'s a "\\n"', "rings": 12, "deep": {"wood": [1, True, "x"]}}, "a1b2c3d4e")
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "find_tree",
-        "description": "Finds a tree.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "kind": {"type": "string", "description": "Its kind."},
-                "rings": {"type": "integer", "description": "Its age."},
-                "deep": {"type": "object", "description": "More."},
-            },
-            "required": ["kind"],
-        },
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +163,7 @@ def parse(chat: Chat, answer: str | Sequence[int], prompt: Prompt) -> Answer:
 
 def offered(prompt: Prompt, form: Form) -> Sequence[Mapping[str, Any]]:
     """The tools that an answer may call; a prompt that has them in its system message always offers some."""
-    return (_TOOL,) if form.style is PROMPTED else prompt.tools
+    return (TOOL,) if form.style is PROMPTED else prompt.tools
 
 
 def revealed(part: Part, shield: Shield) -> Part:
@@ -222,17 +206,17 @@ def learn_form(chat: Chat) -> Form:
                 f"The chat template writes a call as {_text(called, chat)[:60]!r}, a form that Sapwood cannot read back: answers with "
                 "calls will be plain text in chat and evaluation. Use `--tools-in-system`, or another template with `--template FILE`."
             )
-    plain = _probe(chat, Message("assistant", _SAID))
-    both = _probe(chat, Message("assistant", _SAID, tool_calls=(_CALL,))) if style is not None and not chat.tools_in_system else None
+    plain = _probe(chat, TELL)
+    both = _probe(chat, replace(TELL, tool_calls=(_CALL,))) if style is not None and not chat.tools_in_system else None
     layouts = [_layout(style, plain, both, of_ids, chat) for of_ids in (False, True)]
     return Form(style, layouts[0], layouts[1], note)
 
 
 def _probe(chat: Chat, message: Message) -> Turn | None:
     """The rendered turn, with the tools it calls, else without; with a thought where the prompt opens one. None where all are refused."""
-    for tools in ((_TOOL,), ()) if message.tool_calls else ((),):
+    for tools in ((TOOL,), ()) if message.tool_calls else ((),):
         for reasoning in (None, _THOUGHT):
-            conversation = Conversation((_ASK, replace(message, reasoning=reasoning)), tools=tools)
+            conversation = Conversation((ASK, replace(message, reasoning=reasoning)), tools=tools)
             try:
                 return chat.turns(conversation, context=10**9)[0]
             except (TemplateError, DataError):
@@ -249,7 +233,7 @@ def _text(turn: Turn, chat: Chat, of_ids: bool = False) -> str:
 
 
 def _parts(style: CallStyle | FrameStyle | None, layout: Layout, turn: Turn, chat: Chat, of_ids: bool = False) -> list[Part]:
-    reader = reader_for(style, layout, (_TOOL,), turn.prompt.text)
+    reader = reader_for(style, layout, (TOOL,), turn.prompt.text)
     return [*reader.push(_text(turn, chat, of_ids)), *reader.finish()]
 
 
@@ -262,10 +246,10 @@ def _layout(style: CallStyle | FrameStyle | None, plain: Turn | None, both: Turn
     layout = Layout()
     if plain is not None:
         said = _content(_parts(style, layout, plain, chat, of_ids))
-        lead, found, tail = said.partition(_SAID)
+        lead, found, tail = said.partition(TELL.content)
         layout = Layout(lead, tail) if found else layout
     if both is not None:
-        lead, found, divider = _content(_parts(style, layout, both, chat, of_ids)).partition(_SAID)
+        lead, found, divider = _content(_parts(style, layout, both, chat, of_ids)).partition(TELL.content)
         layout = replace(layout, before_call=divider if found and not lead else "")
     return layout
 

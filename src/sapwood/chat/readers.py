@@ -8,9 +8,10 @@ Left out on purpose: half a call. A call is given out when it is complete, becau
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from sapwood.chat.calls import CallStyle, FrameStyle
 from sapwood.chat.calls.scan import Tools
@@ -47,41 +48,15 @@ class Layout:
     """Between content and the first call."""
 
 
-class Reader(Protocol):
-    """Reads one answer."""
+class Reader(ABC):
+    """Reads one answer: keeps what is not certain yet, and lets the step that its kind has reached take from the beginning of it."""
 
-    problems: list[str]
+    _step: Callable[[list[Part], bool], bool]
+    """Appends parts; whether it took a step that another may follow. The flag says that no more text comes."""
 
-    def push(self, text: str) -> list[Part]:
-        """Parts that are certain now."""
-        ...
-
-    def finish(self) -> list[Part]:
-        """The rest, when no more text comes."""
-        ...
-
-
-class MarkedReader:
-    """Reads answers whose thoughts and calls stand between marks, or whose calls are the whole answer."""
-
-    def __init__(self, style: CallStyle | None, layout: Layout, tools: Tools, prompt: str) -> None:
-        """`prompt` is the text before the answer: it may have opened a thought, or closed one."""
+    def __init__(self) -> None:
         self.problems: list[str] = []
-        self._style, self._layout, self._tools = style, layout, tools
-        self._buffer = self._pending = self._scanned = ""
-        self._spoken = self._called = False
-        self._whole = style is not None and style.whole and bool(tools)
-        self._watch = tuple(mark for mark in (layout.tail,) if mark)
-        if style is not None and not style.whole:
-            self._watch += (*style.opens, *(layout.before_call + mark for mark in style.opens))
-        self._close = ""
-        self._step = self._start
-        end = prompt.rstrip()
-        for opened, closed in THOUGHTS:
-            if end.endswith(opened):
-                self._opened, self._close, self._step = opened, closed, self._thought_start
-            elif prompt.endswith(closed):
-                self._step = self._after_thought
+        self._buffer = ""
 
     def push(self, text: str) -> list[Part]:
         """Parts that are certain now."""
@@ -101,6 +76,29 @@ class MarkedReader:
     def _take(self, length: int) -> str:
         taken, self._buffer = self._buffer[:length], self._buffer[length:]
         return taken
+
+
+class MarkedReader(Reader):
+    """Reads answers whose thoughts and calls stand between marks, or whose calls are the whole answer."""
+
+    def __init__(self, style: CallStyle | None, layout: Layout, tools: Tools, prompt: str) -> None:
+        """`prompt` is the text before the answer: it may have opened a thought, or closed one."""
+        super().__init__()
+        self._style, self._layout, self._tools = style, layout, tools
+        self._pending = self._scanned = ""
+        self._spoken = self._called = False
+        self._whole = style is not None and style.whole and bool(tools)
+        self._watch = tuple(mark for mark in (layout.tail,) if mark)
+        if style is not None and not style.whole:
+            self._watch += (*style.opens, *(layout.before_call + mark for mark in style.opens))
+        self._close = ""
+        self._step = self._start
+        end = prompt.rstrip()
+        for opened, closed in THOUGHTS:
+            if end.endswith(opened):
+                self._opened, self._close, self._step = opened, closed, self._thought_start
+            elif prompt.endswith(closed):
+                self._step = self._after_thought
 
     def _start(self, parts: list[Part], final: bool) -> bool:
         """A thought, perhaps behind white space, or none."""
@@ -250,38 +248,18 @@ class MarkedReader:
         return False
 
 
-class FramedReader:
+class FramedReader(Reader):
     """Reads answers made of addressed messages (see `calls.frames`)."""
 
     def __init__(self, style: FrameStyle, tools: Tools, prompt: str) -> None:
         """`prompt` is the text before the answer: where it ends inside a header, the answer goes on there."""
-        self.problems: list[str] = []
+        super().__init__()
         self._style, self._tools = style, tools
-        self._buffer = ""
         begun = prompt.rfind(style.start)
         self._header = prompt[begun + len(style.start) :] if begun >= 0 else ""
         body = style.message in self._header
         self._kind, self._name = style.address(self._header) if body else ("content", "")
         self._step = self._body if body else self._head
-
-    def push(self, text: str) -> list[Part]:
-        """Parts that are certain now."""
-        self._buffer += text
-        return self._run(final=False)
-
-    def finish(self) -> list[Part]:
-        """The rest, when no more text comes."""
-        return self._run(final=True)
-
-    def _run(self, final: bool) -> list[Part]:
-        parts: list[Part] = []
-        while self._step(parts, final):
-            pass
-        return [part for part in parts if part.raw]
-
-    def _take(self, length: int) -> str:
-        taken, self._buffer = self._buffer[:length], self._buffer[length:]
-        return taken
 
     def _head(self, parts: list[Part], final: bool) -> bool:
         end = self._buffer.find(self._style.message)

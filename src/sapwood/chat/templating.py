@@ -27,6 +27,7 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
+from sapwood.chat.probes import ASK, TELL
 from sapwood.chat.stepwise import MARK, marked
 from sapwood.chat.turns import taken_apart
 from sapwood.errors import TemplateError
@@ -58,8 +59,7 @@ class Form:
 
 
 _CALL_FORMS = tuple(Form(none_beside_calls=none, text_arguments=text) for none in (False, True) for text in (False, True))
-_ASK, _ANSWER = Message("user", "Where does sapwood grow?"), Message("assistant", "Right below the bark.")
-_THINKER = Message("assistant", _ANSWER.content, reasoning="It is young wood.")
+_THINKER = Message("assistant", TELL.content, reasoning="It is young wood.")
 _CALL = Message("assistant", tool_calls=(ToolCall("probe_function", {"tree": "heartwood"}, "a1b2c3d4e"),))
 
 
@@ -189,14 +189,14 @@ class Template:
 
     def _learned_form(self, special: Mapping[str, str]) -> Form:
         """The first form in which a question, an answer and a call are to be seen; the usual one where none is."""
-        shown = (_ASK.content, _ANSWER.content)
-        parts = not self._shows(Form(), (_ASK, _ANSWER), shown, special) and self._shows(Form(parts=True), (_ASK, _ANSWER), shown, special)
-        apart = self._shows(Form(parts=parts), (_ASK, _THINKER), (str(_THINKER.reasoning),), special)
+        shown = (ASK.content, TELL.content)
+        parts = not self._shows(Form(), (ASK, TELL), shown, special) and self._shows(Form(parts=True), (ASK, TELL), shown, special)
+        apart = self._shows(Form(parts=parts), (ASK, _THINKER), (str(_THINKER.reasoning),), special)
         for form in _CALL_FORMS:
             tried = replace(form, parts=parts, thoughts_apart=apart)
-            if self._shows(tried, (_ASK, _CALL), ("probe_function", "heartwood"), special):
+            if self._shows(tried, (ASK, _CALL), ("probe_function", "heartwood"), special):
                 takes_long, takes_none = (
-                    self._shows(tried, (_ASK, _with_id(call_id)), ("probe_function", "heartwood"), special)
+                    self._shows(tried, (ASK, _with_id(call_id)), ("probe_function", "heartwood"), special)
                     for call_id in ("call_with_a_long_id", None)
                 )
                 return replace(tried, short_ids=not takes_long, needs_ids=not takes_none)

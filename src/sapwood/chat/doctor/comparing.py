@@ -22,6 +22,7 @@ from sapwood.chat.chat import Chat
 from sapwood.chat.doctor.diagnosis import PROBE
 from sapwood.chat.doctor.findings import Finding
 from sapwood.chat.doctor.spans import KIND_WORDS, spans_of, token_ends
+from sapwood.chat.probes import ASK, TELL
 from sapwood.chat.templating import RESERVED
 from sapwood.errors import SapwoodError
 from sapwood.records import Conversation, Message
@@ -101,7 +102,7 @@ def rendering(name: str, chat: Chat, conversation: Conversation) -> Rendering:
         left_out = f"Shown without {without}: {problem}" if problem else ""
         return Rendering(name, text, segments, len(turn.prompt.ids) + len(turn.ids), left_out)
     try:
-        text = chat.render(Conversation((Message("user", "Where does sapwood grow?"), Message("assistant", "Below the bark."))))
+        text = chat.render(Conversation((ASK, TELL)))
     except SapwoodError:
         text = ""
     tokens = len(chat.tokens.encode(text))

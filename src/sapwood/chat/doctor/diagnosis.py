@@ -1,6 +1,6 @@
 """What a person should know about a template, a tokenizer and their data before anything is trained.
 
-In: a `Chat`, and what the pass over the rows has found (`doctor_rows`). Out: `Finding`s: a sentence each, how grave it is,
+In: a `Chat`, and what the pass over the rows has found (`survey`). Out: `Finding`s: a sentence each, how grave it is,
 and the next step. Nothing is changed and nothing printed; the probes are small conversations of our own, rendered and
 compared, so that a template is judged by what it does and not by what it says.
 """
@@ -15,30 +15,17 @@ from sapwood.chat.chat import Chat
 from sapwood.chat.doctor.findings import Finding, date_findings, stop_findings, tokenizer_findings
 from sapwood.chat.doctor.row_checks import ROW_KINDS, agreeing
 from sapwood.chat.doctor.survey import Survey
+from sapwood.chat.probes import ASK, TELL, TOOL
 from sapwood.chat.properties import faults
 from sapwood.chat.roundtrip import compare
 from sapwood.chat.turns import TAGS
 from sapwood.errors import SapwoodError, TemplateError
 from sapwood.records import Conversation, Message, ToolCall
 
-_ASK = Message("user", "Where does sapwood grow?")
-_TELL = Message("assistant", "Right below the bark.")
 _MORE = Message("user", "And heartwood?")
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "find_tree",
-        "description": "Finds a tree.",
-        "parameters": {
-            "type": "object",
-            "properties": {"kind": {"type": "string", "description": "The kind of tree."}},
-            "required": ["kind"],
-        },
-    },
-}
 _CALL = Message("assistant", tool_calls=(ToolCall("find_tree", {"kind": "oak"}, "a1b2c3d4e"),))
 _RESULT = Message("tool", '{"found": 3}', tool_call_id="a1b2c3d4e", name="find_tree")
-PROBE = Conversation((Message("system", "Be brief."), _ASK, _CALL, _RESULT, _TELL), (_TOOL,))
+PROBE = Conversation((Message("system", "Be brief."), ASK, _CALL, _RESULT, TELL), (TOOL,))
 """One of everything: system message, tools, a question, a call, its result, an answer."""
 
 
@@ -62,14 +49,14 @@ def _tools(chat: Chat) -> Iterator[Finding]:
     thought = "It asks for a tree." if _opened(chat) else None
     call = Message("assistant", tool_calls=_CALL.tool_calls, reasoning=thought)
     try:
-        chat.prompt([_ASK], [_TOOL], where="a probe")
+        chat.prompt([ASK], [TOOL], where="a probe")
     except TemplateError:
         step = "For data with tools write them into the system message (`--tools-in-system`), or choose a template with a tools branch."
         yield Finding("note", "The template has no place for tools.", step, kind="tools")
         return
     yield Finding("ok", "Tools reach the prompt.", kind="tools")
     try:
-        turn = chat.turns(Conversation((_ASK, call), (_TOOL,)))[0]
+        turn = chat.turns(Conversation((ASK, call), (TOOL,)))[0]
     except SapwoodError as error:
         yield Finding("note", f"Tool calls cannot be trained: {_reason(error)}", kind="calls")
         return
@@ -87,7 +74,7 @@ def _tools(chat: Chat) -> Iterator[Finding]:
             what = "; ".join(losses)
             yield Finding("note", f"A call comes back changed: {what}.", "Nothing that is trained changes.", "read-back")
     try:
-        chat.prompt([_ASK, call, _RESULT], [_TOOL], where="a probe")
+        chat.prompt([ASK, call, _RESULT], [TOOL], where="a probe")
     except TemplateError as error:
         yield Finding("note", f"Tool results do not reach the prompt: {_reason(error)}", kind="tool-results")
     else:
@@ -97,14 +84,14 @@ def _tools(chat: Chat) -> Iterator[Finding]:
 def _prompt(chat: Chat) -> Iterator[Finding]:
     """The generation prompt, text of the template's own, a date, an opened thought."""
     try:
-        prompt = chat.prompt([_ASK], where="a probe").text
-        bare = chat.render(Conversation((_ASK,)))
+        prompt = chat.prompt([ASK], where="a probe").text
+        bare = chat.render(Conversation((ASK,)))
     except TemplateError as error:
         yield Finding(
             "problem", f"A plain question cannot be rendered: {_reason(error)}", "Choose another template with --template FILE.", "prompt"
         )
         return
-    lead = prompt.partition(_ASK.content)[0]
+    lead = prompt.partition(ASK.content)[0]
     for control in chat.tokens.control_ids:
         lead = lead.replace(control, " ")
     if len(lead.split()) > 3:
@@ -126,13 +113,13 @@ def _prompt(chat: Chat) -> Iterator[Finding]:
 def _no_generation_prompt(chat: Chat) -> Finding:
     """Fine where the answer stands right behind the question; else the model has to write its own header."""
     try:
-        text = chat.turns(Conversation((_ASK, _TELL)))[0].text
+        text = chat.turns(Conversation((ASK, TELL)))[0].text
     except SapwoodError:
         text = ""
-    if text.lstrip().startswith(_TELL.content):
+    if text.lstrip().startswith(TELL.content):
         return Finding("ok", "The answer stands right behind the question, without a generation prompt.", kind="generation-prompt")
     sentence = (
-        f"The template adds no generation prompt; the model has to begin its turns by itself, with {text.partition(_TELL.content)[0]!r}."
+        f"The template adds no generation prompt; the model has to begin its turns by itself, with {text.partition(TELL.content)[0]!r}."
     )
     return Finding("note", sentence, kind="generation-prompt")
 
@@ -140,7 +127,7 @@ def _no_generation_prompt(chat: Chat) -> Finding:
 def _opened(chat: Chat) -> str | None:
     """The tag of a thought that the prompt leaves open."""
     try:
-        prompt = chat.prompt([_ASK], where="a probe").text
+        prompt = chat.prompt([ASK], where="a probe").text
     except TemplateError:
         return None
     return next((tag for tag in TAGS if prompt.rstrip().endswith(tag)), None)
@@ -151,9 +138,9 @@ def _turns(chat: Chat) -> Iterator[Finding]:
     if chat.turn_end is None:
         return  # nothing can be trained; the fault is told elsewhere
     thought = "It is the young wood." if _opened(chat) else None
-    first = Message("assistant", _TELL.content, reasoning=thought)
+    first = Message("assistant", TELL.content, reasoning=thought)
     try:
-        turns = chat.turns(Conversation((_ASK, first, _MORE, first)))
+        turns = chat.turns(Conversation((ASK, first, _MORE, first)))
     except SapwoodError as error:
         yield Finding("problem", f"A plain conversation cannot be trained: {_reason(error)}", kind="history")
         return
@@ -165,9 +152,9 @@ def _turns(chat: Chat) -> Iterator[Finding]:
     if turns[0].added_arguments:
         sentence = f"Answers without reasoning need {dict(turns[0].added_arguments)}; rows and evaluation use it where needed."
         yield Finding("note", sentence, kind="inserted-thought")
-    thinking = Message("assistant", _TELL.content, reasoning="It is the young wood.")
+    thinking = Message("assistant", TELL.content, reasoning="It is the young wood.")
     try:
-        turns = chat.turns(Conversation((_ASK, thinking, _MORE, thinking)))
+        turns = chat.turns(Conversation((ASK, thinking, _MORE, thinking)))
     except SapwoodError as error:
         yield Finding("note", f"Reasoning cannot be trained: {_reason(error)}", kind="reasoning")
         return

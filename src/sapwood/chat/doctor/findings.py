@@ -15,8 +15,8 @@ from sapwood.chat.builtin import begins_with_bos
 from sapwood.chat.chat import Chat
 from sapwood.chat.doctor.row_checks import Severity
 from sapwood.chat.files import read_json
+from sapwood.chat.probes import ASK
 from sapwood.errors import TemplateError
-from sapwood.records import Message
 
 SAMPLES = {
     "letters": "The quick brown fox jumps over the lazy dog; THE QUICK BROWN FOX.",
@@ -94,7 +94,7 @@ def date_findings(prompt: str) -> Iterator[Finding]:
 def _bos(chat: Chat) -> Iterator[Finding]:
     bos = chat.special_tokens.get("bos_token")
     try:
-        prompt = chat.prompt([Message("user", "Where does sapwood grow?")], where="a probe").text
+        prompt = chat.prompt([ASK], where="a probe").text
     except TemplateError:
         return
     written = bos is not None and prompt.startswith(bos)
