@@ -15,7 +15,7 @@ from sapwood.errors import AssetError
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, and nothing goes out: neither to the hub nor to a package index."""
 
-    def refuse(name: str, **_: object) -> Path:
+    def refuse(name: str, weights: bool) -> Path:
         raise ConnectionAbortedError(f"went out for {name}")
 
     monkeypatch.chdir(tmp_path)
@@ -110,3 +110,45 @@ def test_no_network_is_an_error_that_names_the_way_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(AssetError, match=f"could not be fetched from the hub.*{next(iter(CATALOGUE))}"):
         resolve_model("org/name")
+
+
+HUB = ("config.json", "tokenizer.json", "chat_template.jinja", "model-00001-of-00001.safetensors", "sub/other.safetensors", "model.gguf")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A hub with one model, which knows which files it was asked for."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        for file in filter_repo_objects(HUB, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (tmp_path / "cached" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "cached" / file).write_text("{}")
+        return str(tmp_path / "cached")
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return tmp_path / "cached"
+
+
+def test_weights_are_not_fetched_where_nobody_reads_them(hub: Path) -> None:
+    resolve_model("org/name", weights=False)
+    assert {file.name for file in hub.iterdir()} == {"config.json", "tokenizer.json", "chat_template.jinja"}
+    resolve_model("org/name")
+    assert {file.name for file in hub.iterdir()} == {"config.json", "tokenizer.json", "chat_template.jinja", HUB[3]}
+
+
+def test_weights_that_never_came_are_told_as_such(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_model("org/name", weights=False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(hub))  # what it gives without a network
+    with pytest.raises(AssetError, match=r"no weights of 'org/name' as safetensors here.*Try again with a network"):
+        resolve_model("org/name")
+
+
+def test_a_folder_needs_no_weights_where_nobody_reads_them(here: Path) -> None:
+    made = folder(here / "made", "config.json")
+    assert resolve_model(made, weights=False) == made
+    with pytest.raises(AssetError, match=r"no config\.json and no tokenizer\.json; name a folder in transformers' layout\.$"):
+        resolve_model(folder(here / "empty"), weights=False)

@@ -199,6 +199,13 @@ def test_rows_beyond_those_kept_are_counted(tmp_path: Path) -> None:
     assert [note.where for note in found.kinds["edges"].first] == ["my.jsonl:1", "my.jsonl:2"]
 
 
+def test_lines_behind_a_thought_are_no_white_space_of_the_answer(tmp_path: Path) -> None:
+    chat = load(tmp_path, "prefilled")
+    thought = "<think>\nIn the bark.\n</think>\n\n"
+    assert "edges" not in survey(chat, said("a", f"{thought}Lima")).kinds
+    assert survey(chat, said("a", f"{thought} Lima")).kinds["edges"].rows == 1
+
+
 def test_texts_without_turns_are_counted_too(tmp_path: Path) -> None:
     chat = load(tmp_path, "chatml")
     found = survey(chat, Document("sap rises", source=Source("t.jsonl", 1)), Document("sap rises", source=Source("t.jsonl", 2)))

@@ -21,6 +21,7 @@ from sapwood.evaluate import (
     items_from,
     most_common_answer,
     nearest_row,
+    pick_scorer,
     run_arm,
     run_free_arm,
     scores_from,
@@ -76,6 +77,13 @@ def test_references_of_calls_and_from_a_column() -> None:
     assert items_from([row("q", "a", truth=[{"f": {}}])], reference="truth")[0].reference == [{"f": {}}]
     with pytest.raises(DataError, match=r"data.jsonl:3.*truth"):
         items_from([row("q", "a")], reference="truth")
+
+
+@pytest.mark.parametrize("answer", ["<think>\n2 and 2.\n</think>\n\n4", "<think></think>4", "4"])
+def test_a_thought_is_no_part_of_the_reference(answer: str) -> None:
+    (item,) = items_from([row("2 + 2?", answer)])
+    assert item.reference == "4"
+    assert pick_scorer([item.reference]).name == "number"
 
 
 def test_equal_rows_are_one_item_and_counted() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,14 @@ def test_exact() -> None:
     assert value(exact(), "Yes", "<think>No? Rather not.</think>\nYes") == 1
     assert "expected 'Yes', got 'No'" in exact()(item("Yes"), said("No")).explanation
     assert exact()(item("Yes"), said("No ")).answer == "No"
+
+
+@pytest.mark.parametrize("scorer", [exact(), number(), regex(r"(\d+)")])
+def test_a_thought_that_never_ended_is_no_answer(scorer: Scorer) -> None:
+    thinking = Message("assistant", reasoning="It may be 4")
+    cut = Completion(Prompt((), (), ""), (), "It may be 4", Ended.LENGTH, message=thinking)
+    assert scorer(item("4"), cut).value == 0
+    assert scorer(item("4"), replace(cut, message=Message("assistant", "4", reasoning="It may be 4"))).value == 1
 
 
 def test_set_f1() -> None:

@@ -24,22 +24,37 @@ def test_knobs_that_can_only_fail_later_are_refused_at_once(given: dict[str, Any
 
 
 class Half:
-    """A sampler that answers the first prompt rightly and fails on all others."""
+    """A sampler that answers the first prompt rightly and fails on all others, or cuts them off."""
+
+    def __init__(self, others: Ended = Ended.ERROR) -> None:
+        self.others = others
 
     def generate(self, prompts: Any, params: Any, **_: Any) -> list[Completion]:
         right, *others = prompts
         return [
             Completion(right, (1,), "yes", Ended.STOP),
-            *(Completion(prompt, (), "", Ended.ERROR, error="it does not fit") for prompt in others),
+            *(Completion(prompt, (), "", self.others, error="it does not fit") for prompt in others),
         ]
 
 
-def test_the_rate_on_the_screen_counts_no_unscored_item_as_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def told(sampler: Half, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the screen says of an arm with two items."""
     items = [Item(Conversation((Message("user", text),)), "yes") for text in ("one", "two")]
-    screen, said = Screen(quiet=True), []
+    screen, said = Screen(quiet=True), list[str]()
     monkeypatch.setattr(screen, "say", lambda text, style="": said.append(text))
     run = open_run(tmp_path / "run")
     arms = Arms(items, items, Chat.load(write_model(tmp_path / "model")), exact(), EvalConfig(), run, screen)
-    arms.one("plain prompt", Half())
+    arms.one("plain prompt", sampler)
     run.close()
-    assert "100.0%  (1 of 1, 1 could not be scored)" in said[0]
+    return said
+
+
+def test_the_rate_on_the_screen_counts_no_unscored_item_as_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = told(Half(), tmp_path, monkeypatch)
+    assert "100.0%  (1 of 1, 1 could not be scored)" in line
+
+
+def test_answers_that_were_cut_off_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rate, cut = told(Half(Ended.LENGTH), tmp_path, monkeypatch)
+    assert "50.0%  (1 of 2)" in rate
+    assert "1 of these answers were cut at 128 tokens (--max-new-tokens)" in cut

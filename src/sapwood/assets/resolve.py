@@ -20,22 +20,31 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _NOT_FROM_HUB = ["consolidated*.safetensors", "*/*.safetensors"]  # the same weights again, in the layouts of other programs
 _DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_DESCRIBING = ("config.json", "tokenizer.json")
+"""Files by one of which a folder without weights is known."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def resolve_model(name_or_path: str | Path, *, report: Report | None = None) -> Path:
+def resolve_model(name_or_path: str | Path, *, weights: bool = True, report: Report | None = None) -> Path:
     """The local folder of a model: config.json and *.safetensors are there.
 
+    Without `weights` a folder needs none, and none are fetched from the hub: for those who only look at config, template and tokenizer.
     Raises `AssetError` if nothing is found under that name, if the folder is no model, or if its weights are pickled.
     """
     name = os.fspath(name_or_path)
     path = Path(name).expanduser()
     if path.exists():
-        return _checked_model(path)
+        return _checked_model(path, weights)
     if name in CATALOGUE:
         return pull(find(name, "model").name, report=report)
     if _is_hub_id(name_or_path):
-        return _checked_model(_from_hub(name))
+        folder = _from_hub(name, weights)
+        if weights and not any(folder.glob("*.safetensors")):
+            raise AssetError(
+                f"There are no weights of {name!r} as safetensors here: the hub has none, or could not be reached after a plan or a doctor "
+                f"fetched the other files into {folder}. Try again with a network, or name a local folder."
+            )
+        return _checked_model(folder, weights)
     if _looks_like_path(name_or_path):
         raise AssetError(f"There is no folder {path.absolute()}. Name a folder with config.json and *.safetensors, or a model by name.")
     return pull(find(name, "model").name, report=report)  # raises, naming the nearest
@@ -72,10 +81,12 @@ def _looks_like_path(name: str | Path) -> bool:
     return isinstance(name, Path) or name.startswith((".", "/", "~")) or os.sep in name or "/" in name
 
 
-def _checked_model(folder: Path) -> Path:
+def _checked_model(folder: Path, weights: bool) -> Path:
     with storage(folder, "read"):
         if not folder.is_dir():
             raise AssetError(f"{folder} is a file, where a model's folder is wanted. Name the folder that holds config.json.")
+        if not weights and any((folder / name).is_file() for name in _DESCRIBING):
+            return folder
         if any(folder.glob("*.safetensors")) and (folder / "config.json").is_file():
             return folder
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -87,22 +98,25 @@ def _checked_model(folder: Path) -> Path:
                 "Convert them to safetensors, or name a revision that has them"
             )
         else:
-            missing = [what for what, there in _wanted(folder) if not there]
-            found = f"no {' and no '.join(missing)}; name a folder in transformers' layout, with weights as safetensors"
+            missing = [what for what, there in _wanted(folder, weights) if not there]
+            found = f"no {' and no '.join(missing)}; name a folder in transformers' layout{', with weights as safetensors' * weights}"
         raise AssetError(f"{folder} holds {found}.")
 
 
-def _wanted(folder: Path) -> list[tuple[str, bool]]:
+def _wanted(folder: Path, weights: bool) -> list[tuple[str, bool]]:
+    if not weights:
+        return [(name, (folder / name).is_file()) for name in _DESCRIBING]
     return [("config.json", (folder / "config.json").is_file()), ("*.safetensors", any(folder.glob("*.safetensors")))]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and only wanted here
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         with storage(name, "download"):
-            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB))
+            ignored = _NOT_FROM_HUB if weights else ["*.safetensors"]
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=ignored))
     except RepositoryNotFoundError as error:
         raise AssetError(
             f"The hub has no model {name!r}, or it is private. Check the spelling; for a private or gated one, run `hf auth login` first."

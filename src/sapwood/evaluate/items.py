@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from sapwood.chat import call_text
+from sapwood.chat.turns import taken_apart
 from sapwood.errors import DataError
 from sapwood.records import Conversation, Document, Item, Message
 
@@ -25,7 +26,8 @@ def items_from(
 ) -> list[Item]:
     """One item for each conversation: its last assistant turn is the reference, what stands before it is asked.
 
-    The reference is the turn's text, or its calls as `{"name", "arguments"}` (a list where there are several).
+    The reference is the turn's text without the thought before it, which no scorer reads, or its calls as `{"name", "arguments"}`
+    (a list where there are several).
     `cluster` names the column of `meta` that says which rows belong together; rows without it, or all if None, stand alone.
     `reference` names a column that holds the scorer's reference instead (such as BFCL's possible answers); with it, a
     conversation without an answer to train is asked as a whole.
@@ -79,7 +81,8 @@ def _group(conversation: Conversation, cluster: str) -> str | None:
 def _reference(answer: Message) -> Any:
     calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in answer.tool_calls]
     if not calls:
-        return answer.content
+        thought = taken_apart(answer)
+        return thought.answer.strip() if thought.tag else answer.content
     return calls[0] if len(calls) == 1 else calls
 
 

@@ -40,8 +40,11 @@ def guarded(scorer: Scorer) -> Scorer:
 
 
 def spoken(completion: Completion) -> str:
-    """What was said to the user: the message's content, else the text behind the reasoning, if there is any."""
-    said = completion.message.content if completion.message is not None else ""
+    """What was said to the user: the message's content, else the text behind the reasoning; nothing where the thought never ended."""
+    message = completion.message
+    if message is not None and message.reasoning and not message.content:
+        return ""
+    said = message.content if message is not None else ""
     return (said or completion.text).rsplit(_THOUGHT, 1)[-1]
 
 

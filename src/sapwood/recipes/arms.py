@@ -31,13 +31,15 @@ from sapwood.evaluate import (
 )
 from sapwood.evaluate.experiment import PromptOf
 from sapwood.recipes.screen import Screen
-from sapwood.records import Conversation, Item, Prompt, Sampler, SamplingParams
+from sapwood.records import Conversation, Ended, Item, Prompt, Sampler, SamplingParams
 from sapwood.run import Run
 
 PLAIN, TUNED = "plain prompt", "tuned"
 
 SCORERS = ("auto", "exact", "number", "function-call", "set-f1", "none")
 PATTERN = "regex:"
+MANY_CUT = 0.1
+"""Share of answers that were cut off from which a person should know it: what they would have said was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,4 +158,8 @@ class Arms:
         rate = f"{sum(values) / len(values):.1%}" if values else "–"
         unscored = f", {len(scores) - len(values)} could not be scored" if len(values) < len(scores) else ""
         self.screen.say(f"{name:<22}{rate:>6}  ({sum(values):g} of {len(values)}{unscored})")
+        cut = sum(score.ended == Ended.LENGTH for score in scores)
+        if cut > MANY_CUT * len(scores):
+            limit = self.config.max_new_tokens
+            self.screen.say(f"{cut} of these answers were cut at {limit} tokens (--max-new-tokens): give them room to end.", "yellow")
         return scores

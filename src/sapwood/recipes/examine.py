@@ -61,14 +61,12 @@ def open_rows(files: Sequence[str], config: DataConfig, report: Report) -> Rows:
 
 
 def open_chat(name: str, template: str | Path | None, screen: Screen, *, tools_in_system: bool = False) -> Chat:
-    """A model's chat, for its tokenizer and template alone: a local folder needs no weights here, and nothing of torch is loaded.
+    """A model's chat, for its tokenizer and template alone: no weights are needed or fetched, and nothing of torch is loaded.
 
     `template` is another template by name or file. Only a model that takes images or sounds needs transformers, for its processor.
     """
-    folder = Path(name)
-    if not (folder / "tokenizer.json").is_file():
-        with screen.progress(f"model {name}") as advance:
-            folder = resolve_model(name, report=advance)
+    with screen.progress(f"model {name}") as advance:
+        folder = resolve_model(name, weights=False, report=advance)
     if any(folder.glob("*processor_config.json")):
         from sapwood.recipes.tune import load_chat
 

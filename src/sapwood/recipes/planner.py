@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sapwood.errors import ConfigError
 from sapwood.recipes.plan import Plan, plan_of
@@ -43,7 +42,7 @@ def plan(config: PlanConfig, screen: Screen | None = None) -> Plan:
         raise ConfigError("No data is named. Give a file of conversations: sapwood plan my.jsonl")
     with screen.progress("reading") as advance:
         rows = scan_files(tuning.data, tuning.rows, advance, weighted=True)
-    folder = _folder(tuning.model, screen)
+    folder = fetch_model(tuning.model, screen, weights=False)
     chat = load_chat(folder, tuning.template, tools_in_system=tuning.tools_in_system)
     prepared = prepare(rows, chat, tuning.rows, screen)
     if not prepared.examples:
@@ -59,9 +58,3 @@ def plan(config: PlanConfig, screen: Screen | None = None) -> Plan:
         price_per_hour=config.price_per_hour,
         anew=config.anew,
     )
-
-
-def _folder(name: str, screen: Screen) -> Path:
-    """The model's folder. A local one need not hold weights: config.json and the tokenizer are enough."""
-    path = Path(name).expanduser()
-    return path if (path / "config.json").is_file() else fetch_model(name, screen)

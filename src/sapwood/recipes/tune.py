@@ -137,10 +137,10 @@ def config_of(run: Path) -> TuneConfig:
     return load_yaml(TuneConfig, run / "config.yaml")
 
 
-def fetch_model(name: str, screen: Screen) -> Path:
-    """The model's folder, with a progress bar where something has to be fetched."""
+def fetch_model(name: str, screen: Screen, *, weights: bool = True) -> Path:
+    """The model's folder, with a progress bar where something has to be fetched; its weights are left out where nobody needs them."""
     with screen.progress(f"model {name}") as advance:
-        return resolve_model(name, report=advance)
+        return resolve_model(name, weights=weights, report=advance)
 
 
 def day_of(run: Path | None) -> datetime | None:

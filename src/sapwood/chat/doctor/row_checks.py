@@ -122,7 +122,8 @@ def _texts(conversation: Conversation) -> Iterator[RowNote]:
         yield RowNote("mojibake", where, f"message {broken[0] + 1}: {quoted(around)}")
     trained = [(i, m) for i, m in enumerate(messages) if m.role == "assistant" and m.weight > 0]
     for index, message in trained:
-        answer = taken_apart(message).answer
+        thought = taken_apart(message)
+        answer = thought.answer.lstrip("\n") if thought.tag else thought.answer  # lines behind a thought are no slip
         if answer.strip() and answer != answer.strip():
             yield RowNote("edges", where, f"message {index + 1}: {quoted(answer)}")
             break
