@@ -12,7 +12,7 @@ from template_families import folder, templates
 from sapwood.chat import Chat
 from sapwood.chat.stepwise import marked
 from sapwood.chat.templating import _environment
-from sapwood.errors import SapwoodError
+from sapwood.errors import DataError, SapwoodError
 from sapwood.records import Conversation, Message
 
 ENVIRONMENT = _environment(datetime(2026, 1, 2))
@@ -121,3 +121,12 @@ def test_ways_that_differ_close_the_short_one() -> None:
     steps.learn(conversation, [1], [type(row)(row.completion_T, row.completion_T, row.weights_T) for row in wrong])
     assert not steps.open
     assert steps.rows(conversation, [1], None) is None
+
+
+def test_the_short_way_takes_the_limit_as_it_is_given() -> None:
+    chat = Chat.load(folder("smollm2"))
+    length = max(row.length for row in chat.example(FEATURES["plain"]).rows)
+    assert chat._steps.rows(FEATURES["plain"], [1], length) is not None, "the short way is open"
+    for context in (length - 1, 0):
+        with pytest.raises(DataError, match=f"at most {context} are allowed"):
+            chat.example(FEATURES["plain"], context=context)

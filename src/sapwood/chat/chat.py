@@ -199,7 +199,7 @@ class Chat:
             meta["protected_specials"] = protected
         trained = conversation.trained(last_turn_only)
         short = self._media is None is self._folding
-        rows = self._steps.rows(conversation, trained, context or self.context_length) if short else None
+        rows = self._steps.rows(conversation, trained, self._longest(context)) if short else None
         if rows is None:
             turns = self.turns(conversation, context=context, last_turn_only=last_turn_only)
             rows = tuple(turn.row for turn in turns)
@@ -218,7 +218,7 @@ class Chat:
         if self.turn_end is None:
             raise TemplateError(f"{where}: {self._stops.problem}")
         turns = [self._turn(conversation, index) for index in trained]
-        limit = self.context_length if context is None else context
+        limit = self._longest(context)
         for turn in turns:
             length = len(turn.prompt.ids) + len(turn.ids)
             if limit is not None and length > limit:
@@ -279,9 +279,8 @@ class Chat:
         """The messages as the template is given them: what to hand to another renderer of the same template."""
         return [self._templates["default"].written(message) for message in messages]
 
-    def knows_argument(self, name: str) -> bool:
-        """Whether the template speaks of a template argument."""
-        return self._templates["default"].knows(name)
+    def _longest(self, context: int | None) -> int | None:
+        return self.context_length if context is None else context
 
     def _turn(self, conversation: Conversation, index: int) -> Turn:
         """Try the conversation's own template arguments first, then with thinking switched to what the turn has."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from sapwood.chat.chat import Chat
 from sapwood.chat.doctor.repeats import Repeats
-from sapwood.chat.doctor.row_checks import ROW_KINDS, RowNote, Severity, features_of, row_notes
+from sapwood.chat.doctor.row_checks import ROW_KINDS, RowNote, features_of, row_notes
 from sapwood.chat.doctor.sharing import Ids, Sharing, SharingCount, common_beginning
 from sapwood.chat.doctor.spans import KINDS, Kinds, document_kinds, kinds_of_rows
 from sapwood.chat.other_rows import document_example
@@ -87,10 +87,6 @@ class Survey:
     def refused(self) -> int:
         """Rows that cannot be trained."""
         return self.kinds["refused"].rows if "refused" in self.kinds else 0
-
-    def severity_of(self, kind: str) -> Severity:
-        """How grave a kind of trouble is."""
-        return ROW_KINDS[kind].severity
 
 
 class Surveyor:
