@@ -17,7 +17,9 @@ from sapwood.train.checkpoint import saved_steps
 from train.tiny_training import random_examples, tiny_lm, train, trained_steps
 
 BASE: dict[str, Any] = {"batch": 2, "epochs": 2, "budget": 1000, "lora": {"r": 4}, "optim": {"lr": 2e-3}}
-BESIDE: dict[str, dict[str, Any]] = {"optim.decay": {"optim": {"schedule": "wsd"}}}
+RISING: dict[str, Any] = {"eval_every": 1, "optim": {"lr": 1e-2}}
+"""With such a rate the held-out loss rises at step 2, and falls below its beginning at step 5."""
+BESIDE: dict[str, dict[str, Any]] = {"optim.decay": {"optim": {"schedule": "wsd"}}, "keep_best": RISING, "patience": RISING}
 """Knobs that are read only beside another one: its value, in both runs that are compared."""
 TABLE: dict[str, tuple[Any, str]] = {
     "epochs": (3.0, "steps"),
@@ -28,6 +30,8 @@ TABLE: dict[str, tuple[Any, str]] = {
     "eval_every": (1, "observed"),
     "save_every": (1, "checkpoints"),
     "keep": (4, "checkpoints"),
+    "keep_best": (True, "checkpoints"),
+    "patience": (1, "steps"),
     "checkpointing": (True, "passes"),
     "full": (True, "files"),
     "lora.r": (8, "shapes"),
@@ -64,7 +68,8 @@ def seen(folder: Path, config: SftConfig) -> dict[str, Any]:
     observed: list[int] = []
     model = tiny_lm(name="qwen2")  # it has biases
     with passes_of(model) as passes:
-        train(folder, config, observe=lambda step, _: observed.append(step), examples=random_examples(6), model=model)
+        held_out = random_examples(3, seed=2)
+        train(folder, config, observe=lambda step, _: observed.append(step), examples=random_examples(6), held_out=held_out, model=model)
     records = trained_steps(folder)
     result = next(
         path for path in (folder / "adapter" / "adapter_model.safetensors", folder / "model" / "model.safetensors") if path.exists()

@@ -56,10 +56,20 @@ def made_with() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES} | {"Sapwood's training code": digest.hexdigest()[:12]}
 
 
-def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget: int, fingerprint: Mapping[str, str], keep: int) -> Path:
+def save_checkpoint(
+    run: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    *,
+    budget: int,
+    fingerprint: Mapping[str, str],
+    keep: int,
+    pinned: int | None = None,
+) -> Path:
     """Write `checkpoints/step-N` and keep it with the `keep - 1` before it. Raises `StorageError`; older ones are then untouched.
 
-    Later ones are deleted too: they are damaged, or this step would not have been reached from before them.
+    Later ones are deleted too: they are damaged, or this step would not have been reached from before them. The one of step
+    `pinned` stays however old it is.
     """
     folder = run / "checkpoints"
     path, temporary = folder / f"step-{step}", folder / f".step-{step}.tmp"
@@ -89,7 +99,7 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], *, budget:
     steps = saved_steps(run)
     kept = [saved for saved in steps if saved <= step][-keep:]
     for other in steps:
-        if other not in kept:
+        if other not in kept and other != pinned:
             shutil.rmtree(folder / f"step-{other}", ignore_errors=True)
     return path
 
@@ -116,6 +126,14 @@ def newest_checkpoint(run: Path, fingerprint: Mapping[str, str], say: Callable[[
     if steps:
         raise CheckpointError(f"{run}: all {len(steps)} checkpoints are damaged. Delete {run / 'checkpoints'} to train from the start.")
     return None
+
+
+def checkpoint_at(run: Path, step: int, fingerprint: Mapping[str, str]) -> Checkpoint | None:
+    """The checkpoint of one step, or None where it does not stand whole. Raises `CheckpointError` if it is another run's."""
+    try:
+        return _read(run / "checkpoints" / f"step-{step}", fingerprint, lambda _: None)
+    except _DamagedError:
+        return None
 
 
 class _DamagedError(Exception):

@@ -52,6 +52,22 @@ def resident_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def peak_memory() -> int:
+    """The most bytes that this process has held so far, rehearsal and loading included; on a GPU, of the GPU's memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():  # 0 where nothing was put there
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):  # no Linux
+        pass
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on a Mac
+
+
 def room() -> int:
     """Bytes that the process may grow to: what it holds and nearly all that is free."""
     return resident_memory() + int(SPARE * available_memory())

@@ -2,10 +2,10 @@
 
 In: a model, examples, a config and an open run. Out: an adapter (or the whole model) in the run directory.
 
-    rehearse → for each step: evaluate? observe? · examples of the step · forward, backward · update · log · save? → adapter
+    rehearse → for each step: evaluate? observe? · examples of the step · forward, backward · update · log · save? → best? → adapter
 
-A resumed run continues from the newest whole checkpoint. Order and learning rate are functions of the step and the budget
-is stored, so on a CPU it ends with the very bits of an uninterrupted run.
+A resumed run continues from the newest whole checkpoint. Order and learning rate are functions of the step, what held-out losses
+decide is a function of the recorded ones, and the budget is stored, so on a CPU it ends with the very bits of an uninterrupted run.
 Left out on purpose: callbacks. What a caller may do during the run is one function, `observe`.
 """
 
@@ -37,14 +37,16 @@ from sapwood.model import (
     trainable_parameters,
 )
 from sapwood.records import Example, Mixture, facts_of, hash_of_rows
-from sapwood.run import Run, step_records
+from sapwood.run import Run
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.estimate import Estimate
+from sapwood.train.memory import peak_memory
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
 from sapwood.train.order import epoch_length, num_steps, step_examples
 from sapwood.train.rehearsal import Rehearsal, rehearse
 from sapwood.train.result import save_result
-from sapwood.train.step import accumulate, evaluate
+from sapwood.train.step import accumulate
+from sapwood.train.stopping import best_of, evaluated, evaluations_before, is_over, take_best
 from sapwood.train.unbroken import unbroken
 
 WEIGHTS_READ = 256
@@ -71,6 +73,10 @@ class SftConfig:
     """Steps between checkpoints; 0 saves about four times a run."""
     keep: int = 2
     """Checkpoints that are kept."""
+    keep_best: bool = False
+    """The result is the evaluated state with the lowest held-out loss, not the last; a part of the held-out rows then only chooses."""
+    patience: int = 0
+    """End after so many evaluations without a lower held-out loss (the result is then the best state); 0 never does."""
     checkpointing: bool = False
     """Compute each layer's inside again in the backward pass: about a third slower, and far less memory for long rows."""
     full: bool = False
@@ -79,7 +85,7 @@ class SftConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("keep", 1), ("eval_every", 0), ("save_every", 0)):
+        for name, least in (("batch", 1), ("keep", 1), ("eval_every", 0), ("save_every", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
         if not 0 < self.epochs < math.inf:
@@ -90,6 +96,11 @@ class SftConfig:
             value = getattr(self, optional)
             if value is not None and value < 1:
                 raise ConfigError(f"{optional} is {value}; give at least 1, or leave it out.")
+
+    @property
+    def selects(self) -> bool:
+        """Whether held-out losses decide what the result is."""
+        return self.keep_best or self.patience > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,10 @@ class StepReport:
     row_tokens: int
     unique_tokens: int
     seconds: float
+    epoch: float
+    """How often each example has been trained by then, in the mean."""
+    peak_bytes: int
+    """The most memory that the process has held so far; on a GPU, of the GPU's."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,9 @@ class SftResult:
 
     model: LanguageModel
     steps: int
+    """That were taken: fewer than planned where patience came to an end."""
+    best_step: int | None
+    """The step whose state is the result, where held-out losses chose it; None where it is the last one's."""
     row_tokens: int
     unique_tokens: int
     seconds: float
@@ -122,6 +140,7 @@ class SftResult:
     first_eval_loss: float | None
     """Before the first step, be it of an earlier sitting."""
     last_eval_loss: float | None
+    """Of the state that is the result."""
     rehearsal: Rehearsal | None
     """None for a run that was resumed."""
 
@@ -149,24 +168,16 @@ def sft(
     that is not finite, `CheckpointError` for a run made of something else. Whatever ends the loop, ctrl-C included, a
     checkpoint of the last whole step is saved first.
     """
-    _refuse_untrainable(model, examples, held_out)
+    _refuse_untrainable(model, examples, held_out, config)
     epoch = epoch_length(len(examples), mixture)
     steps = config.max_steps or num_steps(epoch, config.batch, config.epochs)
     eval_every = config.eval_every or max(1, -(-steps // 4))
     save_every = config.save_every or max(1, -(-steps // 4))
     epochs = max(config.epochs, steps * config.batch / epoch) if config.max_steps else config.epochs
-    fingerprint = _fingerprint(model, examples, config, mixture)
+    fingerprint = _fingerprint(model, examples, held_out, config, mixture)
     order = partial(step_examples, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed, mixture=mixture)
 
-    # what is trained: everything, the adapter that the model carries, or a fresh one
-    if hasattr(model.module, "peft_config"):
-        _refuse_beside_adapter(model, config)
-    elif config.full:
-        train_whole(model)
-    else:
-        model = add_lora(model, config.lora, config.seed)
-    if config.checkpointing:
-        checkpoint_layers(model)
+    model = _with_what_is_trained(model, config)
     optimizer = Optimizer(trainable_parameters(model), config.optim)
     parameters = count_parameters(model)
     say(f"Training {parameters.trained:,} of {parameters.total:,} parameters ({parameters.trained / parameters.total:.2%}).")
@@ -191,21 +202,27 @@ def sft(
             say(note)
         run.clear("metrics")  # of a start that was killed before it saved anything
 
-    earlier = (record for record in step_records(run.path / "metrics.jsonl") if record.get("kind") == "eval")
-    eval_losses: list[float] = [record["loss"] for record in earlier if record["step"] < first]
+    evaluations = evaluations_before(run.path, first)
+
+    def save(step: int) -> Path:
+        best = best_of(evaluations).step if config.selects and evaluations else None
+        return save_checkpoint(run.path, step, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep, pinned=best)
+
     row_tokens = unique_tokens = 0
     seconds = 0.0
     whole: int | None = first  # the step whose state stands complete in the optimizer
-    saved = first
+    saved = first if checkpoint is not None else None
     try:
         for step in range(first, steps + 1):
             if step % eval_every == 0 or step == steps:
                 if held_out:
-                    eval_losses.append(evaluate(model, held_out, budget).mean_loss)
-                    run.append("metrics", {"kind": "eval", "step": step, "loss": eval_losses[-1]})
+                    evaluations.append(evaluated(model, held_out, budget, step, run))
+                    if config.selects and saved != step and best_of(evaluations).step == step:
+                        save(step)
+                        saved = step
                 observe(step, model)
-            if step == steps:
-                break
+                if step == steps or is_over(evaluations, config.patience):
+                    break
 
             begin = time.perf_counter()
             chosen = [examples[index] for index in order(step)]
@@ -220,25 +237,50 @@ def sft(
                         f"The gradient of step {step + 1} is {norm}; the step was not taken. Lower optim.lr, or look at its examples "
                         f"with `sapwood doctor`: {', '.join(example.where for example in chosen[:5])}."
                     )
-                taken = time.perf_counter() - begin
-                done = StepReport(step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken)
+                taken, trained = time.perf_counter() - begin, min(epochs, (step + 1) * config.batch / epoch)
+                done = StepReport(
+                    step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken, trained, peak_memory()
+                )
                 run.append("metrics", _record(done))
                 whole = step + 1
             report(done)
             row_tokens, unique_tokens, seconds = row_tokens + sums.row_tokens, unique_tokens + sums.unique_tokens, seconds + taken
             if (step + 1) % save_every == 0 or step + 1 == steps:
-                save_checkpoint(run.path, step + 1, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep)
+                save(step + 1)
                 saved = step + 1
     except BaseException:
-        if whole not in (None, saved):
-            _rescue(
-                lambda: save_checkpoint(run.path, whole, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep), say
-            )
+        if whole and whole != saved:
+            _rescue(lambda: save(whole), say)
         raise
 
+    best = take_best(run, optimizer, evaluations, steps, fingerprint, say) if config.selects else None
     save_result(model, run.path, beside)
-    first_eval, last_eval = (eval_losses[0], eval_losses[-1]) if eval_losses else (None, None)
-    return SftResult(model, steps, row_tokens, unique_tokens, seconds, parameters, first_eval, last_eval, rehearsal)
+    first_eval, last_eval = (evaluations[0], best or evaluations[-1]) if evaluations else (None, None)
+    return SftResult(
+        model,
+        steps=step,
+        best_step=best.step if best is not None else None,
+        row_tokens=row_tokens,
+        unique_tokens=unique_tokens,
+        seconds=seconds,
+        parameters=parameters,
+        first_eval_loss=first_eval.loss if first_eval is not None else None,
+        last_eval_loss=last_eval.loss if last_eval is not None else None,
+        rehearsal=rehearsal,
+    )
+
+
+def _with_what_is_trained(model: LanguageModel, config: SftConfig) -> LanguageModel:
+    """The model with its trainable part: everything, the adapter that it carries, or a fresh one."""
+    if hasattr(model.module, "peft_config"):
+        _refuse_beside_adapter(model, config)
+    elif config.full:
+        train_whole(model)
+    else:
+        model = add_lora(model, config.lora, config.seed)
+    if config.checkpointing:
+        checkpoint_layers(model)
+    return model
 
 
 def _rescue(save: Callable[[], Path], say: Callable[[str], None]) -> None:
@@ -257,10 +299,16 @@ def _refuse_beside_adapter(model: LanguageModel, config: SftConfig) -> None:
         raise ModelError("This model carries an adapter of which nothing is trainable. Load it with `is_trainable=True`, or merge it.")
 
 
-def _refuse_untrainable(model: LanguageModel, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+def _refuse_untrainable(model: LanguageModel, examples: Sequence[Example], held_out: Sequence[Example], config: SftConfig) -> None:
     """What would fail in the middle of a run, or train nothing without a word. Raises `DataError` naming the places."""
     if not examples:
         raise DataError("There is nothing to train on: no example is left. The ledger above says where they went.")
+    if config.selects and not held_out:
+        name = "patience" if config.patience else "keep_best"
+        raise ConfigError(
+            f"{name} is {getattr(config, name)}, and nothing is held out whose loss could decide. Hold rows out (--held-out 0.1), or leave "
+            f"{name} out."
+        )
     vocabulary = min(model.vocabulary, len(model.base.get_input_embeddings().weight))
     unknown: list[tuple[Sequence[Example], int]] = []
     weightless: list[tuple[Sequence[Example], int]] = []
@@ -296,13 +344,20 @@ def _record(done: StepReport) -> dict[str, float | str]:
         "unique_tokens_per_second": done.unique_tokens / done.seconds,
         "saved": 1 - done.unique_tokens / done.row_tokens,
         "seconds": done.seconds,
+        "epoch": done.epoch,
+        "peak_bytes": done.peak_bytes,
     }
 
 
-def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftConfig, mixture: Mixture | None) -> dict[str, str]:
-    """Hashes of all that the result depends on: rows in order, every knob but those of speed and space, and the model."""
+def _fingerprint(
+    model: LanguageModel, examples: Sequence[Example], held_out: Sequence[Example], config: SftConfig, mixture: Mixture | None
+) -> dict[str, str]:
+    """Hashes of all that the result depends on: rows in order, every knob but those of speed and space, and the model.
+
+    Where held-out losses choose the result, it depends on the held-out rows and on when they are evaluated, too.
+    """
     settings = to_dict(from_dict(SftConfig, to_dict(config), "the config"))  # a 2 for 2.0 is the same knob when read back
-    for harmless in ("budget", "eval_every", "save_every", "keep", "checkpointing"):
+    for harmless in ("budget", "save_every", "keep", "checkpointing", *(() if config.selects else ("eval_every", "keep_best", "patience"))):
         del settings[harmless]
     shape = model.base.config.to_dict()
     for changing in ("_name_or_path", "transformers_version"):  # where it lies and who reads it do not change what is computed
@@ -313,6 +368,7 @@ def _fingerprint(model: LanguageModel, examples: Sequence[Example], config: SftC
         flat = parameter.detach().flatten()
         digest.update(name.encode() + flat[:: max(1, len(flat) // WEIGHTS_READ)].float().cpu().numpy().tobytes())
     rows = hash_of_rows(examples) + (f" {mixture.digest}" if mixture is not None else "")
+    rows += f" {hash_of_rows(held_out)}" if config.selects else ""
     return {"rows": rows, "settings": hashlib.sha256(_as_bytes(settings)).hexdigest(), "model": digest.hexdigest()}
 
 

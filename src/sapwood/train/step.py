@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sapwood.errors import TrainingError
 from sapwood.forest import MicroBatch, cut, unique_tokens
@@ -31,6 +33,8 @@ class Sums:
     """Tokens of the rows as given, shared ones in every row."""
     unique_tokens: int
     """Tokens that went through the model."""
+    losses_B: NDArray[np.float64] | None = None
+    """The loss of each example, where it was asked for: of an evaluation."""
 
     @property
     def mean_loss(self) -> float:
@@ -107,10 +111,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def evaluate(model: LanguageModel, examples: Sequence[Example], budget: int) -> Sums:
-    """The same sums without gradients."""
+    """The same sums without gradients, and the loss of each example."""
     loss, row_tokens, unique = 0.0, 0, 0
+    losses_B = np.zeros(len(examples))
     with torch.inference_mode():
         for batch in micro_batches(model, examples, budget):
-            loss += float(supervised(model.target_logprobs(batch.forest), batch.forest))
-            row_tokens, unique = row_tokens + batch.forest.row_tokens, unique + batch.forest.num_tokens
-    return Sums(loss, sum(example.weight for example in examples), row_tokens, unique)
+            forest = batch.forest
+            logprob_N = model.target_logprobs(forest)
+            loss += float(supervised(logprob_N, forest))
+            loss_E = -forest.weight_E * logprob_N.double().cpu().numpy()[forest.target_E]
+            alone = len(batch.examples) == 1  # perhaps only one of its rows
+            rows_of = [forest.num_rows] if alone else [len(examples[index].rows) for index in batch.examples]
+            np.add.at(losses_B, np.repeat(batch.examples, rows_of)[forest.row_E], loss_E)
+            row_tokens, unique = row_tokens + forest.row_tokens, unique + forest.num_tokens
+    return Sums(loss, sum(example.weight for example in examples), row_tokens, unique, losses_B)
