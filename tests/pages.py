@@ -2,7 +2,8 @@
 
     ```jsonl my.jsonl     a file that the page's commands read (any kind with a name behind it)
     ```python             code; all blocks of a page share their names; a ```text block behind it is what it prints
-    ```console            `$ command` lines with their output, standard error included; `…` alone on a line stands for any lines
+    ```console            `$ command` lines with their output, standard error included; `…` alone on a line stands for any lines.
+                          A `$ sapwood …` line runs in this process, anything else in a shell
 
 `python tests/pages.py docs/PAGE.md` writes the real output into the page.
 """
@@ -13,11 +14,15 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
+
+from sapwood.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\S+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -55,21 +60,29 @@ def played(page: Path, place: Path) -> str:
 def _ran(body: str, place: Path) -> Iterator[str]:
     """Each command of a console block and what it printed; where the page shows `…`, the page's own lines, if they fit."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
+    terminal = {"PATH": path, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
     for part in re.split(r"^(?=\$ )", body, flags=re.MULTILINE)[1:]:
         command, _, shown = part.partition("\n")
-        done = subprocess.run(
-            ["bash", "-c", command[2:]],
-            cwd=place,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        real = CLOCK.sub("", done.stdout.replace(str(Path.home()), "~"))
+        words = shlex.split(command[2:])
+        with contextlib.chdir(place), mock.patch.dict(os.environ, terminal):
+            printed = _here(words[1:]) if words[0] == "sapwood" and not {"|", ">", "&&"} & set(words) else _in_a_shell(command[2:])
+        real = CLOCK.sub("", printed.replace(str(Path.home()), "~"))
         real = "".join(f"{line.rstrip()}\n" for line in real.splitlines())
         yield f"{command}\n{shown if _fits(shown, real) else real}"
+
+
+def _here(words: list[str]) -> str:
+    """What a verb prints, both streams in one."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        main(words)
+    return out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+def _in_a_shell(command: str) -> str:
+    return subprocess.run(
+        ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, check=False
+    ).stdout
 
 
 def _fits(shown: str, real: str) -> bool:

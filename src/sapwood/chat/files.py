@@ -16,6 +16,8 @@ import orjson
 from sapwood.errors import AssetError, storage
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SENTENCEPIECE = ("LlamaTokenizer", "LlamaTokenizerFast")
+"""Classes whose tokenizers put a sign for a space before every word."""
 _SANE_LENGTH = 100_000_000
 """Above this, `model_max_length` only means that nobody set it."""
 
@@ -75,6 +77,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise AssetError(f"{path}: expected an object, found {type(found).__name__}. Fetch the file again.")
     return found
+
+
+def misnamed_class(settings: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str | None:
+    """The class that tokenizer_config.json names where it is not one for this tokenizer.json; None where it is.
+
+    Some versions of transformers 5 rebuild a tokenizer by the name of its class (transformers#45488, #46710).
+    """
+    named = settings.get("tokenizer_class")
+    byte_level = b'"ByteLevel"' in orjson.dumps(tokenizer.get("pre_tokenizer"))
+    return str(named) if named in _SENTENCEPIECE and byte_level else None
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from sapwood.chat.files import Folder, read_json
+from sapwood.chat.files import Folder, misnamed_class, read_json
 
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """What transformers makes the processor of a model for images or sounds of; a copy is as good as the original."""
@@ -29,6 +29,8 @@ def saved_files(folder: Folder, given: str | None, turn_end: int | None, stop_id
     generation = read_json(folder.path / "generation_config.json")
     added = {int(entry["id"]): entry for entry in folder.tokenizer.get("added_tokens", ())}
     settings.pop("auto_map", None)  # names code that is not here
+    if misnamed_class(settings, folder.tokenizer) is not None:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if given is not None:
         settings["chat_template"] = given
         known = {entry["content"] for entry in added.values()} | set(_words(folder.tokenizer))

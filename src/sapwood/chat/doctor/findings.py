@@ -9,12 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import orjson
-
 from sapwood.chat.builtin import begins_with_bos
 from sapwood.chat.chat import Chat
 from sapwood.chat.doctor.row_checks import Severity
-from sapwood.chat.files import read_json
+from sapwood.chat.files import misnamed_class, read_json
 from sapwood.chat.probes import ASK
 from sapwood.errors import TemplateError
 
@@ -29,7 +27,6 @@ SAMPLES = {
     "code": "def f(x): return {'a': [1, 2], \"b\": x**2}  # !?",
 }
 _DATE = re.compile(r"\b(?:\d{1,2} [A-Z][a-z]{2,8} 20\d\d|20\d\d-\d\d-\d\d|[A-Z][a-z]{2,8} \d{1,2}, 20\d\d)\b")
-_SENTENCEPIECE = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +116,12 @@ def _bos(chat: Chat) -> Iterator[Finding]:
 
 
 def _elsewhere(chat: Chat) -> Iterator[Finding]:
-    """A regression of transformers 5: it rebuilds a tokenizer by the name of its class (transformers#45488, #46710)."""
-    named = read_json(chat.folder / "tokenizer_config.json").get("tokenizer_class")
-    pre_tokenizer = orjson.dumps(read_json(chat.folder / "tokenizer.json").get("pre_tokenizer")).decode()
-    if named in _SENTENCEPIECE and '"ByteLevel"' in pre_tokenizer:
+    named = misnamed_class(read_json(chat.folder / "tokenizer_config.json"), read_json(chat.folder / "tokenizer.json"))
+    if named is not None:
         yield Finding(
             "note",
             f"tokenizer_config.json names {named}, but tokenizer.json is a byte-level tokenizer. Some versions of transformers 5 trust the "
             "name and lose every space ('hello world' becomes 'helloworld'). Sapwood reads tokenizer.json itself, so rows here are right.",
-            "For servers built on transformers, set `tokenizer_class` to `PreTrainedTokenizerFast` there.",
+            "For servers built on transformers, set `tokenizer_class` to `PreTrainedTokenizerFast` there; files saved with a result do.",
             kind="tokenizer-class",
         )
