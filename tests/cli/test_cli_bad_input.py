@@ -120,7 +120,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, model: Path) -> None:
         file = write_rows(tmp_path / "my.jsonl", 200)
         arguments = ["sft", str(file), "--model", str(model), "--out", str(mount / "run"), "--dtype", "fp32", "--shots", "2", "--dev", "4"]
         arguments += ["--max-new-tokens", "4", "--held-out", "24", "--save-every", "2", "--budget", "512", "--r", "32"]
-        done = subprocess.run([sys.executable, "-m", "sapwood.cli.main", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-m", "sapwood", *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 1, done.stderr
         assert "disk is full" in done.stderr
         assert "Traceback" not in done.stderr

@@ -19,7 +19,7 @@ def test_sigterm_saves_the_last_whole_step(tmp_path: Path) -> None:
     model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "my.jsonl", 400)
     flags = ["--model", str(model), "--dtype", "fp32", "--budget", "512", "--max-new-tokens", "2", "--shots", "", "--held-out", "24"]
     flags += ["--save-every", "1000", "--batch", "1"]
-    command = [sys.executable, "-m", "sapwood.cli.main", "sft", str(rows), "--out", str(tmp_path / "run"), *flags]
+    command = [sys.executable, "-m", "sapwood", "sft", str(rows), "--out", str(tmp_path / "run"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     steps = 0

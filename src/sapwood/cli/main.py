@@ -96,7 +96,3 @@ def _help() -> str:
         f"Sapwood {__version__} fine-tunes language models and proves that they got better.\n\n{verbs}\n\n"
         "Every verb takes --help, and --json [FILE.json] for machines. Begin with: sapwood quickstart"
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
