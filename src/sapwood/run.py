@@ -1,5 +1,6 @@
 """The run directory: one folder, one writer, files that every later step reads.
 
+    run.json           the version of the directory, and when it was begun; a folder without it is of version 0
     config.yaml        the resolved config; `sapwood sft RUN/config.yaml` runs it again
     environment.json   versions, machine, seeds, hashes
     ledger.jsonl       every row of the input: trained, held out or refused, with file:line and reason
@@ -10,7 +11,10 @@
     adapter/           the result, in peft's format
     report.html        the verdict
 
-Every record carries `schema`, so that a later version can open it or say what to do.
+Directory and records carry `schema`, so that a later version can open them or say what to do. What has changed since:
+
+    1   run.json and identity.json are written first, checkpoints are sealed
+    0   before that; what it holds opens, but a training is not gone on with where nobody can tell what it was begun with
 """
 
 from __future__ import annotations
@@ -22,15 +26,50 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
-from sapwood.errors import DataError, StorageError, storage
+from sapwood.errors import CheckpointError, DataError, StorageError, storage
 
 SCHEMA = 1
-"""Version of the records below a run directory."""
+"""Version of run directories and of the records in them."""
+
+MARK = "run.json"
+"""What makes a folder a run directory of ours."""
+LOCK = ".lock"
+
+
+def version_of(path: Path) -> int:
+    """The version of a run directory; 0 where it does not say. Raises `CheckpointError` where run.json is damaged."""
+    mark = path / MARK
+    if not mark.is_file():
+        return 0
+    try:
+        with storage(mark, "read"):
+            version = orjson.loads(mark.read_bytes())["schema"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        version = None
+    if not isinstance(version, int):
+        raise CheckpointError(f'{mark}: damaged, so nobody can tell the version of {path}. Write {{"schema": {SCHEMA}}} into it to go on.')
+    return version
+
+
+def require_known(path: Path) -> None:
+    """Raise `CheckpointError` for a run directory of a later version, before anything in it is misread."""
+    if (version := version_of(path)) > SCHEMA:
+        raise CheckpointError(
+            f"{path} was written by a newer Sapwood: it is a run directory of version {version}, and this one opens up to {SCHEMA}. "
+            "Update Sapwood to open it; nothing in it was changed."
+        )
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps of which a checkpoint stands in the run directory, ascending."""
+    names = (path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def new_run_path(root: Path, name: str) -> Path:
@@ -145,7 +184,8 @@ def open_run(path: Path) -> Run:
     try:
         with storage(path, "create the run folder"):
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / ".lock").open("ab")
+            require_known(path)
+            lock = (path / LOCK).open("ab")
     except FileExistsError as error:
         raise StorageError(f"Could not create the run folder {path}: a file has that name. Choose another folder with --out.") from error
     except FileNotFoundError as error:  # a place like /proc, where folders cannot be made
@@ -155,10 +195,22 @@ def open_run(path: Path) -> Run:
     if not take_lock(lock):
         lock.close()
         raise StorageError(f"{path} is being written by another process. Wait until it ends, or choose another folder with --out.")
-    return Run(path, lock)
+    run = Run(path, lock)
+    if not (path / MARK).exists() and not (path / "config.yaml").exists():
+        run.write_json(MARK.removesuffix(".json"), {"begun": datetime.now(UTC).isoformat(timespec="seconds")})
+    return run
 
 
-def take_lock(file: IO[bytes]) -> bool:
+def is_being_written(path: Path) -> bool:
+    """Whether a process holds the lock of a run directory now. Nothing is written, and two who ask do not see each other."""
+    try:
+        with (path / LOCK).open("rb") as lock:
+            return not take_lock(lock, shared=True)
+    except OSError:  # none, or not ours to read
+        return False
+
+
+def take_lock(file: IO[bytes], *, shared: bool = False) -> bool:
     """Take the lock of an open file; False if another process holds it. The system gives it back when the file is closed."""
     try:
         if sys.platform == "win32":
@@ -168,7 +220,7 @@ def take_lock(file: IO[bytes]) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             return False

@@ -10,6 +10,7 @@ from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.config import load_yaml
 from sapwood.recipes import Screen, TuneConfig, TuneResult, tune
 from sapwood.recipes.tune import config_of
+from sapwood.run import require_known
 
 DESCRIPTION = (
     "Fine-tune on conversations and prove that it helped. Give files (JSON Lines, CSV, Parquet, …), a config.yaml to run again, "
@@ -33,6 +34,7 @@ def base_config(names: list[str]) -> TuneConfig:
     if len(names) == 1:
         path = Path(names[0])
         if path.suffix in (".yaml", ".yml"):
+            require_known(path.parent)  # a run's own config may hold options that only a later version knows
             return replace(load_yaml(TuneConfig, path), out=None)
         if (path / "config.yaml").is_file():
             return replace(config_of(path), out=path)

@@ -38,7 +38,7 @@ from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversatio
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import day_of, fetch_model, load_chat
 from sapwood.records import Example, Sampler, hash_of_rows
-from sapwood.run import Run, new_run_path, open_run
+from sapwood.run import Run, new_run_path, open_run, require_known
 from sapwood.train import SftConfig
 from sapwood.train.order import num_steps
 
@@ -182,6 +182,7 @@ def config_of(run: Path) -> DecideConfig:
     """The config of a decision, to go on with it. Raises `ConfigError` where the folder holds something else."""
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run} holds no decision. Name files of rows, or the directory of a decision.")
+    require_known(run)
     return replace(load_yaml(DecideConfig, run / "config.yaml"), out=run)
 
 

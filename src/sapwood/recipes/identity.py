@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from sapwood.errors import CheckpointError, storage
-from sapwood.run import Run
+from sapwood.run import Run, version_of
 
 FILE = "identity"
 
@@ -32,6 +32,11 @@ def claim(run: Run, parts: Mapping[str, str]) -> None:
                 f"{run.path} was begun with another {what}, and what it holds must not be mixed with that. Nothing in it was changed. "
                 "Put back what it was begun with to go on, or choose another folder with --out."
             )
+    elif version_of(run.path) == 0 and any((run.path / name).exists() for name in ("scores.jsonl", "metrics.jsonl")):
+        raise CheckpointError(
+            f"{run.path} was begun by an earlier Sapwood, which did not write down what it was begun with, so it cannot be gone on with. "
+            f"What it trained can be used (sapwood chat, eval, export); train anew with `sapwood sft {run.path / 'config.yaml'}`."
+        )
     run.write_json(FILE, parts)
 
 
