@@ -134,3 +134,28 @@ def test_the_limit_of_a_line_is_exact(tmp_path: Path) -> None:
         if end:
             with pytest.raises(DataError, match=r"none of its 2 rows could be read; the first: .*line too long: 34 bytes, at most 33"):
                 read([path], max_line_bytes=len(ROW) - 2)
+
+
+def test_a_table_from_windows_is_told_by_its_bytes_and_not_by_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_bytes("Frage;Antwort\nWie groß?;Größer\nUnd Öl?;Äpfel\nplain;text\n".encode("latin-1"))
+    text = said(path)
+    assert f"2 of 3 rows could not be read; the first: {path}:2: invalid UTF-8: the cell `Frage`" in text
+    assert "iconv -f CP1252 -t UTF-8" in text
+    path.write_bytes("Frage;Antwort\nWie groß?;Größer\nplain;text\nmore;text\n".encode("latin-1"))
+    assert "--prompt Frage --completion Antwort" in said(path), "with most rows readable, their columns are the question"
+
+
+def test_the_columns_with_the_longest_texts_are_proposed(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text("Nr.;Die Frage;Antwort;Datum\n1;Wie viele Öfen gibt es in Köln?;Es gibt sieben davon.;01.03.2024\n")
+    assert said(path).endswith("Name the file's own columns, such as --prompt 'Die Frage' --completion Antwort.")
+
+
+@pytest.mark.parametrize(("rest", "words"), [({"response": None}, "questions stand in the job's input"), ({"body": {}}, "job's output")])
+def test_the_files_of_a_batch_job_are_known(tmp_path: Path, rest: dict[str, object], words: str) -> None:
+    path = tmp_path / "batch.jsonl"
+    path.write_text(json.dumps({"id": "b", "custom_id": "r", **rest}) + "\n")
+    text = said(path)
+    assert words in text
+    assert "--prompt" not in text

@@ -6,6 +6,7 @@ only where no row has the columns of another; and a file of texts with what look
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +113,8 @@ class Tally:
     shapes: Counter[tuple[Format, ...]] = field(default_factory=Counter)
     names: dict[str, None] = field(default_factory=dict)
     """Every column of the file, in the order in which they were met."""
+    letters: Counter[str] = field(default_factory=Counter)
+    """Letters in the texts of each column, over the rows without a format."""
     first_without: tuple[Source, list[str]] | None = None
     _kinds: dict[tuple[Any, ...], list[Format]] = field(default_factory=dict)
 
@@ -129,8 +132,9 @@ class Tally:
         for found in formats:
             self.counts[found] += 1
             self.firsts.setdefault(found, source)
-        if not formats and self.first_without is None:
-            self.first_without = (source, list(row))
+        if not formats:
+            self.first_without = self.first_without or (source, list(row))
+            self.letters.update({name: len(value) for name, value in row.items() if isinstance(value, str)})
 
     def decide(self) -> Format:
         """The one format of the file. Raises `DataError` where the rows have two, or none clearly."""
@@ -155,12 +159,18 @@ class Tally:
         source, names = self.first_without
         known = [form for form in FORMATS if form not in PAIRS]
         pairs = ", ".join("/".join(pair) for pair in PAIRS.values())
-        own = (names[0], names[-1]) if len(names) > 1 else ("text", "category")
-        return (
+        longest = dict(self.letters.most_common(2)) if len(self.letters) > 1 else ("text", "category")
+        prompt, completion = (shlex.quote(name) for name in sorted(longest, key=[*names, *longest].index))
+        begin = (
             f"{self.file}: {self.shapes[()]} of {self.rows} rows have the columns of no known format; the first is {source}, with "
-            f"{', '.join(names[:12]) or 'no columns'}.{_hint(names)} Known: "
+            f"{', '.join(names[:12]) or 'no columns'}."
+        )
+        if log := next((sentence for columns, sentence in _LOGS.items() if columns <= set(names)), ""):
+            return f"{begin} {log}"
+        return (
+            f"{begin}{_hint(names)} Known: "
             + "; ".join(f"{form} ({', '.join(REQUIRED[form])})" for form in known)
-            + f"; and the pairs {pairs}. Name the file's own columns, such as --prompt {own[0]} --completion {own[1]}"
+            + f"; and the pairs {pairs}. Name the file's own columns, such as --prompt {prompt} --completion {completion}"
             + (f", or pass --format {best} to have these rows refused one by one." if self.counts[best] else ".")
         )
 
@@ -188,6 +198,12 @@ class Tally:
         return f"{self.file}: read as {chosen} ({how}){meaning}; {self.counts[chosen]} of {self.rows} rows have its columns.{more}{rest}"
 
 
+_JOIN = "Join the two by `custom_id` into rows of `messages`; docs/data.md has the lines that do it."
+_LOGS = {
+    frozenset({"custom_id", "response"}): f"This is what a batch job gave back: answers, whose questions stand in the job's input. {_JOIN}",
+    frozenset({"custom_id", "body"}): f"This is the input of a batch job: questions, whose answers stand in the job's output. {_JOIN}",
+}
+"""Columns of files that others know well, and that are no rows to train on as they are."""
 _MEANINGS: dict[Format, str] = {
     "prompts": ": questions without answers",
     "text": ": whole texts to go on training on, without questions and answers",

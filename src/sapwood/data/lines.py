@@ -21,7 +21,7 @@ import orjson
 from sapwood.data.archives import PACKED_SUFFIXES, UNPACK, Damaged, name_inside, unpacked
 from sapwood.data.arrays import array_rows
 from sapwood.data.exactness import TOO_DEEP, check_exact, too_deep
-from sapwood.data.refusal import Refusal, Refused, kind_of, shown
+from sapwood.data.refusal import IN_UTF_8, Refusal, Refused, kind_of, shown
 from sapwood.data.tables import Parsed as Parsed
 from sapwood.data.tables import arrow_rows, parquet_rows, separated_rows
 from sapwood.errors import DataError, StorageError
@@ -181,7 +181,7 @@ def _broken(source: Source, line: bytes, error: orjson.JSONDecodeError) -> Refus
         line.decode("utf-8")
     except UnicodeDecodeError as bad:
         byte = f"byte {bad.start + 1} of the line is 0x{line[bad.start]:02x}"
-        return Refusal(source, f"invalid UTF-8: {byte}", "save the file as UTF-8 (for example `iconv -f LATIN1 -t UTF-8`)")
+        return Refusal(source, f"invalid UTF-8: {byte}", IN_UTF_8)
     return Refusal(source, f"broken JSON: {source}:{error.colno}: {error.msg}", "mend the line; each line holds one whole JSON object")
 
 

@@ -206,6 +206,8 @@ class _File:
     refused: Refusals
     firm: bool
     """Whether every row was read as `form`."""
+    unread: Refusal | None = None
+    """The first row that is none, in whatever format."""
     sentence: str = ""
     rows: int = 0
     left_out: int = 0
@@ -222,8 +224,9 @@ def _one_file(path: Path, given: Format | None, recipe: Recipe, hold: bool, limi
         raise DataError(f"{path}: no rows, only blank lines. Write one JSON object a line into it, or choose another file.")
     if not tally.rows:
         array = "" if path.suffix.lower() == ".json" else " If it is one JSON array, let its name end in .json."
-        first = found.refused.kept[0]
-        raise DataError(f"{path}: none of its {found.rows} rows could be read; the first: {first}. Expected one JSON object a line.{array}")
+        raise DataError(
+            f"{path}: none of its {found.rows} rows could be read; the first: {found.unread}. Expected one JSON object a line.{array}"
+        )
     named = [name for value in recipe.columns.values() for name in names_in(value)]
     for column in (*named, *(recipe.only.wanted if recipe.only is not None else ())):
         if column not in tally.names:
@@ -231,7 +234,13 @@ def _one_file(path: Path, given: Format | None, recipe: Recipe, hold: bool, limi
             raise DataError(
                 f"{path}: no row has the column {column!r}.{did_you_mean(column, known)} Columns there: {', '.join(known[:20])}."
             )
-    form = given or tally.decide()
+    try:
+        form = given or tally.decide()
+    except DataError:
+        unread = found.rows - tally.rows
+        if unread <= tally.rows:
+            raise
+        raise DataError(f"{path}: {unread} of {found.rows} rows could not be read; the first: {found.unread}.") from None
     if form != found.form or not found.firm:
         found = _pass(path, form, recipe, hold, limit, None, report)
     found.sentence = tally.sentence(form, given=given is not None)
@@ -246,7 +255,9 @@ def _pass(path: Path, form: Format | None, recipe: Recipe, hold: bool, limit: in
         found.rows += 1
         if not found.rows % REPORT_ROWS:
             report(path, found.rows)
-        if not isinstance(value, Refusal):
+        if isinstance(value, Refusal):
+            found.unread = found.unread or value
+        else:
             if tally is not None:
                 tally.add(source, value)
             if not sure and (formats := fitting(value, recipe.columns)):

@@ -8,6 +8,9 @@ from typing import Any
 
 from sapwood.records import Source
 
+IN_UTF_8 = "save the file as UTF-8 (for example `iconv -f CP1252 -t UTF-8 FILE > NEW`; from Excel, as “CSV UTF-8”)"
+"""What to do about bytes that are no UTF-8: nearly always an export from Windows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

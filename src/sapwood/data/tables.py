@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from sapwood.data.refusal import Refusal
+from sapwood.data.refusal import IN_UTF_8, Refusal
 from sapwood.errors import DataError
 from sapwood.records import Source
 
@@ -122,8 +122,7 @@ def _row(source: Source, header: list[str], cells: list[str]) -> Any:
         return Refusal(source, reason, "give every row a cell for each column, and put cells with separators in them into quotes")
     for name, cell in zip(header, cells, strict=True):
         if not cell.isascii() and not _is_unicode(cell):
-            fix = "save the file as UTF-8 (for example `iconv -f LATIN1 -t UTF-8`)"
-            return Refusal(source, f"invalid UTF-8: the cell `{name}` holds bytes that are no letters", fix)
+            return Refusal(source, f"invalid UTF-8: the cell `{name}` holds bytes that are no letters", IN_UTF_8)
     return dict(zip(header, cells, strict=True))
 
 
