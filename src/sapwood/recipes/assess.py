@@ -20,7 +20,7 @@ from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files
+from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files, set_apart
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
 from sapwood.records import Item
@@ -103,6 +103,8 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
         config = replace(config, tools_in_system=True)
     chat = load_chat(folder, config.template, trained=config.adapter, tools_in_system=config.tools_in_system)
     prepared = prepare_questions(rows, chat, config.rows, screen)
+    if run_before is not None and run_before.train.selects and run_before.data == config.data:
+        prepared = set_apart(prepared, config.rows)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
     items = items_from(conversations_among(asked), cluster=config.rows.cluster, reference=config.rows.reference)

@@ -248,7 +248,7 @@ def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
         result = sft(
             model,
             chain.prepared.examples,
-            chain.prepared.held_out_examples,
+            chain.prepared.watched_examples,
             config,
             chain.run,
             report=report,

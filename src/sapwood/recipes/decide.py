@@ -92,6 +92,8 @@ class DecideConfig:
             raise ConfigError("max_steps has no meaning here: the steps of the pilot's trainings are `steps`.")
         if self.train.eval_every:
             raise ConfigError("eval_every has no meaning here: the pilot's trainings are measured when they are done.")
+        if self.train.selects:
+            raise ConfigError("keep_best and patience have no meaning here: the pilot's trainings all have the same number of steps.")
         if self.hosted is not None and self.money.hosted_rate is not None:
             raise ConfigError("hosted_rate is what to name where a hosted model's answers are not at hand; they are, so leave it out.")
 

@@ -164,7 +164,7 @@ def plan_of(
         longest=longest,
         longest_at=worst[0].where,
         room=int(memory * GIB) if memory is not None else room(),
-        evaluation_seconds=_evaluations(found, paper, prepared.held_out_examples, train, budget, steps),
+        evaluation_seconds=_evaluations(found, paper, prepared.watched_examples, train, budget, steps),
         disk=_disk(found, prepared, train, out or Path("runs")),
         price_per_hour=price_per_hour,
         ways=(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sapwood.errors import ConfigError
 from sapwood.recipes.plan import Plan, plan_of
-from sapwood.recipes.prepare import prepare, scan_files
+from sapwood.recipes.prepare import prepare, scan_files, set_apart
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
 
@@ -45,6 +45,8 @@ def plan(config: PlanConfig, screen: Screen | None = None) -> Plan:
     folder = fetch_model(tuning.model, screen, weights=False)
     chat = load_chat(folder, tuning.template, tools_in_system=tuning.tools_in_system)
     prepared = prepare(rows, chat, tuning.rows, screen)
+    if tuning.train.selects:
+        prepared = set_apart(prepared, tuning.rows)
     if not prepared.examples:
         raise ConfigError("All rows are held out, so there is nothing to train on. Lower --held-out.")
     return plan_of(

@@ -80,12 +80,25 @@ class Prepared:
     """Whether the rows were prepared in an earlier run and only read now."""
     mixture: Mixture | None = None
     """How often an epoch trains the rows of each name, where names have weights."""
+    choosing_examples: Sequence[Example] = ()
+    """Held out as well, and no part of `held_out`: their loss chooses the state that is the result, where one is chosen."""
+
+    @property
+    def watched_examples(self) -> Sequence[Example]:
+        """Those whose loss is measured during training: the choosing ones where there are any, else all that are held out."""
+        return self.choosing_examples or self.held_out_examples
 
 
 MOST_HELD_OUT = 200
 """More than this many held-out conversations cost evaluation time and narrow the interval little."""
 KEPT_REFUSED = 1000
 """Refused rows of one reason that the ledger holds whole; all of them stand in its file."""
+
+
+CHOOSING = 0.25
+"""Share of the held-out rows that choose a state instead of judging it."""
+FEWEST_TO_CHOOSE = 8
+"""Held-out rows below which they cannot be shared between choosing and judging."""
 
 
 LOOKED_UP = 20_000
@@ -107,6 +120,30 @@ def prepare_files(files: Sequence[str], chat: Chat, config: DataConfig, screen: 
     with screen.progress("reading") as advance:
         rows = scan_files(files, config, advance)
     return prepare(rows, chat, config, screen)
+
+
+def set_apart(prepared: Prepared, config: DataConfig) -> Prepared:
+    """Let a quarter of the held-out rows choose the trained state, and the others judge it.
+
+    A state that was chosen by the very rows that judge it looks better than it is. What belongs together stays on one side.
+    Raises `ConfigError` where too few are held out.
+    """
+    rows, examples = prepared.held_out, prepared.held_out_examples
+    if len(rows) < FEWEST_TO_CHOOSE:
+        raise ConfigError(
+            "keep_best and patience choose a state by the loss of held-out rows, and other held-out rows judge it. At least "
+            f"{FEWEST_TO_CHOOSE} are needed, and {len(rows)} {'is' if len(rows) == 1 else 'are'} held out. Raise --held-out, or choose "
+            "nothing."
+        )
+    judging, choosing = split(list(rows), held_out=CHOOSING, seed=config.split_seed, cluster=config.cluster)
+    said = f"{len(choosing)} of the {len(rows)} held-out rows choose the state that is kept, and the other {len(judging)} judge it."
+    return replace(
+        prepared,
+        held_out=[rows[index] for index in judging],
+        held_out_examples=[examples[index] for index in judging],
+        choosing_examples=[examples[index] for index in choosing],
+        notes=[*prepared.notes, said],
+    )
 
 
 def scan_files(

@@ -23,7 +23,7 @@ from sapwood.recipes.chain import TuneResult, prove
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.plan import plan_of
 from sapwood.recipes.plan_lines import short_lines
-from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files
+from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files, set_apart
 from sapwood.recipes.screen import Screen
 from sapwood.records import hash_of_rows
 from sapwood.run import Run, new_run_path, open_run
@@ -65,6 +65,8 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     folder = fetch_model(config.model, screen)
     chat = load_chat(folder, config.template, day_of(config.out), tools_in_system=config.tools_in_system)
     prepared = prepare(rows, chat, config.rows, screen)
+    if config.train.selects:
+        prepared = set_apart(prepared, config.rows)
     run, config = start_run(config, screen)
     try:
         hashes = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
