@@ -128,6 +128,14 @@ def test_the_template_alone(place: Path, template: str, code: int) -> None:
     assert found[1]["rows"] is None
 
 
+def test_no_mending_of_rows_is_proposed_for_what_the_template_does(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "endless.jinja").write_text(ENDLESS)
+    assert main(["doctor", "well.jsonl", "--model", "model", "--template", "endless.jinja"]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("sapwood doctor: Not trainable as it is: 1 problem with the template and 20 of 20 rows")
+    assert last.endswith("The findings above say what to do.")
+
+
 def test_rows_are_shown_by_place(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "well.jsonl", "--model", "model", "--row", "well.jsonl:17"]) == 0
     shown = capsys.readouterr().err

@@ -132,7 +132,7 @@ def _show(chat: Chat, rows: Rows, config: DoctorConfig, screen: Screen) -> None:
 def _conclude(found: Examination, config: DoctorConfig, screen: Screen) -> None:
     """The verdict last, with the next command."""
     diagnosis, command = found.diagnosis, _next(found, config)
-    if config.fix is not None and not any(f.severity == "problem" and f.kind != "refused" for f in found.findings):
+    if config.fix is not None and not _template_at_fault(found):
         screen.say(f"As it was: {diagnosis.sentence} Next: {command}", STYLES["usable"])
         return
     if diagnosis.exit_code:
@@ -140,6 +140,11 @@ def _conclude(found: Examination, config: DoctorConfig, screen: Screen) -> None:
     screen.say(f"{diagnosis.sentence} Next: {command}", STYLES[diagnosis.verdict])
     if config.page is None and config.data:
         screen.say("All of this as a page, with token ids and the rows' tree: --page doctor.html", "dim")
+
+
+def _template_at_fault(found: Examination) -> bool:
+    """Whether there is a problem that no mending of rows can mend."""
+    return any(finding.severity == "problem" and finding.kind != "refused" for finding in found.findings)
 
 
 def _next(found: Examination, config: DoctorConfig) -> str:
@@ -156,6 +161,6 @@ def _next(found: Examination, config: DoctorConfig) -> str:
         return shlex.join(["sapwood", "doctor", *words])
     if not found.diagnosis.exit_code:
         return shlex.join(["sapwood", "sft", *words])
-    if found.survey is not None and found.survey.refused:
+    if found.survey is not None and found.survey.refused and not _template_at_fault(found):
         return shlex.join(["sapwood", "doctor", *words, "--fix", "mended.jsonl"])
     return ""
