@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import runpy
-import shlex
 import subprocess
 import sys
 import zipfile
@@ -13,38 +11,10 @@ from pathlib import Path
 import pytest
 
 import sapwood
-from sapwood.cli.chat_verb import ChatConfig
-from sapwood.cli.doctor_verb import DoctorConfig
 from sapwood.cli.main import VERBS, main
-from sapwood.cli.options import parse, take_json, take_names
-from sapwood.recipes import AssessConfig, TuneConfig
-from sapwood.recipes.decide import DecideConfig
 from tiny.folder import write_model, write_rows
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = {
-    "sft": TuneConfig(),
-    "quickstart": TuneConfig(),
-    "eval": AssessConfig(),
-    "chat": ChatConfig(),
-    "doctor": DoctorConfig(),
-    "decide": DecideConfig(),
-}
-
-
-def commands() -> list[str]:
-    text = "\n".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
-    return sorted({line.split("#")[0].strip() for line in re.findall(r"^ {4}(sapwood .*)$", text, re.MULTILINE)})
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_docs_parses(command: str) -> None:
-    _, verb, *words = shlex.split(command)
-    assert verb in VERBS
-    _, words = take_json(words)
-    _, flags = take_names(words)
-    if verb in CONFIGS:
-        parse(CONFIGS[verb], verb, flags, "")
 
 
 def test_the_exported_names_are_there() -> None:
