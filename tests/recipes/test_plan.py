@@ -223,6 +223,12 @@ def test_the_rehearsal_confirms_or_corrects(tmp_path: Path) -> None:
     assert "corrected by the worst-case step" in found.notes[-1]
     near = dataclasses.replace(found.planned, seconds=found.worst_seconds * 1.1, bytes=int(found.step_bytes * 0.9))
     assert "Plan confirmed" in rehearsal._compared(near, found.worst_seconds, found.step_bytes)
+    for planned, measured, words in [
+        (0.04, 0.12, "Plan confirmed by the worst-case step: memory 1.00 GiB planned, 1.00 measured (+0%); time under 1 s, as planned."),
+        (1.0, 1.1, "Plan confirmed by the worst-case step: memory 1.00 GiB planned, 1.00 measured (+0%); time 1.0 s planned, 1.1"),
+        (0.04, 1.2, "Plan corrected by"),
+    ]:
+        assert rehearsal._compared(rehearsal.Planned(planned, rehearsal.GIB), measured, rehearsal.GIB).startswith(words)
 
 
 def test_where_memory_runs_out_the_budget_is_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

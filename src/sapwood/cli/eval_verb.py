@@ -27,7 +27,8 @@ def run(words: list[str]) -> None:
     screen.title("Result")
     screen.say(result.line, "bold")
     screen.lines([f"Report       {result.report}"])
-    screen.say("Next         sapwood sft FILE, then sapwood eval FILE --adapter RUN/adapter", "dim")
+    if config.adapter is None:
+        screen.say("Next         sapwood sft FILE, then sapwood eval RUN", "dim")
     json.write(
         {
             "line": result.line,
