@@ -22,9 +22,9 @@ from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files, set_apart
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.tune import TuneConfig, fetch_model, load_chat
+from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, load_chat
 from sapwood.records import Item
-from sapwood.run import Run, new_run_path, open_run, read_records
+from sapwood.run import Run, new_run_path, open_run, read_records, require_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class AssessResult:
 
 def of_run(run: Path) -> AssessConfig:
     """The config that evaluates what a finished run trained, on that run's data, files and settings."""
-    config = load_yaml(TuneConfig, run / "config.yaml")
+    config = config_of(run)
     trained = run / ("model" if config.train.full else "adapter")
     return AssessConfig(
         data=config.data,
@@ -146,7 +146,10 @@ def _adapter_in(folder: Path | None) -> Path | None:
 def _run_of(adapter: Path | None) -> TuneConfig | None:
     """The settings with which an adapter was trained, where it lies in its run."""
     file = adapter.parent / "config.yaml" if adapter is not None else None
-    return load_yaml(TuneConfig, file) if file is not None and file.is_file() else None
+    if file is None or not file.is_file():
+        return None
+    require_known(file.parent)
+    return load_yaml(TuneConfig, file)
 
 
 def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:

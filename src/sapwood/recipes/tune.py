@@ -26,7 +26,7 @@ from sapwood.recipes.plan_lines import short_lines
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files, set_apart
 from sapwood.recipes.screen import Screen
 from sapwood.records import hash_of_rows
-from sapwood.run import Run, new_run_path, open_run
+from sapwood.run import Run, new_run_path, open_run, require_known
 from sapwood.train import SftConfig
 from sapwood.train.estimate import Estimate
 
@@ -133,7 +133,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_of(run: Path) -> TuneConfig:
-    """The config of a training run. Raises `ConfigError` where the folder holds an evaluation, which trained nothing."""
+    """The config of a training run. Raises `ConfigError` where the folder holds an evaluation, `CheckpointError` for a newer version."""
+    require_known(run)
     if (run / "items.jsonl").exists() and not (run / "ledger.jsonl").exists():
         raise ConfigError(f"{run} holds an evaluation, not a training run. Name the run whose model was evaluated.")
     return load_yaml(TuneConfig, run / "config.yaml")
