@@ -17,6 +17,8 @@ from sapwood.model import LanguageModel
 from sapwood.records import Ended, Sampler, SamplingParams
 
 PROMPT = [7, 11, 13]
+TOKEN_BYTES = 3 * 2 * 2 * 8 * 4
+"""Of the tiny Llama: layers, keys and values, heads, width, fp32."""
 
 
 def greedy(new: int = 12) -> list[int]:
@@ -126,16 +128,20 @@ def test_the_model_is_left_in_the_mode_it_was_in() -> None:
     found.module.eval()
 
 
-def test_little_memory_means_fewer_at_a_time_and_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_means_fewer_at_a_time_and_the_same_tokens() -> None:
     ids = nested_prompts(5)
     params = SamplingParams(max_new_tokens=6)
     expected = ids_of(engine("llama").generate(prompts(ids), params))
-    monkeypatch.setattr("sapwood.generate.engine.SHARE_OF_MEMORY", 0.0)
     order: list[int] = []
-    found = engine("llama").generate(prompts(ids), params, on_token=lambda index, _: order.append(index))
-    assert ids_of(found) == expected
+    longest = max(map(len, ids))
+    alone = engine("llama", memory=(longest + 128) * TOKEN_BYTES)
+    assert ids_of(alone.generate(prompts(ids), params, on_token=lambda index, _: order.append(index))) == expected
     changes = sum(a != b for a, b in itertools.pairwise(order))
     assert changes == len(ids) - 1, "one sequence after the other"
+    too_little = engine("llama", memory=(longest + 128) * TOKEN_BYTES - 1).generate(prompts(ids), params)
+    refused = [answer for answer in too_little if answer.ended is Ended.ERROR]
+    assert [len(answer.prompt.ids) for answer in refused] == [longest] * len(refused) != []
+    assert "more memory" in (refused[0].error or "")
 
 
 @pytest.mark.parametrize("kind", ["lfm2", "mamba"])

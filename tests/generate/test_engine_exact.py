@@ -21,7 +21,6 @@ from generate.prompts_and_engines import (
     stock_model,
 )
 from sapwood.generate import Engine
-from sapwood.generate.tree import Node
 from sapwood.records import Row, SamplingParams
 from tiny.models import ARCHITECTURES
 
@@ -103,20 +102,6 @@ def test_each_shared_token_is_computed_once() -> None:
     counted: Any = Counting()
     Engine(counted, engine("llama").chat_like, slots=3, min_saving=1, keep_from=1).generate(prompts(ids), SamplingParams(max_new_tokens=1))
     assert sum(seen[1:]) == len(shared) + 1 + 6  # the first call asks what one token's cache looks like
-
-
-def test_memory_of_a_shared_node_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes: list[Node] = []
-    original = Node.release
-
-    def release(self: Node) -> None:
-        nodes.append(self)
-        original(self)
-
-    monkeypatch.setattr(Node, "release", release)
-    engine("llama", slots=4, min_saving=1, keep_from=1).generate(prompts(nested_prompts(4)), SamplingParams(max_new_tokens=5))
-    assert nodes
-    assert all(node.uses == 0 and node.layers is None for node in nodes)
 
 
 def test_the_reference_model_is_the_same_model() -> None:

@@ -6,11 +6,18 @@ In: sampled ids and log-probabilities, one at a time. Out: whether it has ended,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sapwood.chat.parsing import Answer as Parsed
+from sapwood.generate.penalties import Seen
+from sapwood.generate.sampling import uniforms
 from sapwood.records import Completion, Ended, Prompt, SamplingParams
+from sapwood.records.sampling import Alternatives
 
 
 class ChatLike(Protocol):
@@ -36,17 +43,27 @@ class ChatLike(Protocol):
 
 
 class Answer:
-    """The sampled tokens of one prompt. `ended` is None while it goes on."""
+    """The sampled tokens of one prompt: what `Session.add` gives. `ended` is None while it goes on."""
 
-    def __init__(self, index: int, prompt: Prompt, params: SamplingParams, chat: ChatLike) -> None:
-        self.index = index
-        """Place of the prompt in the call."""
-        self.prompt = prompt
+    def __init__(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        chat: ChatLike,
+        *,
+        index: int = 0,
+        adapter: str | None = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> None:
+        """`index` tells samples of one seed apart: each draws from a stream of its own. `on_token` is called with each sampled token."""
+        self.prompt, self.params, self.index, self.adapter, self.on_token = prompt, params, index, adapter, on_token
         self.ids: list[int] = []
         self.logprobs: list[float] = []
+        self.top_logprobs: list[Alternatives] = []
+        self.prompt_logprobs: tuple[float, ...] = ()
         self.ended: Ended | None = None
         self.error: str | None = None
-        self._chat, self._stop = chat, params.stop
+        self._chat, self._stop, self._stop_ids = chat, params.stop, chat.stop_ids.union(params.stop_ids)
         # a token that gives text gives at least one byte, so a stop string lies in this many last tokens; a few more
         # keep the edge of the window, where a letter may be cut in half, away from it
         self._window = max((len(stop.encode()) for stop in params.stop), default=0) + 8
@@ -61,11 +78,26 @@ class Answer:
                 "Shorten the prompt, or choose a model with a longer context."
             )
 
+    @cached_property
+    def uniform_T(self) -> NDArray[np.float64]:
+        """The numbers in [0, 1) that it draws, one a token."""
+        return uniforms(self.params.seed, self.index, self.limit)
+
+    @cached_property
+    def seen(self) -> Seen:
+        """The tokens of its prompt, and what it has told of the sampled ones."""
+        return Seen(self.prompt.ids, self.limit)
+
     def fail(self, error: str) -> None:
         """End it with a reason; what was sampled stays."""
         self.ended, self.error = Ended.ERROR, error
 
-    def push(self, token: int, logprob: float) -> None:
+    def cancel(self) -> None:
+        """End it where it is, if it has not ended. Never scored as a wrong answer."""
+        if self.ended is None:
+            self.fail(f"Cancelled after {len(self.ids)} tokens.")
+
+    def push(self, token: int, logprob: float, alternatives: Alternatives = ()) -> None:
         """Take one more token and see whether it ends the answer."""
         if not math.isfinite(logprob):
             self.fail(
@@ -75,20 +107,30 @@ class Answer:
             return
         self.ids.append(token)
         self.logprobs.append(logprob)
-        if token in self._chat.stop_ids or self._stopped():
+        if alternatives:
+            self.top_logprobs.append(alternatives)
+        if token in self._stop_ids or self._stopped():
             self.ended = Ended.STOP
         elif len(self.ids) >= self.limit:
             self.ended = Ended.LENGTH
 
     def completion(self) -> Completion:
-        """The completion. One that has not ended was cancelled: an `Ended.ERROR`, for it must never be scored as a wrong answer."""
-        if self.ended is None:
-            self.fail(f"Cancelled after {len(self.ids)} tokens.")
-        assert self.ended is not None
+        """The completion of an answer that has ended."""
+        assert self.ended is not None, "an answer that goes on has no completion yet: cancel it first"
         text = self._text()
-        by_text = self._stop and self.ended is Ended.STOP and self.ids[-1] not in self._chat.stop_ids
+        by_text = self.ended is Ended.STOP and self.ids[-1] not in self._chat.stop_ids
         message = self._chat.parse(text if by_text else self.ids, self.prompt).message
-        return Completion(self.prompt, tuple(self.ids), text, self.ended, tuple(self.logprobs), self.error, message)
+        return Completion(
+            self.prompt,
+            tuple(self.ids),
+            text,
+            self.ended,
+            tuple(self.logprobs),
+            self.error,
+            message,
+            tuple(self.top_logprobs),
+            self.prompt_logprobs,
+        )
 
     def _stopped(self) -> bool:
         if not self._stop:
@@ -103,7 +145,7 @@ class Answer:
         return text[: min(places)] if places else None
 
     def _text(self) -> str:
-        if self.ids and self.ids[-1] in self._chat.stop_ids:
+        if self.ids and self.ids[-1] in self._stop_ids:
             return self._chat.decode(self.ids[:-1])
         cut = self._cut() if self.ended is Ended.STOP else None
         return self._chat.decode(self.ids) if cut is None else cut

@@ -23,31 +23,36 @@ BLOCK = 128
 class OwnCache:
     """Padded keys and values of running sequences: rows [0, n) are in use, one a sequence."""
 
-    def __init__(self, slots: int, one_token: Layers) -> None:
+    def __init__(self, one_token: Layers) -> None:
         """`one_token` holds the keys and values of one token, for their shapes and types."""
-        self.keys = [key.new_zeros((slots, key.shape[0], 0, key.shape[2])) for key, _ in one_token]
+        self.keys = [key.new_zeros((0, key.shape[0], 0, key.shape[2])) for key, _ in one_token]
         """(slots, Hkv, S, K) of each layer."""
-        self.values = [value.new_zeros((slots, value.shape[0], 0, value.shape[2])) for _, value in one_token]
+        self.values = [value.new_zeros((0, value.shape[0], 0, value.shape[2])) for _, value in one_token]
+        self.rows = 0
+        """Sequences that fit without growing."""
         self.capacity = 0
         """S: the longest sequence that fits without growing."""
-        self.token_bytes = sum(side.nbytes for layer in one_token for side in layer)
-        """Bytes that one token of one sequence takes."""
 
-    def reserve(self, length: int) -> None:
-        """Make room for sequences of this length. Blocks are zeroed: what is masked out must still be finite."""
-        if length <= self.capacity:
-            return
+    def resize(self, rows: int, length: int) -> None:
+        """Hold so many sequences of this length, rounded up to a block. What is masked out must be finite: blocks are zeroed."""
         capacity = -(-length // BLOCK) * BLOCK
+        if (rows, capacity) == (self.rows, self.capacity):
+            return
+        both = slice(min(rows, self.rows)), slice(None), slice(min(capacity, self.capacity))
         for side in (self.keys, self.values):
             for layer, old in enumerate(side):
-                side[layer] = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
-                side[layer][:, :, : self.capacity] = old
-        self.capacity = capacity
+                side[layer] = old.new_zeros((rows, old.shape[1], capacity, old.shape[3]))
+                side[layer][both] = old[both]
+        self.rows, self.capacity = rows, capacity
+
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of this length."""
+        if length > self.capacity:
+            self.resize(self.rows, length)
 
     def place(self, row: int, nodes: Sequence[Node]) -> int:
-        """Copy the nodes into a row, one behind the other; returns their length."""
+        """Copy the nodes into a row, one behind the other, where there is room for them; returns their length."""
         length = 0
-        self.reserve(sum(len(node.tokens_T) for node in nodes))
         for node in nodes:
             assert node.layers is not None, "a node is computed before it is copied"
             end = length + len(node.tokens_T)

@@ -15,20 +15,21 @@ from torch import Tensor
 
 from sapwood.attention.interface import LayerCall
 from sapwood.errors import ModelError
-from sapwood.generate.media import PromptInputs
+from sapwood.generate.media import Stretches, media_of, positions_of, tokens_of
 from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
 from sapwood.generate.tree import Node
 from sapwood.model import LanguageModel
 
 
-def compute(model: LanguageModel, nodes: Sequence[Node], inputs: PromptInputs) -> None:
-    """Give each node its layers and its last hidden state. `inputs` are those of the prompts that the nodes were grown from.
+def compute(model: LanguageModel, stretches: Stretches) -> None:
+    """Give each node its layers and its last hidden state.
 
-    `nodes` are in depth-first order, parents first; every ancestor is among them or computed already.
+    Parents come first; every ancestor is among the nodes or computed already.
     """
+    nodes = list(stretches)
     depth_T = np.concatenate([np.arange(node.depth, node.end) for node in nodes])
     attention = PrefillAttention(nodes, torch.from_numpy(depth_T).to(model.device))
-    hidden_TD = model.hidden(inputs.tokens(nodes), inputs.positions(nodes), attention, inputs.media(nodes))
+    hidden_TD = model.hidden(tokens_of(stretches), positions_of(stretches), attention, media_of(stretches))
     single = len(nodes) == 1
     for node in nodes:
         start, end = attention.places[node]

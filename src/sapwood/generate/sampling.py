@@ -30,22 +30,30 @@ def uniforms(seed: int, index: int, count: int) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-def sample(logits_NV: Tensor, params: SamplingParams, uniform_N: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+def sample(
+    logits_NV: Tensor, params: SamplingParams, uniform_N: NDArray[np.float64], edited_NV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Token ids (N,) and their log-probabilities (N,) at the sampling temperature before truncation (temperature 0: at 1).
 
-    The log-probability of a row whose logits hold a NaN or plus infinity is NaN, and its token has no meaning.
+    Tokens are drawn from `edited_NV` (penalties and constraints done) where that is given; the log-probabilities are those of the
+    logits as the model made them. That of a row whose logits hold a NaN or plus infinity is NaN, and its token has no meaning.
     """
-    scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    if params.temperature > 0 and params.temperature != 1:
-        scaled_NV = scaled_NV / params.temperature
+    scaled_NV = tempered(logits_NV, params)
+    drawn_NV = scaled_NV if edited_NV is None else tempered(edited_NV, params)
     if params.temperature == 0:
-        token_N = _argmax(scaled_NV)
+        token_N = _argmax(drawn_NV)
     else:
-        uniform = torch.from_numpy(uniform_N).to(scaled_NV.device)
+        uniform = torch.from_numpy(uniform_N).to(drawn_NV.device)
         filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-        token_N = _filtered(scaled_NV, params, uniform) if filtered else _inverse(_probabilities(scaled_NV), uniform)
+        token_N = _filtered(drawn_NV, params, uniform) if filtered else _inverse(_probabilities(drawn_NV), uniform)
     logprob_N = scaled_NV.gather(1, token_N[:, None])[:, 0] - scaled_NV.logsumexp(-1)
     return token_N, logprob_N
+
+
+def tempered(logits_NV: Tensor, params: SamplingParams) -> Tensor:
+    """Logits at the sampling temperature (temperature 0: at 1), in fp32 or wider."""
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return wide_NV / params.temperature if params.temperature > 0 and params.temperature != 1 else wide_NV
 
 
 def _argmax(logits_NV: Tensor) -> Tensor:

@@ -40,6 +40,10 @@ class Ended(StrEnum):
     """It failed; `Completion.error` says why. Never scored as a wrong answer."""
 
 
+Alternatives = tuple[tuple[int, float], ...]
+"""Token ids with their log-probabilities, most likely first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled answer. `ids` holds the stop token where one was sampled; `text` does not."""
@@ -49,15 +53,19 @@ class Completion:
     text: str
     ended: Ended
     logprobs: tuple[float, ...] = ()
-    """Of each id, at the sampling temperature, before truncation. The engine's own: for diagnosis only."""
+    """Of each id, at the sampling temperature, before penalties, constraints and truncation. The engine's own: for diagnosis only."""
     error: str | None = None
     message: Message | None = None
     """The answer understood: content, reasoning, calls. None where nobody parsed it."""
+    top_logprobs: tuple[Alternatives, ...] = ()
+    """For each id the `SamplingParams.top_logprobs` most likely tokens, most likely first, by the same measure as `logprobs`."""
+    prompt_logprobs: tuple[float, ...] = ()
+    """Of each token of the prompt but the first, at temperature 1, where `SamplingParams.prompt_logprobs` asked for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to sample. Temperature 0 is greedy; the filters apply to the tempered distribution in this order."""
+    """How to sample. Temperature 0 is greedy. After the penalties the filters apply to the tempered distribution, in this order."""
 
     max_new_tokens: int = 256
     """Upper limit of sampled tokens, the stop token included."""
@@ -69,8 +77,23 @@ class SamplingParams:
     """Keep the smallest set of most likely tokens whose probability reaches p."""
     min_p: float = 0.0
     """Keep tokens at least this fraction as likely as the most likely one."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that stand in the prompt or the completion are divided by it where positive, multiplied where negative.
+
+    1 is off. arXiv:1909.05858 §4.1, as transformers has it.
+    """
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that stand in the completion. 0 is off. As in OpenAI's API."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens once for each time that they stand in the completion. 0 is off. As in OpenAI's API."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are cut from its text."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a completion beside the model's own; they are cut from its text."""
+    top_logprobs: int = 0
+    """How many most likely tokens to give with each sampled one."""
+    prompt_logprobs: bool = False
+    """Give the log-probabilities of the prompt too, by the code that training uses; it costs one more pass over the prompt."""
     seed: int = 0
     """Seed of the whole call; sequence i draws from its own stream (seed, i), whatever else is in the batch."""
 
@@ -85,6 +108,13 @@ class SamplingParams:
             raise ConfigError(f"top_p is {self.top_p}; give a number above 0 and at most 1.")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p is {self.min_p}; give a number from 0 to 1.")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; give a number above 0, or 1 for none.")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a finite number, or 0 for none.")
+        if self.top_logprobs < 0:
+            raise ConfigError(f"top_logprobs is {self.top_logprobs}; give 0 (none) or more.")
         if "" in self.stop:  # true of a bare string too
             raise ConfigError(
                 f"stop is {self.stop!r}; give a tuple of strings, none of them empty: an empty one ends every answer at once."
