@@ -23,11 +23,12 @@ _PUBLIC = {
     "TuneResult": "sapwood.recipes",
     "sft": "sapwood.recipes.api",
     "decide": "sapwood.recipes.api",
+    "plan": "sapwood.recipes.api",
     "pull": "sapwood.assets",
     "SapwoodError": "sapwood.errors",
 }
 
-__all__ = ["AssessResult", "SapwoodError", "TuneResult", "decide", "evaluate", "pull", "quickstart", "sft"]
+__all__ = ["AssessResult", "SapwoodError", "TuneResult", "decide", "evaluate", "plan", "pull", "quickstart", "sft"]
 
 
 class _EvaluateRoom(ModuleType):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sapwood
 from sapwood.cli.main import main
 from sapwood.errors import ConfigError, TrainingError
 from sapwood.forest import plant
@@ -175,6 +176,23 @@ def test_what_does_not_fit_is_told_with_what_would(place: Path, monkeypatch: pyt
     for way in tight.ways:
         assert way.peak <= tight.room
         assert (way.options or way.effect) in lines
+
+
+def test_a_plan_is_a_function_that_shows_itself(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+
+    def fetch(name: str, screen: Any, *, weights: bool) -> Path:
+        wanted.append(weights)
+        return place / name
+
+    monkeypatch.setattr("sapwood.recipes.planner.fetch_model", fetch)
+    made = sapwood.plan("rows.jsonl", model="model", dtype="fp32", held_out=8, batch=4, price_per_hour=2.0, quiet=True)
+    assert wanted == [False], "no weights are fetched"
+    assert (made.train.batch, made.price_per_hour) == (4, 2.0)
+    assert str(made).splitlines() == lines_of(made)
+    assert made._repr_html_().startswith("<pre>parameters")
+    with pytest.raises(ConfigError, match=r"unknown option `btach`.*Did you mean 'batch'"):
+        sapwood.plan("rows.jsonl", btach=4)
 
 
 def test_results_for_machines_are_documented(place: Path) -> None:

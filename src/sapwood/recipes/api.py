@@ -19,6 +19,9 @@ from sapwood.recipes.assess import AssessConfig, AssessResult, assess, of_run
 from sapwood.recipes.chain import TuneResult
 from sapwood.recipes.decide import DecideConfig, DecideResult, config_of
 from sapwood.recipes.decide import decide as run_decide
+from sapwood.recipes.plan import Plan
+from sapwood.recipes.planner import PlanConfig
+from sapwood.recipes.planner import plan as run_plan
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, tune
 from sapwood.records import Sampler
@@ -45,6 +48,14 @@ def decide(data: Files, *, quiet: bool = False, hosted: Sampler | None = None, *
     is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
     base = config_of(Path(names[0])) if is_run else DecideConfig(data=names)
     return run_decide(with_knobs(base, knobs), screen=Screen(quiet=quiet), hosted=hosted)
+
+
+def plan(data: Files, *, quiet: bool = False, **knobs: Any) -> Plan:
+    """What `sft` with the same files and knobs would take: `sapwood plan` as a function. No weights are loaded or fetched.
+
+    Raises like `sft`.
+    """
+    return run_plan(with_knobs(PlanConfig(tune=TuneConfig(data=_names(data))), knobs), Screen(quiet=quiet))
 
 
 def evaluate(data: Files, *, quiet: bool = False, **knobs: Any) -> AssessResult:
@@ -79,4 +90,4 @@ def _names(data: Files) -> tuple[str, ...]:
     return tuple(fspath(entry) for entry in entries)
 
 
-__all__ = ["decide", "evaluate", "sft", "with_knobs"]
+__all__ = ["decide", "evaluate", "plan", "sft", "with_knobs"]

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 from sapwood.chat import Chat
@@ -18,6 +19,7 @@ from sapwood.data.sequences import PackedExamples
 from sapwood.errors import ConfigError, ModelError
 from sapwood.forest import Forest
 from sapwood.model import Dtype, LanguageModel
+from sapwood.recipes.plan_lines import lines_of
 from sapwood.recipes.prepare import Prepared
 from sapwood.records import Example
 from sapwood.train import OptimConfig, SftConfig
@@ -68,7 +70,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found. `lines_for_people` and `record` show it."""
+    """What was found. Shows itself as `sapwood plan` does; `plan_lines.record_of` gives it to machines."""
 
     train: SftConfig
     dtype: Dtype
@@ -123,6 +125,12 @@ class Plan:
     def price(self) -> float | None:
         """Money for that time."""
         return None if self.price_per_hour is None or self.estimate.measured is None else self.seconds / 3600 * self.price_per_hour
+
+    def __str__(self) -> str:
+        return "\n".join(lines_of(self))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def plan_of(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sapwood.recipes.plan import Plan
 from sapwood.train.estimate import GIB
+
+if TYPE_CHECKING:
+    from sapwood.recipes.plan import Plan
 
 BAR = 32
 """Letters of the longest bar."""
