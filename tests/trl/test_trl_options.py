@@ -194,7 +194,7 @@ ELSEWHERE_TESTED = {
     "disable_tqdm": "test_trl_trainer",
     "log_level": "test_trl_trainer",
     "report_to": "test_what_this_version_lacks_is_refused",
-    "load_best_model_at_end": "test_what_this_version_lacks_is_refused",
+    "load_best_model_at_end": "test_the_best_state_is_chosen_by_evaluations",
     "metric_for_best_model": "test_every_answer_is_given",
     "resume_from_checkpoint": "test_trl_trainer",
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"), "test_trl_hub"),
@@ -298,12 +298,23 @@ def test_numbers_out_of_range_are_refused_by_trl_s_names(options: dict[str, Any]
     assert "optim.lr" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "options", [{"load_best_model_at_end": True}, {"save_strategy": "best"}, {"report_to": "wandb"}, {"report_to": ["x"]}]
-)
+@pytest.mark.parametrize("options", [{"report_to": "wandb"}, {"report_to": ["x"]}])
 def test_what_this_version_lacks_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="cannot be honoured by this version"):
         plan(**options)
+
+
+def test_the_best_state_is_chosen_by_evaluations() -> None:
+    assert not plan(eval_strategy="steps")[0].train.keep_best
+    found, notes = plan(eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False)
+    assert found.train.keep_best
+    assert notes == []
+    found, notes = plan(eval_strategy="epoch", save_strategy="best")
+    assert (found.train.keep_best, found.train.save_every) == (True, NEVER)
+    assert "train() leaves that state" in notes[0]
+    for options in ({"load_best_model_at_end": True}, {"save_strategy": "best"}):
+        with pytest.raises(ConfigError, match=r"chooses among evaluations, and there are none\. Give eval_strategy"):
+            plan(**options)
 
 
 def test_adapters_of_peft_become_ours() -> None:

@@ -248,10 +248,23 @@ def test_a_model_s_own_dropout_is_off_and_that_is_said(folder: Path, rows: Rows,
     assert trainer.evaluate(rows)["eval_loss"] == trainer.evaluate(rows)["eval_loss"]
 
 
+def test_early_stopping_gives_back_the_best_state(folder: Path, rows: Rows, tmp_path: Path) -> None:
+    options = {"max_steps": 12, "learning_rate": 0.1, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    stop = transformers.EarlyStoppingCallback(early_stopping_patience=2)
+    trainer = trainer_of(folder, tmp_path, rows[:20], eval_dataset=rows[20:], callbacks=[stop], peft_config=lora(), **options)
+    steps = trainer.train().global_step
+    losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert steps == best + 2 < 12
+    assert trainer.state.best_metric == losses[best] == trainer.evaluate()["eval_loss"]
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({"callbacks": [transformers.EarlyStoppingCallback()]}, r"callbacks=\[EarlyStoppingCallback\]\) cannot be honoured"),
+        ({"callbacks": [transformers.PrinterCallback]}, r"callbacks=\[PrinterCallback\]\) cannot be honoured"),
+        ({"callbacks": [transformers.EarlyStoppingCallback(3, 0.1)]}, r"early_stopping_threshold=0.1\) cannot be honoured"),
+        ({"callbacks": [transformers.EarlyStoppingCallback]}, "EarlyStoppingCallback needs load_best_model_at_end=True"),
         ({"data_collator": len}, "data_collator.*cannot be honoured: rows are never padded"),
         ({"compute_metrics": len}, "Score answers with `sapwood eval`"),
         ({"optimizers": (object(), None)}, "chosen by name"),

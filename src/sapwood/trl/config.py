@@ -98,7 +98,7 @@ class SFTConfig:
     save_total_limit: int | None = None
     """Checkpoints that are kept; all of them where not given."""
     load_best_model_at_end: bool = False
-    """Give back the weights of the evaluation with the lowest held-out loss."""
+    """Give back the weights of the evaluation with the lowest held-out loss; the one before the first step counts, too."""
     metric_for_best_model: str | None = None
     """`loss` is what is compared."""
     report_to: Any = "none"

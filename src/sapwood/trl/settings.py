@@ -45,8 +45,11 @@ class Settings:
     """Whether held-out rows are evaluated while training."""
 
 
-def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None, notes: list[str]) -> Settings:
-    """The run that `args` describe, on so many rows. Raises `ConfigError` by TRL's names."""
+def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None, notes: list[str], patience: int = 0) -> Settings:
+    """The run that `args` describe, on so many rows. Raises `ConfigError` by TRL's names.
+
+    `patience` is an EarlyStoppingCallback's: evaluations without a lower loss after which the run ends.
+    """
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if batch < 1:
         raise ConfigError(
@@ -77,6 +80,8 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
         eval_every=every["eval"],
         save_every=every["save"],
         keep=args.save_total_limit or NEVER,
+        keep_best=_chooses(args, patience, notes),
+        patience=patience,
         checkpointing=bool(args.gradient_checkpointing or args.activation_checkpointing),
         full=full,
         lora=lora or LoraConfig(),
@@ -87,15 +92,26 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
 
 def _refuse_unbuilt(args: SFTConfig, notes: list[str]) -> None:
     """Raise `ConfigError` for what this version does not have."""
-    if args.load_best_model_at_end or args.save_strategy == "best":
-        name = "load_best_model_at_end" if args.load_best_model_at_end else "save_strategy='best'"
-        raise ConfigError(f"{name} cannot be honoured by this version. Leave it out; the run's checkpoints are all kept.")
     services = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
     if "all" in services:
         notes.append("report_to='all': no service is told of a run; metrics.jsonl in its folder holds everything.")
     for service in services:
         if service not in ("none", "all"):
             raise ConfigError(f"report_to={service!r} cannot be honoured by this version. Use 'none'; metrics.jsonl holds everything.")
+
+
+def _chooses(args: SFTConfig, patience: int, notes: list[str]) -> bool:
+    """Whether the result is the state with the lowest held-out loss. Raises `ConfigError` where nothing is evaluated to choose by."""
+    if patience and not args.load_best_model_at_end:
+        raise ConfigError("EarlyStoppingCallback needs load_best_model_at_end=True, here as in transformers. Give it, or leave both out.")
+    if not args.load_best_model_at_end and args.save_strategy != "best":
+        return False
+    name = "load_best_model_at_end=True" if args.load_best_model_at_end else "save_strategy='best'"
+    if args.eval_strategy == "no":
+        raise ConfigError(f"{name} chooses among evaluations, and there are none. Give eval_strategy='steps' or 'epoch', and eval_dataset.")
+    if not args.load_best_model_at_end:
+        notes.append(f"{name}: the best checkpoint is kept, and train() leaves that state, as load_best_model_at_end does.")
+    return True
 
 
 def optimizer(args: SFTConfig, steps: int, notes: list[str]) -> OptimConfig:

@@ -5,8 +5,8 @@ In: a model, rows, a tokenizer, options, in TRL's words. Out: `train()`, `evalua
     names understood → model and chat opened → rows prepared, ledger shown       as the trainer is made
     train: knobs → a run folder below output_dir → sapwood.train.sft → history    as it trains
 
-Every step is a function that `sapwood sft` calls too; there is no second loop. Left out on purpose: callbacks, collators and
-whatever else changes a loop from outside (each is refused by name), and several processes.
+Every step is a function that `sapwood sft` calls too; there is no second loop. An EarlyStoppingCallback is a knob. Left out on
+purpose: other callbacks, collators and whatever else changes a loop from outside (each is refused by name), and several processes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class SFTTrainer:
             "optimizer_cls_and_kwargs": optimizer_cls_and_kwargs,
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }
-        _refuse(given, callbacks)
+        _refuse(given)
+        self._patience = _patience_of(callbacks)
         self.args, processing_class, notes = _understood(args, processing_class, outdated)
         if model is None or train_dataset is None:
             raise ConfigError(f"SFTTrainer: `{'model' if model is None else 'train_dataset'}` is missing. Give it.")
@@ -154,7 +155,7 @@ class SFTTrainer:
         """What `train()` will do: the knobs of the loop, its number of steps. Raises `ConfigError`."""
         notes: list[str] = []
         full = self._lora is None and not self._wrapped
-        found = settings(self.args, len(self._prepared.examples), full=full, lora=self._lora, notes=notes)
+        found = settings(self.args, len(self._prepared.examples), full=full, lora=self._lora, notes=notes, patience=self._patience)
         for line in notes:
             if line not in self._notes:
                 self._notes.append(line)
@@ -299,15 +300,28 @@ class SFTTrainer:
         raise AttributeError(f"SFTTrainer.{name}: {hint}")
 
 
-def _refuse(given: Mapping[str, Any], callbacks: Any) -> None:
-    """Raise `ConfigError` for what would change the loop from outside."""
+def _patience_of(callbacks: Any) -> int:
+    """The patience of an EarlyStoppingCallback, which is a knob here; 0 without one. Raises `ConfigError` for any other callback."""
+    patience = 0
     for callback in callbacks or ():
+        callback = callback() if isinstance(callback, type) and callback.__name__ == "EarlyStoppingCallback" else callback
         name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
-        hint = "Use load_best_model_at_end and eval_strategy of SFTConfig" if name == "EarlyStoppingCallback" else "Leave it out"
-        raise ConfigError(
-            f"SFTTrainer(callbacks=[{name}]) cannot be honoured: Sapwood has no callbacks; metrics.jsonl in the run's folder has a record "
-            f"of every step and evaluation. {hint}."
-        )
+        if name != "EarlyStoppingCallback":
+            raise ConfigError(
+                f"SFTTrainer(callbacks=[{name}]) cannot be honoured: Sapwood has no callbacks but EarlyStoppingCallback, which is a knob "
+                "here; metrics.jsonl in the run's folder has a record of every step and evaluation. Leave it out."
+            )
+        if callback.early_stopping_threshold:
+            raise ConfigError(
+                f"EarlyStoppingCallback(early_stopping_threshold={callback.early_stopping_threshold}) cannot be honoured: every lower "
+                "held-out loss counts. Leave the threshold out."
+            )
+        patience = int(callback.early_stopping_patience)
+    return patience
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for what would change the loop from outside."""
     for name, value in given.items():
         if value is not None:
             raise ConfigError(f"SFTTrainer({name}=…) cannot be honoured: {TRAINER_REFUSED[name]}.")
@@ -324,7 +338,7 @@ def _understood(args: Any, processing: Any, outdated: Mapping[str, Any]) -> tupl
             processing = value
             notes.append(f"tokenizer is called processing_class since {RENAMED['tokenizer'][1]}.")
         elif name in TRAINER_REFUSED:
-            _refuse({name: value}, None)
+            _refuse({name: value})
         elif name in known_options():
             options[name] = value
         else:
