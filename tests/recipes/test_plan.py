@@ -249,6 +249,23 @@ def test_the_rehearsal_confirms_or_corrects(tmp_path: Path) -> None:
         assert rehearsal._compared(rehearsal.Planned(planned, rehearsal.GIB), measured, rehearsal.GIB).startswith(words)
 
 
+def test_the_measured_step_says_how_long_the_run_will_take() -> None:
+    planned = rehearsal.Planned(seconds=3.0, bytes=1, update_seconds=1.0, steps=100, step_seconds=2.0)
+    (sentence,) = rehearsal._corrected(planned, 5.0)
+    assert sentence == "An average step was planned to take 2 s, and takes 2.5 by that measure: about 4 min of training."
+    assert rehearsal._corrected(dataclasses.replace(planned, steps=20), 5.0) == [], "it is over at once"
+    assert rehearsal._corrected(dataclasses.replace(planned, steps=0), 5.0) == [], "nobody planned a run"
+
+
+def test_a_run_says_it_before_its_first_step(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(rehearsal, "BRIEF_RUN", 0.0)
+    made = plan(PlanConfig(tune=config(max_steps=2)))
+    assert made.foretold.step_seconds * made.foretold.steps == pytest.approx(made.training_seconds)
+    assert main(["sft", "rows.jsonl", "--model", "model", "--dtype", "fp32", "--max-steps", "2", "--scorer", "none"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.index("Rehearsal passed") < shown.index("An average step was planned to take") < shown.index("Verdict")
+
+
 def test_where_memory_runs_out_the_budget_is_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = lora_and_optimizer()
     original = rehearsal.accumulate

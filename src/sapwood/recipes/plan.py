@@ -117,6 +117,11 @@ class Plan:
         return self.estimate.seconds(self.work) + self.steps * self.estimate.update_seconds
 
     @property
+    def foretold(self) -> Estimate:
+        """The estimate with the run's own steps, for the rehearsal to confirm or correct."""
+        return replace(self.estimate, steps=self.steps, step_seconds=self.training_seconds / self.steps)
+
+    @property
     def seconds(self) -> float:
         """Training and its evaluations on held-out rows."""
         return self.training_seconds + self.evaluation_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sapwood.train.estimate import GIB
+from sapwood.train.estimate import GIB, duration
 
 if TYPE_CHECKING:
     from sapwood.recipes.plan import Plan
@@ -80,8 +80,8 @@ def _time(made: Plan) -> list[str]:
     if made.estimate.measured is None:
         return []
     speed, step = made.work.row_tokens / made.training_seconds, made.training_seconds / made.steps
-    line = f"time       {_duration(made.training_seconds)} of training ({step:.1f} s a step, {speed:,.0f} tokens/s)"
-    line += f" and {_duration(made.evaluation_seconds)} of losses on what is held out" if made.evaluation_seconds else ""
+    line = f"time       {duration(made.training_seconds)} of training ({step:.1f} s a step, {speed:,.0f} tokens/s)"
+    line += f" and {duration(made.evaluation_seconds)} of losses on what is held out" if made.evaluation_seconds else ""
     return [line, *([f"price      {made.price:,.2f}"] if made.price is not None else [])]
 
 
@@ -104,13 +104,6 @@ def _gib(count: int) -> str:
 
 def _count(number: int) -> str:
     return f"{number / 1e9:,.2f} B" if number >= 1e9 else f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def record_of(made: Plan, model: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _foretold(folder: Path, chat: Chat, prepared: Prepared, config: TuneConfig, 
         return None
     screen.title("Plan")
     screen.lines(short_lines(made))
-    return made.estimate
+    return made.foretold
 
 
 def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:

@@ -141,6 +141,10 @@ class Estimate:
     """None where no part of the model could be measured: then only what was counted is known."""
     unmeasured: str = ""
     """Why not."""
+    steps: int = 0
+    """Of the run that was planned, where one was."""
+    step_seconds: float = 0.0
+    """Of an average one of them, its update included."""
 
     def parts(self, tokens: int, *, first: bool = False) -> Parts:
         """Memory at the peak of a step whose largest pass has `tokens`. `first`: of the first pass, before there are moments.
@@ -199,3 +203,11 @@ class Estimate:
     def update_seconds(self) -> float:
         """One update of all trained parameters."""
         return self.measured.update_seconds * self.sizes.parameters.trained if self.measured is not None else 0.0
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `17 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

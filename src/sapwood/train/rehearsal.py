@@ -21,7 +21,7 @@ import torch
 from sapwood.errors import TrainingError
 from sapwood.model import LanguageModel, save_adapter, saved_values
 from sapwood.records import Example, facts_of
-from sapwood.train.estimate import GIB, Estimate, work_of
+from sapwood.train.estimate import GIB, Estimate, duration, work_of
 from sapwood.train.memory import Watch, resident_memory, room
 from sapwood.train.optimizer import Optimizer
 from sapwood.train.result import save_whole
@@ -33,6 +33,8 @@ FAR = 0.15
 """A plan that is off by more than this share is said to be corrected."""
 BRIEF = 1.0
 """Seconds under which a step's time is not held against its plan: there, the machine's other work is most of the difference."""
+BRIEF_RUN = 60.0
+"""Seconds of training below which nobody waits for a word on how long it will take."""
 LOOKED_AT = 256
 """Of the examples with most row tokens, so many are tried for the most unique ones, beside the one with the longest row: of millions
 of conversations that share their beginnings, each would have to be looked at to be sure of the last token."""
@@ -66,10 +68,15 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Planned:
-    """What an estimate said of the worst-case step."""
+    """What an estimate said of the worst-case step, and of the run."""
 
     seconds: float
+    """Of its passes."""
     bytes: int
+    update_seconds: float = 0.0
+    steps: int = 0
+    step_seconds: float = 0.0
+    """Of an average step of the run."""
 
 
 def rehearse(
@@ -111,7 +118,7 @@ def rehearse(
         )
     planned = _planned(expected, model, full, budget)
     if planned is not None:
-        notes.append(_compared(planned, seconds, peak))
+        notes += [_compared(planned, seconds, peak), *_corrected(planned, seconds + update)]
     whole = _peak_bytes()
     if held_out:
         evaluate(model, [held_out[_largest(model, held_out)[0]]], budget)
@@ -201,7 +208,8 @@ def _planned(expected: Estimate | None, model: LanguageModel, full: list[Example
         return None
     forests = [batch.forest for batch in micro_batches(model, full, budget, share=not model.draws)]
     largest = max(forest.num_tokens for forest in forests)
-    return Planned(expected.seconds(work_of(forests)), expected.peak(largest))
+    seconds = expected.seconds(work_of(forests))
+    return Planned(seconds, expected.peak(largest), expected.update_seconds, expected.steps, expected.step_seconds)
 
 
 def _compared(planned: Planned, seconds: float, peak: int) -> str:
@@ -214,6 +222,21 @@ def _compared(planned: Planned, seconds: float, peak: int) -> str:
         f"Plan {word} by the worst-case step: memory {planned.bytes / GIB:.2f} GiB planned, {peak / GIB:.2f} measured ({memory:+.0%}); "
         f"time {times}."
     )
+
+
+def _corrected(planned: Planned, seconds: float) -> list[str]:
+    """What the run will take by the measured step, update included, where a plan said what it would; nothing for what is over at once.
+
+    A plan may be hours old, and the machine busier now: then every step takes longer by about the same factor.
+    """
+    step = planned.step_seconds * seconds / (planned.seconds + planned.update_seconds)
+    total = planned.steps * step
+    if total < BRIEF_RUN:
+        return []
+    return [
+        f"An average step was planned to take {planned.step_seconds:.2g} s, and takes {step:.2g} by that measure: "
+        f"about {duration(total)} of training."
+    ]
 
 
 def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, int]:
