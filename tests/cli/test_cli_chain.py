@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 
 import sapwood
-from sapwood.cli.chat_verb import ChatConfig, open_model
+from sapwood.cli.chat_verb import ChatConfig, _run_of, open_model
 from sapwood.cli.main import main
 from sapwood.recipes import Screen
 from sapwood.run import read_records, step_records
@@ -173,3 +173,22 @@ def test_chat_takes_the_type_it_is_given(place: Path) -> None:
     assert model.dtype == torch.float64
     model, _ = open_model(str(place / "run"), ChatConfig(), Screen(quiet=True))
     assert model.dtype == torch.float32, "the run's own"
+
+
+def test_chat_takes_an_adapter_by_itself(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that was copied elsewhere says what it was trained on; the run's own stands for the run, which knows its type."""
+    away = shutil.copytree(place / "run" / "adapter", tmp_path / "away")
+    model, chat = open_model(str(place / "run"), ChatConfig(), Screen(quiet=True))
+    alone, same = open_model(str(away), ChatConfig(dtype="fp32"), Screen(quiet=True))
+    assert chat.fingerprint == same.fingerprint
+    tensors = model.module.state_dict()
+    assert any("lora_B" in name and tensor.any() for name, tensor in tensors.items())
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in alone.module.state_dict().items())
+    assert _run_of(str(place / "run" / "adapter")) == str(place / "run")
+    assert _run_of(str(away)) == str(away)
+    file = away / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": None}))
+    assert main(["chat", str(away)]) == 1
+    assert "names no base model" in capsys.readouterr().err
+    assert main(["eval", str(place / "my.jsonl"), "--model", str(away)]) == 1
+    assert "`sapwood eval` takes the adapter beside it, as --adapter" in capsys.readouterr().err

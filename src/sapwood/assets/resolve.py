@@ -91,7 +91,10 @@ def _checked_model(folder: Path, weights: bool) -> Path:
             return folder
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if (folder / "adapter_config.json").is_file():
-            found = "an adapter, not a model: name the base model, and give the adapter to the option for adapters"
+            found = (
+                "an adapter, not a model: name the model that it was trained on. `sapwood eval` takes the adapter beside it, as --adapter; "
+                "`sapwood chat` takes the adapter alone"
+            )
         elif pickles:
             found = (
                 f"weights only as {', '.join(pickles[:3])}: a pickle runs code when it is opened, so Sapwood does not. "

@@ -13,7 +13,7 @@ import orjson
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat, Delta
 from sapwood.cli.options import parse, take_json, take_names
-from sapwood.errors import ConfigError, storage
+from sapwood.errors import AssetError, ConfigError, storage
 from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, learn_tokens, load_adapter, load_model
 from sapwood.recipes import Screen
@@ -51,10 +51,11 @@ def run(words: list[str]) -> None:
         raise ConfigError(f"Give one run directory or model, found {len(names)}: {', '.join(names)}.")
     config = parse(ChatConfig(), "chat", flags, DESCRIPTION)
     screen = Screen(quiet=json.target == "-")
-    model, chat = open_model(names[0] if names else DEFAULT_MODEL, config, screen)
+    name = _run_of(names[0]) if names else DEFAULT_MODEL
+    model, chat = open_model(name, config, screen)
     screen.say(DESCRIPTION, "dim")
     engine = Engine(model, chat)
-    arguments = trained_arguments(Path(names[0])) if names else {}
+    arguments = trained_arguments(Path(name))
     history: list[Message] = [Message("system", config.system)] if config.system else []
     start = list(history)
     for line in _lines():
@@ -76,9 +77,17 @@ def run(words: list[str]) -> None:
     json.write({"messages": [message.for_template() for message in history]})
 
 
+def _run_of(name: str) -> str:
+    """The run, where the folder of its result was named: it knows more than that folder."""
+    folder = Path(name)
+    return str(folder.parent) if folder.name in ("adapter", "model") and (folder.parent / "config.yaml").is_file() else name
+
+
 def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageModel, Chat]:
-    """A run's model with its adapter and template, or a plain model."""
+    """A run's model with its adapter and template, an adapter's folder with the model it names, or a plain model."""
     run = Path(name)
+    if (run / "adapter_config.json").is_file():
+        return _with_its_base(run, config, screen)
     if not (run / "config.yaml").is_file():
         folder = fetch_model(name, screen)
         model, chat = load_model(folder, config.dtype), load_chat(folder, config.template)
@@ -94,6 +103,20 @@ def open_model(name: str, config: ChatConfig, screen: Screen) -> tuple[LanguageM
     if tuned.train.full:
         return load_model(trained, dtype), chat
     return load_adapter(load_model(folder, dtype), trained), chat
+
+
+def _with_its_base(adapter: Path, config: ChatConfig, screen: Screen) -> tuple[LanguageModel, Chat]:
+    """An adapter's folder by itself, such as an export. Raises `AssetError` where it does not say what it was trained on."""
+    with storage(adapter, "read"):
+        described = orjson.loads((adapter / "adapter_config.json").read_bytes())
+    base = described.get("base_model_name_or_path")
+    if not base:
+        raise AssetError(
+            f"{adapter}/adapter_config.json names no base model (`base_model_name_or_path`). Write it there, or chat with the run."
+        )
+    folder = fetch_model(base, screen)
+    chat = load_chat(folder, config.template, trained=None if config.template else adapter)
+    return load_adapter(load_model(folder, config.dtype), adapter), chat
 
 
 def trained_arguments(run: Path) -> dict[str, Any]:
