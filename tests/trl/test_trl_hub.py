@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -24,9 +25,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Sent:
         sent.append(("create", {"repo_id": repo_id, "token": self.token, **named}, set(), ""))
         return huggingface_hub.RepoUrl(f"https://huggingface.co/me/{repo_id}")
 
-    def upload(self: Any, folder_path: str, **named: Any) -> None:
+    def upload(self: Any, folder_path: str, **named: Any) -> Any:
         files = {path.name for path in Path(folder_path).iterdir()}
         sent.append(("upload", named, files, (Path(folder_path) / "README.md").read_text()))
+        return SimpleNamespace(commit_url=f"https://huggingface.co/{named['repo_id']}/commit/1")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
@@ -50,7 +52,7 @@ def test_what_is_sent(by_option: bool, hub: Sent, folder: Path, rows: Rows, tmp_
     trainer = trainer_of(folder, tmp_path / "ours", rows, peft_config=lora(), push_to_hub=by_option, **named)
     trainer.train()
     if not by_option:
-        assert trainer.push_to_hub(commit_message="first", tags=["course", "mine"]).endswith("/me/ours")
+        assert trainer.push_to_hub(commit_message="first", tags=["course", "mine"]).endswith("/me/ours/commit/1")
     (_, created, _, _), (_, uploaded, files, readme) = hub
     assert created["repo_id"] == ("mine" if by_option else "ours")
     assert (created["token"], created["private"]) == (("hf_x", False) if by_option else (None, True))
@@ -65,8 +67,8 @@ def test_a_refusal_of_the_hub_is_one_paragraph(folder: Path, rows: Rows, tmp_pat
         raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    trainer = trainer_of(folder, tmp_path, rows, peft_config=lora())
-    with pytest.raises(ExportError, match=r"could not be sent to the hub \(offline\).*call push_to_hub\(\) again"):
+    trainer = trainer_of(folder, tmp_path, rows, peft_config=lora(), hub_model_id="mine")
+    with pytest.raises(ExportError, match=r"The hub did not take mine \(offline\)\. The result is safe in .*call push_to_hub\(\) again"):
         trainer.push_to_hub()
     with pytest.raises(ConfigError, match="blocking cannot be honoured"):
         trainer.push_to_hub(blocking=True)
