@@ -20,6 +20,10 @@ def test_rows_that_a_run_was_trained_on_are_not_asked(tmp_path: Path) -> None:
     """With rows taken out of the file, the split moves on into rows that were trained on: a verdict would be about memory."""
     file = write_rows(tmp_path / "my.jsonl", 60)
     sapwood.sft(file, model=write_model(tmp_path / "model"), out=tmp_path / "run", **FAST)
+    (tmp_path / "linked.jsonl").symlink_to(file)
+    more = {"model": tmp_path / "model", "adapter": tmp_path / "run", "out": tmp_path / "again", "dtype": "fp32", "quiet": True}
+    with pytest.raises(DataError, match=r"42 of 60 items are not among those .* `sapwood eval .*run` asks what it held out"):
+        sapwood.evaluate(tmp_path / "linked.jsonl", **more)
     file.write_text("".join(file.read_text().splitlines(keepends=True)[::2]))
     with pytest.raises(DataError, match="may have been trained on them"):
         sapwood.evaluate(tmp_path / "run", quiet=True, held_out=0.6, out=tmp_path / "again")

@@ -6,7 +6,9 @@ a tuned arm can be compared with others. An evaluation that was stopped goes on 
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -153,18 +155,29 @@ def _run_of(adapter: Path | None) -> TuneConfig | None:
 
 
 def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
-    """A run's own data must give the very items it held out: it was trained on the others. Raises `DataError`."""
+    """Rows that the run trained on, and all but what it held out of its own data, prove nothing. Raises `DataError`."""
     before = _run_of(config.adapter)
-    if config.adapter is None or before is None or before.data != config.data:
+    if config.adapter is None or before is None:
         return
-    run = config.adapter.parent
+    run, own = config.adapter.parent, before.data == config.data
     held_out = {record["item"] for record in read_records(run / "items.jsonl")}
-    others = [item for item in items if item.id not in held_out]
+    trained = {_place(row["file"], row["line"]) for row in read_records(run / "ledger.jsonl") if row.get("status") == "trained"}
+    others = [item for item in items if item.id not in held_out and (own or _stands_in(trained, item))]
     if others:
         raise DataError(
             f"{len(others)} of {len(items)} items are not among those that {run} held out (such as {others[0].conversation.where}), so "
-            "it may have been trained on them: its data or the way it is split has changed. Put both back, or name a file of new rows."
+            f"it may have been trained on them. `sapwood eval {run}` asks what it held out; if that is what you gave, its data or the way "
+            "it is split has changed: put both back, or name a file of new rows."
         )
+
+
+def _place(file: str, line: int) -> tuple[str, int]:
+    return os.path.realpath(file), line
+
+
+def _stands_in(trained: Collection[tuple[str, int]], item: Item) -> bool:
+    source = item.conversation.source
+    return source is not None and _place(source.file, source.line) in trained
 
 
 def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
