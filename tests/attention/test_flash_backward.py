@@ -64,3 +64,28 @@ def test_nodes_go_back_in_fp32_whatever_their_length(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(flash, "WIDE_QUERIES", 0)
     gradients(forest, tensors, "flash")
     assert set(types) == {(torch.float32, True), (torch.bfloat16, False)}
+
+
+def _missing(*_: Any) -> Any:
+    return torch.ops.aten._an_operator_that_no_torch_has
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("attend_part", _missing),
+        ("attend_part", lambda *given: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*given[:2])),
+        ("attend_part", lambda *given, original=flash.attend_part: (*original(*given), None)),
+        ("attend_part", lambda *given, original=flash.attend_part: [part * 1.01 for part in original(*given)]),
+        ("_backward", lambda *given, original=flash._backward: [grad * 1.01 for grad in original(*given)]),
+        ("_backward", lambda *given, original=flash._backward: original(*given)[:2]),
+    ],
+)
+def test_a_kernel_that_is_another_is_not_taken(name: str, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = flash_is_available.__wrapped__
+    with torch.inference_mode():
+        assert tried()
+    with torch.device("meta"):
+        assert tried()
+    monkeypatch.setattr(flash, name, other)
+    assert not tried()

@@ -46,16 +46,20 @@ def parts_of(forest: Forest) -> list[Part]:
 
 @cache
 def flash_is_available() -> bool:
-    """Does this torch have the kernel, with the signature and the result that the fast path relies on?"""
-    try:
-        generator = torch.Generator().manual_seed(0)
-        query = torch.randn(1, 4, 5, 8, generator=generator)
-        key, value = (torch.randn(1, 2, 5, 8, generator=generator) for _ in range(2))
-        out, lse = attend_part(query, key, value, True, 0.3)
+    """Does this torch have the kernel, with the signature and the results, forward and backward, that the fast path relies on?"""
+    with torch.inference_mode(False), torch.enable_grad():
+        generator = torch.Generator("cpu").manual_seed(0)
+        query, key, value = inputs = [
+            torch.randn(1, heads, 5, 8, generator=generator, device="cpu", requires_grad=True) for heads in (4, 2, 2)
+        ]
         expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
-        grads = _backward(torch.ones_like(out), query, key, value, out, lse, True, 0.3)
-        return torch.allclose(out, expected, atol=1e-5) and grads[1].shape == key.shape
-    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        grads = torch.autograd.grad(expected.sum(), inputs)
+    try:
+        with torch.no_grad():
+            out, lse = attend_part(query, key, value, True, 0.3)
+            found = (out, *_backward(torch.ones_like(out), query, key, value, out, lse, True, 0.3))
+        return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, (expected, *grads), strict=True))
+    except (AttributeError, RuntimeError, ValueError):  # no such operator, another signature, another number of results
         return False
 
 
