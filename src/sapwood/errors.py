@@ -9,6 +9,7 @@
     ├── CheckpointError   a checkpoint that is missing, damaged, or belongs to another run
     ├── TrainingError     a run that must stop: a loss that is not finite, a rehearsal that failed
     ├── ExportError       an export that differs from what was trained, or a format that cannot hold it
+    ├── RemoteError       a server that cannot be reached, refuses the key, or lacks the model
     └── StorageError      a disk that is full, a folder that is read-only, a run another process is writing
 
 A message is one paragraph for a person: what was found, where (file:line, row, dotted key), what is
@@ -57,6 +58,10 @@ class TrainingError(SapwoodError, RuntimeError):
 
 class ExportError(SapwoodError, RuntimeError):
     """An export differs from what was trained, or the format that was asked for cannot hold it."""
+
+
+class RemoteError(SapwoodError, OSError):
+    """A server cannot be reached, refuses the key, or lacks the model: every request to it would fail."""
 
 
 class StorageError(SapwoodError, OSError):

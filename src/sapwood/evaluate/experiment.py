@@ -159,6 +159,7 @@ def _run(
 
 def _scored(arm: str, key: str, item: Item, completion: Completion, judge: Scorer, seconds: float) -> ArmScore:
     score = judge(item, completion)
+    tokens_in, tokens_out = completion.counted or (len(completion.prompt.ids), len(completion.ids))
     return ArmScore(
         arm=arm,
         item=key,
@@ -168,8 +169,8 @@ def _scored(arm: str, key: str, item: Item, completion: Completion, judge: Score
         explanation=score.explanation,
         text=completion.text,
         ended=str(completion.ended),
-        tokens_in=len(completion.prompt.ids),
-        tokens_out=len(completion.ids),
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
         seconds=seconds,
         copies=int(item.meta.get(COPIES, 1)),
     )

@@ -61,6 +61,8 @@ class Completion:
     """For each id the `SamplingParams.top_logprobs` most likely tokens, most likely first, by the same measure as `logprobs`."""
     prompt_logprobs: tuple[float, ...] = ()
     """Of each token of the prompt but the first, at temperature 1, where `SamplingParams.prompt_logprobs` asked for them."""
+    counted: tuple[int, int] | None = None
+    """Tokens of (prompt, answer) as a server counted them for its bill; None where the ids are what was read and written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
