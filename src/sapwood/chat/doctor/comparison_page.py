@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from sapwood.chat.colour import visible
 from sapwood.chat.doctor.comparing import Pair, Rendering, Segment, Source, findings_side_by_side, label_of, pieces_of
 from sapwood.chat.doctor.findings import Finding
-from sapwood.chat.doctor.page import page_templates, resource
+from sapwood.chat.doctor.page import PAGES
 from sapwood.chat.doctor.spans import KIND_WORDS
 from sapwood.records import Conversation
 
@@ -27,19 +25,15 @@ def comparison_page(sides: Sequence[Side], pairs: Sequence[Pair], conversation: 
     else:
         rows = [{"label": label_of(segment, messages), "cells": [_cell(segment, segment)]} for segment in sides[0][1].segments]
         findings = [(finding.kind, [finding], []) for finding in sides[0][2]]
-    return (
-        page_templates()
-        .get_template("compare.html")
-        .render(
-            title=" and ".join(side[0] for side in sides),
-            where=where,
-            sides=sides,
-            rows=rows,
-            differ=[entry for entry in findings if entry[1] != entry[2]],
-            alike=[kind.replace("-", " ") for kind, one, other in findings if one == other],
-            words=KIND_WORDS,
-            style=Markup(resource("page.css")),
-        )
+    return PAGES.render(
+        "compare.html",
+        title=" and ".join(side[0] for side in sides),
+        where=where,
+        sides=sides,
+        rows=rows,
+        differ=[entry for entry in findings if entry[1] != entry[2]],
+        alike=[kind.replace("-", " ") for kind, one, other in findings if one == other],
+        words=KIND_WORDS,
     )
 
 

@@ -1,22 +1,13 @@
 """The doctor's page: findings, a survey and some rows in, one self-contained HTML file out.
 
-The page asks the network for nothing. Data is hostile text: Jinja escapes all of it, and the page's script makes text
-nodes only, from JSON that no markup can leave. Left out on purpose: all rows; those chosen are enough to see by.
+Left out on purpose: all rows; those chosen are enough to see by.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files as packaged
 from typing import Any
-
-import jinja2
-import orjson
-from markupsafe import Markup
 
 from sapwood.chat.chat import Chat
 from sapwood.chat.doctor.diagnosis import Diagnosis
@@ -26,10 +17,16 @@ from sapwood.chat.doctor.spans import KIND_WORDS, KINDS, document_kinds
 from sapwood.chat.doctor.survey import Lengths, Survey, Tokens
 from sapwood.chat.doctor.tree import Branch, branches_of, tree
 from sapwood.chat.other_rows import document_example
+from sapwood.pages import Pages, json_for_script
 from sapwood.records import Conversation, Document
 
 MOST_PIECES = 6000
 """Pieces of one row that the page draws; what lies behind is counted."""
+PAGES = Pages(
+    "chat/doctor/page_files",
+    grouped=lambda number: f"{number:,}",
+    percent=lambda share: "<1" if 0 < share < 0.005 else f"{100 * share:.0f}",
+)
 _WORDS = {"healthy": "Healthy", "usable": "Usable", "not trainable": "Not trainable"}
 _CLASSES = {"healthy": "better", "usable": "not-shown", "not trainable": "worse"}
 
@@ -62,57 +59,26 @@ def doctor_page(
     next_command: str = "",
 ) -> str:
     """The whole page as text. `reading` says how the files were read."""
-    script = resource("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"rows", *(survey.kinds if survey is not None else ())}  # shown as counts and tables
     about = [finding for finding in findings if finding.kind not in own]
-    return (
-        page_templates()
-        .get_template("page.html")
-        .render(
-            model=model,
-            word=_WORDS[diagnosis.verdict],
-            tone=_CLASSES[diagnosis.verdict],
-            sentence=diagnosis.sentence,
-            next_command=next_command,
-            findings={severity: [f for f in about if f.severity == severity] for severity in ("problem", "note", "ok")},
-            survey=survey,
-            reading=reading,
-            tokens=_tokens_view(survey.tokens) if survey is not None and survey.tokens.own else [],
-            lengths=_lengths_view(survey.lengths) if survey is not None and survey.lengths is not None else None,
-            kinds=_kinds_view(survey) if survey is not None else [],
-            shown=len(rows),
-            data=Markup(_json_for_script([_row_data(row) for row in rows])),
-            words={kind: KIND_WORDS[kind] for kind in KINDS},
-            style=Markup(resource("page.css")),
-            script=Markup(script),
-            script_hash=f"sha256-{digest}",
-        )
+    return PAGES.render(
+        "page.html",
+        script="page.js",
+        model=model,
+        word=_WORDS[diagnosis.verdict],
+        tone=_CLASSES[diagnosis.verdict],
+        sentence=diagnosis.sentence,
+        next_command=next_command,
+        findings={severity: [f for f in about if f.severity == severity] for severity in ("problem", "note", "ok")},
+        survey=survey,
+        reading=reading,
+        tokens=_tokens_view(survey.tokens) if survey is not None and survey.tokens.own else [],
+        lengths=_lengths_view(survey.lengths) if survey is not None and survey.lengths is not None else None,
+        kinds=_kinds_view(survey) if survey is not None else [],
+        shown=len(rows),
+        data=json_for_script([_row_data(row) for row in rows]),
+        words={kind: KIND_WORDS[kind] for kind in KINDS},
     )
-
-
-@functools.cache
-def page_templates() -> jinja2.Environment:
-    """The page sources, with escaping on."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(resource), trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(grouped=lambda number: f"{number:,}", percent=_percent)
-    return environment
-
-
-def resource(name: str) -> str:
-    """A file of the page's folder."""
-    return (packaged("sapwood") / "chat" / "doctor" / "page_files" / name).read_text(encoding="utf-8")
-
-
-def _percent(share: float) -> str:
-    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
-
-
-def _json_for_script(content: Any) -> str:
-    """JSON inside a script element: without `<` and `&` nothing in it can end the element or begin another."""
-    return orjson.dumps(content).decode().replace("<", "\\u003c").replace("&", "\\u0026").replace(">", "\\u003e")
 
 
 def _tokens_view(tokens: Tokens) -> list[dict[str, Any]]:
