@@ -39,11 +39,11 @@ SETTINGS = [
 ]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     slots=st.integers(1, 6),
-    budget=st.integers(1, 40),
+    budget=st.sampled_from([3, 16, 40]),
     keep_from=st.sampled_from([1, 12, 10_000]),
     min_saving=st.sampled_from([1, 6, 16]),
     memory=st.sampled_from([None, 200 * TOKEN_BYTES, 500 * TOKEN_BYTES]),
@@ -53,7 +53,7 @@ def test_answers_do_not_depend_on_when_they_come_and_what_runs_beside_them(
     seed: int, slots: int, budget: int, keep_from: int, min_saving: int, memory: int | None, name: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    ids = nested_prompts(seed) + nested_prompts(seed + 1)[:4]
+    ids = nested_prompts(seed)[1:8] + nested_prompts(seed + 1)[:2]
     params = [SETTINGS[rng.integers(len(SETTINGS))] for _ in ids]
     alone = engine(name, slots=1, min_saving=10**6)
     expected = [alone.generate(prompts([one]), wanted)[0] for one, wanted in zip(ids, params, strict=True)]

@@ -53,6 +53,11 @@ class Tokens:
         return Words(self._tokenizer, self._content)
 
     @property
+    def content(self) -> str:
+        """`tokenizer.json`, without cutting and padding."""
+        return json.dumps(self._content)
+
+    @property
     def vocabulary(self) -> int:
         """Number of tokens, added ones included."""
         return int(self._tokenizer.get_vocab_size())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sapwood.chat.parsing import Answer as Parsed
 from sapwood.generate.penalties import Seen
 from sapwood.generate.sampling import uniforms
+from sapwood.generate.steering import Steering
 from sapwood.records import Completion, Ended, Prompt, SamplingParams
 from sapwood.records.sampling import Alternatives
 
@@ -61,6 +62,8 @@ class Answer:
         self.logprobs: list[float] = []
         self.top_logprobs: list[Alternatives] = []
         self.prompt_logprobs: tuple[float, ...] = ()
+        self.steering: Steering | None = None
+        """Its way through the grammar of its constraint, if it has one."""
         self.ended: Ended | None = None
         self.error: str | None = None
         self._chat, self._stop, self._stop_ids = chat, params.stop, chat.stop_ids.union(params.stop_ids)

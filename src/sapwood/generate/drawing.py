@@ -40,14 +40,18 @@ def draw(logits_NV: Tensor, answers: Sequence[Answer]) -> list[Drawn]:
 
 
 def _edited(logits_NV: Tensor, answers: Sequence[Answer]) -> Tensor | None:
-    """The logits with penalties done; None if nobody asks for any."""
+    """The logits with penalties done, and minus infinity where a constraint allows no token; None if nobody asks for either."""
     punished = [row for row, answer in enumerate(answers) if punishes(answer.params)]
-    if not punished:
+    steered = [(row, answer.steering) for row, answer in enumerate(answers) if answer.steering is not None and answer.ended is None]
+    if not (punished or steered):
         return None
     edited_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32), copy=True)
     for row in punished:
         answers[row].seen.take(answers[row].ids)
         answers[row].seen.punish(edited_NV[row], answers[row].params)
+    for row, steering in steered:
+        refused_V = torch.from_numpy(~steering.allowed(edited_NV.shape[1])).to(edited_NV.device)
+        edited_NV[row].masked_fill_(refused_V, float("-inf"))
     return edited_NV
 
 

@@ -25,6 +25,7 @@ from sapwood.generate.media import PromptInput
 from sapwood.generate.prefill import compute
 from sapwood.generate.row_by_row import PlainRows
 from sapwood.generate.session import Rows, Session, check_ids, evaluating
+from sapwood.generate.steering import Steerer
 from sapwood.generate.tree import KEEP_FROM, Layers, Node, Tree
 from sapwood.model import LanguageModel
 from sapwood.records import Completion, Prompt, SamplingParams
@@ -65,7 +66,7 @@ class Engine:
 
     def open(self) -> Session:
         """A session that prompts are added to over time. Close it, or use it in `with`."""
-        return Session(self.model, self.chat_like, self._rows(), self._check_weights)
+        return Session(self.model, self.chat_like, self._rows(), lambda: self._steerer, self._check_weights)
 
     def generate(
         self,
@@ -118,6 +119,10 @@ class Engine:
             memory = int(SHARE_OF_MEMORY * (_free_memory(self.model.device) + self._tree.held() * token_bytes))
         limits = Limits(slots=self.slots, budget=self.budget, keep_from=self.keep_from, tokens=memory // token_bytes)
         return ForestRows(self.model, self._tree, self._one_token, limits)
+
+    @cached_property
+    def _steerer(self) -> Steerer:
+        return Steerer(self.chat_like, self.model.vocabulary)
 
     @cached_property
     def _one_token(self) -> Layers:

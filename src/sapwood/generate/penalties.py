@@ -41,7 +41,7 @@ class Seen:
         found = logits_V[ids]
         if params.repetition_penalty != 1:
             found = torch.where(found < 0, found * params.repetition_penalty, found / params.repetition_penalty)
-        logits_V[ids] = found - params.presence_penalty * (times > 0) - params.frequency_penalty * times
+        logits_V[ids] = found - params.presence_penalty * (times > 0).to(times.dtype) - params.frequency_penalty * times
 
 
 def punishes(params: SamplingParams) -> bool:

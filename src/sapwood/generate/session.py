@@ -21,8 +21,9 @@ from torch import Tensor
 from sapwood.errors import ModelError
 from sapwood.generate.answer import Answer, ChatLike
 from sapwood.generate.drawing import draw
+from sapwood.generate.steering import Steerer
 from sapwood.model import LanguageModel
-from sapwood.records import Prompt, SamplingParams
+from sapwood.records import Prompt, Row, SamplingParams
 
 
 class Rows(Protocol):
@@ -71,9 +72,11 @@ class Rows(Protocol):
 class Session:
     """A queue of answers and those that run. Made by `Engine.open`; owned by one thread."""
 
-    def __init__(self, model: LanguageModel, chat: ChatLike, rows: Rows, check_weights: Callable[[], None]) -> None:
+    def __init__(
+        self, model: LanguageModel, chat: ChatLike, rows: Rows, steerer: Callable[[], Steerer], check_weights: Callable[[], None]
+    ) -> None:
         """`check_weights` is called before the first of a busy stretch is let in: only then may weights have changed."""
-        self._model, self._chat, self._rows, self._check_weights = model, chat, rows, check_weights
+        self._model, self._chat, self._rows, self._steerer, self._check_weights = model, chat, rows, steerer, check_weights
         self._inbox: list[Answer] = []
         self._waiting: deque[Answer] = deque()
         self._over: list[Answer] = []
@@ -102,13 +105,15 @@ class Session:
 
         `on_token` is called within `step` with each token, once those of the whole step are taken; it may cancel answers and add
         prompts. A prompt that can never be answered (it does not fit the context, or the memory) ends at once with `Ended.ERROR`.
-        Raises `ModelError` for a token id that the model does not have.
+        Raises `ModelError` for a token id that the model does not have, `ConfigError` for a constraint that cannot be used.
         """
         check_ids(self._model, prompt)
         answer = Answer(prompt, params, self._chat, index=index, adapter=adapter, on_token=on_token)
         refusal = None if answer.ended else self._rows.refusal(answer)
         if refusal is not None:
             answer.fail(refusal)
+        if params.constraint is not None:
+            answer.steering = self._steerer().begin(params.constraint)
         (self._inbox if answer.ended is None else self._over).append(answer)
         return answer
 
@@ -161,17 +166,25 @@ class Session:
         self._in_chunks = not entered
         if logits_NV is None:
             return
-        for _ in entered:
+        for answer in entered:
             self._waiting.popleft()
+            if answer.params.prompt_logprobs:
+                answer.prompt_logprobs = prompt_logprobs(self._model, answer.prompt)
         self._push(entered, logits_NV, settle=True)
 
     def _push(self, answers: Sequence[Answer], logits_NV: Tensor, *, settle: bool = False) -> None:
         """Sample one token for each answer. Callers are told last: what they raise finds everything in order."""
-        sampled = draw(logits_NV, answers)
         answers = list(answers)
+        for answer in answers:
+            if answer.steering is not None and answer.steering.problem is not None:
+                answer.fail(answer.steering.problem)
         lengths = [len(answer.ids) for answer in answers]
-        for answer, (token, logprob, alternatives) in zip(answers, sampled, strict=True):
-            answer.push(token, logprob, alternatives)
+        for answer, drawn in zip(answers, draw(logits_NV, answers), strict=True):
+            if answer.ended is None:
+                answer.push(*drawn)
+        going = [answer for answer in answers if answer.steering is not None and answer.ended is None]
+        if going:
+            self._steerer().advance([(answer.steering, answer.ids[-1]) for answer in going if answer.steering is not None])
         if settle:
             self._over += [answer for answer in answers if answer.ended is not None]
             self._rows.settle(answers)
@@ -201,6 +214,18 @@ def check_ids(model: LanguageModel, prompt: Prompt, name: str = "A prompt") -> N
             f"{name} holds token id {outside[0]}, but the model knows ids below {model.vocabulary}. "
             "Tokenizer and model do not belong together: load both from one folder."
         )
+
+
+def prompt_logprobs(model: LanguageModel, prompt: Prompt) -> tuple[float, ...]:
+    """Of each token but the first, by the path that training takes; where there are images or sounds, of those behind the last."""
+    ids = np.array(prompt.ids, dtype=np.int64)
+    if len(ids) < 2:
+        return ()
+    begin = max((int(span.places_F[-1]) + 1 for span in prompt.media), default=1)
+    if begin >= len(ids):
+        return ()
+    row = Row(ids[:begin], ids[begin:], np.ones(len(ids) - begin, np.float32), prompt.media)
+    return tuple(model.logprobs([row])[0].tolist())
 
 
 @contextmanager

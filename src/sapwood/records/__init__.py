@@ -16,12 +16,13 @@ from sapwood.records.media import MEDIA_KINDS, Content, Media, MediaKind, MediaS
 from sapwood.records.mixture import Mixture, mixture_of
 from sapwood.records.protocols import LogProber, Sampler
 from sapwood.records.rows import Example, Row
-from sapwood.records.sampling import Completion, Ended, Prompt, SamplingParams
+from sapwood.records.sampling import Completion, Constraint, Ended, Prompt, SamplingParams
 
 __all__ = [
     "FACT",
     "MEDIA_KINDS",
     "Completion",
+    "Constraint",
     "Content",
     "Conversation",
     "Document",

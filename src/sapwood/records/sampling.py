@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sapwood.errors import ConfigError
 from sapwood.records.conversation import Message
@@ -60,9 +60,33 @@ class Completion:
     top_logprobs: tuple[Alternatives, ...] = ()
     """For each id the `SamplingParams.top_logprobs` most likely tokens, most likely first, by the same measure as `logprobs`."""
     prompt_logprobs: tuple[float, ...] = ()
-    """Of each token of the prompt but the first, at temperature 1, where `SamplingParams.prompt_logprobs` asked for them."""
+    """Of the prompt's tokens but the first, at temperature 1, where `SamplingParams.prompt_logprobs` asked for them.
+
+    Of a prompt with images or sounds, of the tokens behind the last of these.
+    """
     counted: tuple[int, int] | None = None
     """Tokens of (prompt, answer) as a server counted them for its bill; None where the ids are what was read and written."""
+
+
+ConstraintKind = Literal["json", "json_schema", "regex", "choice", "lark", "calls", "calls or text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a whole answer must be. Only tokens that can still lead there are drawn."""
+
+    kind: ConstraintKind
+    value: Any = None
+    """By kind: nothing (any JSON object), a JSON schema, a regular expression, texts to choose from, a Lark grammar, or tools to call."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ConstraintKind):
+            raise ConfigError(f"A constraint's kind is {self.kind!r}; give one of {', '.join(get_args(ConstraintKind))}.")
+        wanted = {"json": type(None), "json_schema": (Mapping, bool), "regex": str, "lark": str}.get(self.kind, Sequence)
+        if not isinstance(self.value, wanted) or (wanted is Sequence and (isinstance(self.value, str) or not self.value)):
+            told = {"json": "nothing", "json_schema": "a JSON schema (a mapping)", "regex": "a text", "lark": "a text"}
+            need = told.get(self.kind, "a sequence of texts" if self.kind == "choice" else "a sequence of tools, at least one")
+            raise ConfigError(f"A constraint of kind {self.kind!r} has the value {str(self.value)[:60]!r}; give {need}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +120,8 @@ class SamplingParams:
     """How many most likely tokens to give with each sampled one."""
     prompt_logprobs: bool = False
     """Give the log-probabilities of the prompt too, by the code that training uses; it costs one more pass over the prompt."""
+    constraint: Constraint | None = None
+    """What the whole answer must be; None leaves it free. It holds from the first token, so a thought must not be open there."""
     seed: int = 0
     """Seed of the whole call; sequence i draws from its own stream (seed, i), whatever else is in the batch."""
 
