@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
-from made_curves import made_curves
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_curves import healthy_curves, made_curves
 
 from sapwood.evaluate.curves import read_curves
 
@@ -43,3 +48,41 @@ def test_a_spike_is_found_at_its_step() -> None:
 def test_a_loss_that_does_not_move_is_stuck_and_one_that_hardly_does_underfits() -> None:
     assert names(time=200.0) == ["stuck"]
     assert names(time=12.0) == ["underfitting"]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=150)
+def test_what_is_said_is_a_function_of_what_is_recorded_and_harmless(seed: int) -> None:
+    """Any healthy curve, with records cut away anywhere: never an error, and what is said names steps that there are."""
+    rng = np.random.default_rng(seed)
+    records = [record for record in healthy_curves(seed) if rng.random() < 0.9]
+    for finding in read_curves(records):
+        assert finding.step is None or finding.step in {record["step"] for record in records}
+        assert read_curves(records)[0] == read_curves(list(records))[0]
+        assert "nan" not in finding.line
+        assert "inf" not in finding.line
+
+
+@pytest.mark.parametrize("damage", [{"loss": None}, {"loss": "high"}, {"parts": [None]}, {"parts": "x"}, {"lr": None}, {"epoch": "two"}])
+def test_damaged_records_are_left_out(damage: dict[str, object]) -> None:
+    records = made_curves()
+    for record in records[::3]:
+        record |= damage
+    assert not [finding for finding in read_curves(records) if finding.alarm]
+
+
+@pytest.mark.slow
+def test_false_alarms_on_a_thousand_healthy_runs() -> None:
+    """docs/curves.md says this number."""
+    alarmed = [seed for seed in range(1000) if any(finding.alarm for finding in read_curves(healthy_curves(seed)))]
+    page = (Path(__file__).parents[2] / "docs" / "curves.md").read_text()
+    assert f"**{len(alarmed)} of 1,000**" in page
+
+
+@pytest.mark.parametrize(
+    "planted", [{"rise": 0.8, "floor": 0.6, "evals": 9}, {"spike": 33}, {"time": 200.0}, {"time": 12.0}], ids=lambda planted: str(planted)
+)
+def test_planted_faults_are_found_whatever_the_noise(planted: dict[str, float]) -> None:
+    name = {"rise": "overfitting", "spike": "spikes"}.get(next(iter(planted)), "stuck" if planted.get("time") == 200 else "underfitting")
+    found = sum(name in names(seed=seed, noise=0.05, **planted) for seed in range(40))
+    assert found >= 38

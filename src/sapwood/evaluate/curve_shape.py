@@ -98,12 +98,27 @@ class Curves:
         ]
 
     def noise(self) -> float:
-        """Standard deviation of a step's loss about its trend, from second differences: no slope and little bend is in them."""
-        if len(self.loss_S) < 4:
-            return math.inf
-        bend = self.loss_S[2:] - 2 * self.loss_S[1:-1] + self.loss_S[:-2]
-        late = bend[len(bend) // 4 :]  # the sharp drop at the start is no noise
-        return float(np.sqrt(np.mean(late**2) / 6))
+        """Standard deviation of a step's loss about its trend."""
+        return _about_trend(self.loss_S)
+
+    def relative_noise(self) -> float:
+        """The same of its logarithm: of a loss as a share of itself, which compares stretches of different height."""
+        return _about_trend(np.log(np.maximum(self.loss_S, 1e-8)))
+
+
+def _about_trend(value_S: Floats) -> float:
+    """Standard deviation from second differences, in which there is no slope and little bend."""
+    if len(value_S) < 4:
+        return math.inf
+    bend = value_S[2:] - 2 * value_S[1:-1] + value_S[:-2]
+    late = bend[len(bend) // 4 :]  # the sharp drop at the start is no noise
+    return float(np.sqrt(np.mean(late**2) / 6))
+
+
+def chosen_step(records: Iterable[Mapping[str, Any]]) -> int | None:
+    """The step whose state is the result, where held-out losses chose one; None where it is the last step's."""
+    chosen = [record.get("chosen") for record in records if record.get("kind") == "chosen"]
+    return chosen[-1] if chosen and isinstance(chosen[-1], int) else None
 
 
 def curves_from(records: Iterable[Mapping[str, Any]]) -> Curves:
@@ -112,8 +127,7 @@ def curves_from(records: Iterable[Mapping[str, Any]]) -> Curves:
     train = [record for record in rows if record.get("kind", "train") == "train"]
     evals = [record for record in rows if record.get("kind") == "eval"]
     parts = [record.get("parts") for record in evals]
-    whole = bool(parts) and all(isinstance(part, list) and len(part) == len(parts[0] or []) for part in parts)
-    parts_KP = np.array(parts, dtype=np.float64) if whole else None
+    whole = bool(parts) and all(isinstance(part, list) and len(part) == len(parts[0] or []) and all(map(_finite, part)) for part in parts)
     return Curves(
         step_S=_column(train, "step"),
         loss_S=_column(train, "loss"),
@@ -122,7 +136,7 @@ def curves_from(records: Iterable[Mapping[str, Any]]) -> Curves:
         epoch_S=_column(train, "epoch"),
         step_K=_column(evals, "step"),
         held_K=_column(evals, "loss"),
-        parts_KP=parts_KP if parts_KP is not None and bool(np.isfinite(parts_KP).all()) else None,
+        parts_KP=np.array(parts, dtype=np.float64) if whole else None,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from sapwood.evaluate.curve_shape import Curves, Window, curves_from
+from sapwood.evaluate.curve_shape import Curves, Window, chosen_step, curves_from
 
 Pattern = Literal[
     "overfitting",
@@ -51,7 +51,7 @@ LATE = 0.6
 """Share of the learning behind which a settled curve brings little more."""
 SETTLED, FALLING = 0.15, 0.25
 """Shares of the whole fall that the late part of the learning brings at most to a settled curve, at least to a falling one."""
-OUTLIER, GRADIENT = 7.0, 3.5
+OUTLIER, GRADIENT = 8.0, 3.0
 """Robust deviations by which a spike's loss and its gradient stand out from their neighbours, on a logarithmic scale."""
 
 
@@ -92,52 +92,64 @@ def read_curves(
 ) -> list[CurveFinding]:
     """The patterns of a run, alarms first. `metrics` as `step_records` gives them, `samples` of samples.jsonl, `verdict` of verdict.json.
 
-    At any time of a run, finished or not. A run of which nothing can be said gives an empty list.
+    At any time of a run, finished or not. A run of which nothing can be said gives an empty list. Where held-out losses chose the
+    result, what is behind its step is only said, and no alarm.
     """
-    c = curves_from(metrics)
+    records = list(metrics)
+    whole = curves_from(records)
+    chosen = chosen_step(records)
+    if chosen is not None:
+        records = [record for record in records if record["step"] <= chosen]
+        samples = [sample for sample in samples if not isinstance(sample.get("step"), int) or sample["step"] <= chosen]
+    c = curves_from(records)
     windows = c.windows()
-    found: list[CurveFinding | None] = [
-        diverging := _diverging(c, windows),
-        None if diverging else _overfitting(c, windows),
-        _memorisation(c, windows),
-        None if diverging else _too_little(c, windows),
-        _spikes(c),
-        _format(samples),
-    ]
-    alarms = [finding for finding in found if finding is not None]
-    if any(finding.name not in ("spikes", "format not learned") for finding in alarms):
-        return alarms
-    settled = _settled(c, windows)
-    return alarms if settled is None else [*alarms, settled]
+    diverging = _diverging(c, windows)
+    behind = None if diverging else _overfitting(whole, whole.windows(), chosen)
+    alarms = [diverging, behind, _memorisation(c, windows), None if diverging else _too_little(c, windows), _spikes(c), _format(samples)]
+    found = [finding for finding in alarms if finding is not None]
+    if not any(finding.alarm and finding.name not in ("spikes", "format not learned") for finding in found):
+        settled = _settled(c, windows)
+        found += [] if settled is None or behind is not None else [settled]
+    return sorted(found, key=lambda finding: not finding.alarm)
 
 
 def _diverging(c: Curves, windows: list[Window]) -> CurveFinding | None:
-    """The training loss ends far above where it was, by more than its noise."""
+    """The training loss ends above where it began or had been, or jumps before it falls; by more than its noise each."""
     if len(windows) < 3:
         return None
-    low, last = min(windows, key=lambda window: window.loss), windows[-1]
-    rise, error = last.loss - low.loss, math.hypot(low.error, last.error)
-    fell = max(0.0, windows[0].loss - low.loss)
-    if rise < ERRORS * error or rise < max(0.2 * fell, UNMOVED * low.loss):
+    noise, last = c.noise(), windows[-1]
+    begin = max(float(c.loss_S[0]), float(c.held_K[0] if len(c.held_K) else c.loss_S[1]))  # one step is a noisy beginning
+    low = min(windows, key=lambda window: window.loss)
+    early = c.loss_S[: max(4, len(c.loss_S) // 3)]
+    middle = np.median(np.stack([early[:-2], early[1:-1], early[2:]]), axis=0)  # of three steps: one alone is no jump
+    top = int(np.argmax(middle))
+    if _above(last.loss, begin, math.hypot(noise, last.error)):
+        step, text = 1, f"the training loss is {last.loss:.3f} at the end and was {begin:.3f} before the first step."
+    elif last.loss - low.loss > 0.2 * (begin - low.loss) and _above(last.loss, low.loss, math.hypot(low.error, last.error)):
+        step = int(low.last)
+        text = f"the training loss rose from {low.loss:.3f} (steps {low.first:.0f} to {low.last:.0f}) to {last.loss:.3f} at the end."
+    elif _above(float(middle[top]), begin, begin * math.expm1(1.2 * c.relative_noise())):
+        step = int(c.step_S[top])
+        text = f"the training loss jumped from {begin:.3f} to {middle[top]:.3f} at steps {step} to {step + 2}, before it fell."
+    else:
         return None
-    return CurveFinding(
-        "diverging",
-        True,
-        f"the training loss rose from {low.loss:.3f} (steps {low.first:.0f} to {low.last:.0f}) to {last.loss:.3f} at the end.",
-        f"The rate is too high: lower it ({_rate(c, 0.1)}), or give it a longer --warmup.",
-        int(low.last),
-        {"lowest": low.loss, "last": last.loss, "noise": c.noise()},
-    )
+    remedy = f"The rate is too high: lower it ({_rate(c, 0.1)}), or give it a longer --warmup."
+    return CurveFinding("diverging", True, text, remedy, step, {"first": begin, "lowest": low.loss, "last": last.loss, "noise": noise})
 
 
-def _overfitting(c: Curves, windows: list[Window]) -> CurveFinding | None:
+def _above(high: float, low: float, error: float) -> bool:
+    """Whether one mean lies clearly above another: by the noise of both, and by a share that matters."""
+    return high - low > max(ERRORS * error, RISE * low)
+
+
+def _overfitting(c: Curves, windows: list[Window], chosen: int | None) -> CurveFinding | None:
     """The held-out loss rises behind its best, by more than its noise, while the training loss falls."""
     if len(c.held_K) < 3 or not windows:
         return None
     best, last = c.best, len(c.held_K) - 1
     rise = c.change(best, last, 1 - (1 - SURE) / max(1, last))
     fell = float(c.held_K[0] - c.held_K[best])
-    if rise.mean < max(RISE * fell, UNMOVED / 2 * float(c.held_K[best])):
+    if rise.mean < max(RISE * fell, UNMOVED * float(c.held_K[best])):
         return None
     if rise.known and rise.low <= 0:
         return None
@@ -146,20 +158,20 @@ def _overfitting(c: Curves, windows: list[Window]) -> CurveFinding | None:
     at = int(c.step_K[best])
     near = min(windows, key=lambda window: abs((window.first + window.last) / 2 - at))
     end = windows[-1]
-    if end.loss >= near.loss:
+    if near.loss - end.loss < 2 * math.hypot(near.error, end.error):
         return None
     interval = f" [{rise.low:+.3f}, {rise.high:+.3f}]" if rise.known else ""
-    epochs = c.epoch_at(at)
-    less = f"--epochs {max(0.1, epochs):.1f}, " if math.isfinite(epochs) and epochs > 0 else ""
-    return CurveFinding(
-        "overfitting",
-        True,
+    text = (
         f"the held-out loss was lowest at step {at} ({c.held_K[best]:.3f}) and is {c.held_K[last]:.3f} at step {c.step_K[last]:.0f} "
-        f"({rise.mean:+.3f}{interval}), while the training loss fell from {near.loss:.3f} to {end.loss:.3f}.",
-        f"Train less ({less}or --keep-best True, which keeps the best state), or with more rows and more different ones.",
-        at,
-        {"best": float(c.held_K[best]), "last": float(c.held_K[last]), "train_then": near.loss, "train_last": end.loss},
+        f"({rise.mean:+.3f}{interval}), while the training loss fell from {near.loss:.3f} to {end.loss:.3f}."
     )
+    evidence = {"best": float(c.held_K[best]), "last": float(c.held_K[last]), "train_then": near.loss, "train_last": end.loss}
+    if chosen == at:
+        return CurveFinding("overfitting", False, text, "The result is the state of that step, so none of it is lost.", at, evidence)
+    epochs = c.epoch_at(at)
+    less = f"--epochs {max(0.1, epochs):.1f}, " if epochs > 0 else ""
+    remedy = f"Train less ({less}or --keep-best True, which keeps the best state), or with more rows and more different ones."
+    return CurveFinding("overfitting", True, text, remedy, at, evidence)
 
 
 def _memorisation(c: Curves, windows: list[Window]) -> CurveFinding | None:
@@ -189,6 +201,8 @@ def _too_little(c: Curves, windows: list[Window]) -> CurveFinding | None:
         return None
     if len(c.held_K) > 1:
         what, begin, end = "held-out loss", float(c.held_K[0]), float(c.held_K[-1])
+        if begin - float(c.held_K[c.best]) > UNMOVED * begin > begin - end:
+            return None  # it had moved, and came back
         change = c.change(0, -1, SURE)
         low, high = (-change.high, -change.low) if change.known else (begin - end, begin - end)
     elif windows:

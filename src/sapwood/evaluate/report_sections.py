@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from sapwood.evaluate import charts
 from sapwood.evaluate.charts import Series
+from sapwood.evaluate.curves import CurveFinding, read_curves
 from sapwood.evaluate.report_files import Record, mapping, number, text_of
 from sapwood.evaluate.report_items import shortened
 
@@ -37,6 +38,8 @@ class TrainingView:
     """(step, training loss, held-out loss) where the held-out loss was measured."""
     gaps: int
     """Training steps whose loss is not a finite number."""
+    findings: list[CurveFinding]
+    """What the curves show, alarms first."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class LedgerView:
     complaint: str
 
 
-def training_view(metrics: list[Record]) -> TrainingView | None:
-    """Curves of metrics.jsonl (records as `step_records` gives them), or None if it holds no step."""
+def training_view(metrics: list[Record], samples: list[Record]) -> TrainingView | None:
+    """Curves of metrics.jsonl (records as `step_records` gives them) and what they show, or None if it holds no step."""
     train = [record for record in metrics if record.get("kind", "train") == "train"]
     evals = [record for record in metrics if record.get("kind") == "eval"]
     if not train and not evals:
@@ -127,9 +130,10 @@ def training_view(metrics: list[Record]) -> TrainingView | None:
         rate=charts.curve([rates], height=64, label="Learning rate over training steps", x_name="step", over=span, from_zero=True),
         speed=charts.curve(speeds, height=120, label="Tokens per second over training steps", x_name="step", over=span, from_zero=True),
         smoothing=window,
-        facts=_training_facts(train, evals),
+        facts=_training_facts(train, evals) + _choice([record for record in metrics if record.get("kind") == "chosen"]),
         table=_loss_table(train, evals),
         gaps=sum(loss is None for loss in losses),
+        findings=read_curves(metrics, samples=samples),
     )
 
 
@@ -224,6 +228,13 @@ def _training_facts(train: list[Record], evals: list[Record]) -> list[tuple[str,
             ("Time in steps", f"{total:.0f} s" if total < 120 else f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h")
         )
     return facts
+
+
+def _choice(chosen: list[Record]) -> list[tuple[str, str]]:
+    """Which state the result is, where held-out losses chose it."""
+    if not chosen:
+        return []
+    return [("The result is the state of", f"step {text_of(chosen[-1].get('chosen'))} of {text_of(chosen[-1].get('step'))}")]
 
 
 def _loss_table(train: list[Record], evals: list[Record]) -> list[tuple[str, str, str]]:

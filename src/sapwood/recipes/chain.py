@@ -37,6 +37,7 @@ from sapwood.evaluate import (
     items_from,
 )
 from sapwood.evaluate.bits import STATEMENT
+from sapwood.evaluate.curves import read_curves
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, learn_tokens, load_model
@@ -45,12 +46,15 @@ from sapwood.recipes.general import general_examples
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among
 from sapwood.recipes.screen import Screen
 from sapwood.records import Example, Item, SamplingParams
-from sapwood.run import Run
+from sapwood.run import Run, step_records
 from sapwood.train import SftConfig, SftResult, StepReport, sft
 from sapwood.train.estimate import Estimate
 
 QUESTIONS = 3
 """Held-out questions that are answered before, during and after training."""
+
+MOST_SAID = 2
+"""Sentences on the curves; the report holds all of them."""
 
 RECORDS_A_WRITE = 10_000
 
@@ -174,6 +178,7 @@ def prove(
 
     screen.title("Training")
     result = _train(chain, model, train)
+    _say_curves(chain)
 
     if arms is not None:
         screen.title("After")
@@ -289,9 +294,24 @@ def _answer_questions(chain: _Chain, model: LanguageModel, step: int) -> None:
         chain.screen.say(f"{mark} {_short((question.splitlines() or [''])[-1], width)}")
         chain.screen.say(f"  {_short(answer.text, width) or '(nothing)'}")
         records.append(
-            {"when": when, "step": step, "question": question, "answer": answer.text, "reference": item.reference, "right": right}
+            {
+                "when": when,
+                "step": step,
+                "question": question,
+                "answer": answer.text,
+                "reference": item.reference,
+                "right": right,
+                "ended": answer.ended,
+            }
         )
     chain.run.append("samples", *records)
+
+
+def _say_curves(chain: _Chain) -> None:
+    """What an experienced eye would see in the curves, alarms first."""
+    found = read_curves(step_records(chain.run.path / "metrics.jsonl"), samples=chain.run.read("samples"))
+    for finding in found[:MOST_SAID]:
+        chain.screen.say(finding.line)
 
 
 def _short(text: str, length: int) -> str:
