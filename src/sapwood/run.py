@@ -24,7 +24,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -199,6 +199,11 @@ def open_run(path: Path) -> Run:
     if not (path / MARK).exists() and not (path / "config.yaml").exists():
         run.write_json(MARK.removesuffix(".json"), {"begun": datetime.now(UTC).isoformat(timespec="seconds")})
     return run
+
+
+def run_named(names: Sequence[str]) -> Path | None:
+    """The directory of a run, where it is all that is named; None for files, and for a folder of files."""
+    return Path(names[0]) if len(names) == 1 and (Path(names[0]) / "config.yaml").is_file() else None
 
 
 def is_being_written(path: Path) -> bool:

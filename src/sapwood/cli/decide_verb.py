@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.table import Table
 
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.evaluate.decision import dollars
-from sapwood.recipes.decide import DecideConfig, DecideResult, config_of, decide
+from sapwood.recipes.decide import DecideResult, config_for, decide
 from sapwood.recipes.screen import Screen
 
 DESCRIPTION = (
@@ -21,9 +19,7 @@ def run(words: list[str]) -> None:
     """Parse, decide, show."""
     json, words = take_json(words)
     names, flags = take_names(words)
-    is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
-    base = config_of(Path(names[0])) if is_run else DecideConfig(data=tuple(names))
-    config = parse(base, "decide", flags, DESCRIPTION)
+    config = parse(config_for(names), "decide", flags, DESCRIPTION)
     screen = screen_for(json)
     result = decide(config, screen=screen)
     show(result, screen)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.config import to_dict
-from sapwood.recipes import AssessConfig, assess
-from sapwood.recipes.assess import of_run
+from sapwood.recipes import assess
+from sapwood.recipes.assess import config_for
 
 DESCRIPTION = (
     "Measure a model, or a run's adapter beside its base model, on conversations. Give files (JSON Lines, CSV, Parquet, …) or a "
@@ -19,9 +17,7 @@ def run(words: list[str]) -> None:
     """Parse, evaluate, show."""
     json, words = take_json(words)
     names, flags = take_names(words)
-    is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
-    base = of_run(Path(names[0])) if is_run else AssessConfig(data=tuple(names))
-    config = parse(base, "eval", flags, DESCRIPTION)
+    config = parse(config_for(names), "eval", flags, DESCRIPTION)
     screen = screen_for(json)
     result = assess(config, screen=screen)
     screen.title("Result")

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sapwood.config import did_you_mean, from_dict, known_keys, to_dict
 from sapwood.errors import ConfigError
-from sapwood.recipes.assess import AssessConfig, AssessResult, assess, of_run
+from sapwood.recipes.assess import AssessResult, assess
+from sapwood.recipes.assess import config_for as evaluation_for
 from sapwood.recipes.chain import TuneResult
-from sapwood.recipes.decide import DecideConfig, DecideResult, config_of
+from sapwood.recipes.decide import DecideResult
+from sapwood.recipes.decide import config_for as decision_for
 from sapwood.recipes.decide import decide as run_decide
 from sapwood.recipes.plan import Plan
 from sapwood.recipes.planner import PlanConfig
@@ -44,10 +45,7 @@ def decide(data: Files, *, quiet: bool = False, hosted: Sampler | None = None, *
 
     `hosted` is asked every item as a hosted model's arm. Raises like `sft`.
     """
-    names = _names(data)
-    is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
-    base = config_of(Path(names[0])) if is_run else DecideConfig(data=names)
-    return run_decide(with_knobs(base, knobs), screen=Screen(quiet=quiet), hosted=hosted)
+    return run_decide(with_knobs(decision_for(_names(data)), knobs), screen=Screen(quiet=quiet), hosted=hosted)
 
 
 def plan(data: Files, *, quiet: bool = False, **knobs: Any) -> Plan:
@@ -60,10 +58,7 @@ def plan(data: Files, *, quiet: bool = False, **knobs: Any) -> Plan:
 
 def evaluate(data: Files, *, quiet: bool = False, **knobs: Any) -> AssessResult:
     """Measure a run (give its directory) or a model on files of rows: `sapwood eval` as a function."""
-    names = _names(data)
-    is_run = len(names) == 1 and (Path(names[0]) / "config.yaml").is_file()
-    base = of_run(Path(names[0])) if is_run else AssessConfig(data=names)
-    return assess(with_knobs(base, knobs), screen=Screen(quiet=quiet))
+    return assess(with_knobs(evaluation_for(_names(data)), knobs), screen=Screen(quiet=quiet))
 
 
 def with_knobs(config: C, knobs: Mapping[str, Any]) -> C:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversatio
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, load_chat
 from sapwood.records import Item
-from sapwood.run import Run, new_run_path, open_run, read_records, require_known
+from sapwood.run import Run, new_run_path, open_run, read_records, require_known, run_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,12 @@ class AssessResult:
 
     def _repr_html_(self) -> str:
         return html_fragment(self.path)
+
+
+def config_for(names: Sequence[str]) -> AssessConfig:
+    """The config that options are laid over: of a finished run, or of files."""
+    run = run_named(names)
+    return of_run(run) if run is not None else AssessConfig(data=tuple(names))
 
 
 def of_run(run: Path) -> AssessConfig:

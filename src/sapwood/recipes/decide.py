@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean as mean
@@ -38,7 +39,7 @@ from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversatio
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import day_of, fetch_model, load_chat
 from sapwood.records import Example, Sampler, hash_of_rows
-from sapwood.run import Run, new_run_path, open_run, require_known
+from sapwood.run import Run, new_run_path, open_run, require_known, run_named
 from sapwood.train import SftConfig
 from sapwood.train.order import num_steps
 
@@ -180,10 +181,11 @@ def _write_ledger(run: Run, prepared: Prepared) -> None:
         run.append("ledger", *batch)
 
 
-def config_of(run: Path) -> DecideConfig:
-    """The config of a decision, to go on with it. Raises `ConfigError` where the folder holds something else."""
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} holds no decision. Name files of rows, or the directory of a decision.")
+def config_for(names: Sequence[str]) -> DecideConfig:
+    """The config that options are laid over: of a decision to go on with, or of files."""
+    run = run_named(names)
+    if run is None:
+        return DecideConfig(data=tuple(names))
     require_known(run)
     return replace(load_yaml(DecideConfig, run / "config.yaml"), out=run)
 
