@@ -102,7 +102,7 @@ def run_free_arm(
     """`run_arm` for an arm that needs no model: a function item → text goes through the very same scorer."""
 
     def answers(batch: Sequence[Item]) -> list[Completion]:
-        return [Completion(_bare(item), (), answer(item), Ended.STOP) for item in batch]
+        return [Completion(bare_prompt(item.conversation), (), answer(item), Ended.STOP) for item in batch]
 
     return _run(name, items, answers, scorer, done, save, None, max(1, len(items)))
 
@@ -176,9 +176,10 @@ def _scored(arm: str, key: str, item: Item, completion: Completion, judge: Score
     )
 
 
-def _bare(item: Item) -> Prompt:
-    return Prompt(item.conversation.messages, (), "", item.conversation.tools, item.conversation.template_arguments)
+def bare_prompt(conversation: Conversation) -> Prompt:
+    """What is asked, rendered by nobody: for a server, whose template is its own."""
+    return Prompt(conversation.messages, (), "", conversation.tools, conversation.template_arguments)
 
 
 def _failed(item: Item, why: str) -> Completion:
-    return Completion(_bare(item), (), "", Ended.ERROR, error=f"the prompt could not be made: {why}")
+    return Completion(bare_prompt(item.conversation), (), "", Ended.ERROR, error=f"the prompt could not be made: {why}")

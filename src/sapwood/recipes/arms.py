@@ -29,7 +29,8 @@ from sapwood.evaluate import (
     scores_from,
     set_f1,
 )
-from sapwood.evaluate.experiment import PromptOf
+from sapwood.evaluate.experiment import PromptOf, bare_prompt
+from sapwood.evaluate.hosted import HOSTED
 from sapwood.recipes.screen import Screen
 from sapwood.records import Conversation, Ended, Item, Prompt, Sampler, SamplingParams
 from sapwood.run import Run
@@ -126,6 +127,10 @@ class Arms:
     def one(self, name: str, sampler: Sampler) -> list[ArmScore]:
         """One arm with the plain prompt."""
         return self._run_arm(name, sampler, self.prompt)
+
+    def hosted(self, sampler: Sampler) -> list[ArmScore]:
+        """A hosted model, whose template is its own: it is given the messages and tools."""
+        return self._run_arm(HOSTED, sampler, bare_prompt)
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """The very function that makes the prompts of training."""

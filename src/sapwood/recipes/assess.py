@@ -21,6 +21,7 @@ from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
+from sapwood.recipes.hosted import HostedConfig, ask_hosted
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files, set_apart
 from sapwood.recipes.screen import Screen
@@ -47,6 +48,7 @@ class AssessConfig:
     """The run directory; `runs/eval-NAME-1`, `-2`, … where not given."""
     dtype: Dtype = "auto"
     """Type of the base weights."""
+    remote: HostedConfig = field(default_factory=HostedConfig)
     rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0))
     evaluation: EvalConfig = field(default_factory=lambda: EvalConfig(shots=()))
 
@@ -120,6 +122,8 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     _refuse_trained(config, items)
     guess = scorer_for(config.evaluation, items)
     screen.say(guess.why)
+    if guess.scorer is None and config.remote.hosted_url is not None:
+        raise ConfigError("hosted_url names a model to ask, and nothing here can judge its answers. Name a --scorer.")
 
     run = open_run(config.out or new_run_path(Path("runs"), f"eval-{Path(config.data[0]).stem}"))
     try:
@@ -190,7 +194,7 @@ def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
     """Make the directory this evaluation's own. Raises `CheckpointError` if it holds something else, whose scores are not ours."""
     if (run.path / "config.yaml").exists() and not (run.path / "identity.json").exists():
         raise CheckpointError(f"{run.path} holds another run. Choose another folder with --out.")
-    settings = hash_of({**to_dict(config), "out": None})
+    settings = hash_of({key: value for key, value in to_dict(config).items() if key != "remote"} | {"out": None})
     claim(run, {"settings": settings, "template": chat.fingerprint, "model": hash_of_weights(folder, config.adapter)})
     save_yaml(config, run.path / "config.yaml")
 
@@ -198,7 +202,9 @@ def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
 def _ask(
     config: AssessConfig, folder: Path, chat: Chat, arms: Arms | None, prepared: Prepared, screen: Screen
 ) -> tuple[list[ArmScore], list[str]]:
-    """The scores of every arm, and a sentence on the bits per token of each model."""
+    """The scores of every arm, a hosted model's first, and a sentence on the bits per token of each model of our own."""
+    remote = config.remote.remote(arms.run.path) if arms is not None else None
+    hosted = ask_hosted(remote, arms, arms.run) if remote is not None and arms is not None else []
     model = load_model(folder, config.dtype)
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
@@ -220,7 +226,7 @@ def _ask(
         bits = bits_per_token(model, prepared.held_out_examples or prepared.examples, clusters=clusters)
         lines.append(f"{name}: {bits.mean:.3f} bits a token [{bits.interval.low:.3f}, {bits.interval.high:.3f}]")
         screen.say(lines[-1])
-    return scores, lines
+    return scores + hosted, lines
 
 
 def _rate_line(name: str, arm: ArmResult) -> str:

@@ -33,6 +33,7 @@ from sapwood.model import Dtype, learn_tokens, load_model
 from sapwood.recipes.arms import PLAIN, Arms, EvalConfig, scorer_for
 from sapwood.recipes.chain import write_environment
 from sapwood.recipes.findings import Findings, decision_record
+from sapwood.recipes.hosted import HostedConfig, ask_hosted
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.pilot import Pilot, PilotConfig, fewest_rows
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare, scan_files
@@ -43,7 +44,7 @@ from sapwood.run import Run, new_run_path, open_run, require_known, run_named
 from sapwood.train import SftConfig
 from sapwood.train.order import num_steps
 
-MAY_CHANGE = ("out", "minutes", "wish", "gain", "hosted", "prices", "money", "pilot")
+MAY_CHANGE = ("out", "minutes", "wish", "gain", "hosted", "remote", "prices", "money", "pilot")
 """Knobs that a directory named again may have otherwise: no score depends on them. Of the pilot's, the steps may not."""
 RECORDS_A_WRITE = 10_000
 
@@ -75,6 +76,7 @@ class DecideConfig:
     prices: Path | None = None
     """A YAML file of prices, with the keys of the options below."""
     money: Prices = field(default_factory=Prices)
+    remote: HostedConfig = field(default_factory=HostedConfig)
     rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0.2))
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     pilot: PilotConfig = field(default_factory=PilotConfig)
@@ -95,7 +97,9 @@ class DecideConfig:
             raise ConfigError("eval_every has no meaning here: the pilot's trainings are measured when they are done.")
         if self.train.selects:
             raise ConfigError("keep_best and patience have no meaning here: the pilot's trainings all have the same number of steps.")
-        if self.hosted is not None and self.money.hosted_rate is not None:
+        if self.hosted is not None and self.remote.hosted_url is not None:
+            raise ConfigError("hosted names a file of answers, and hosted_url a server to ask. Give one of them.")
+        if (self.hosted or self.remote.hosted_url) and self.money.hosted_rate is not None:
             raise ConfigError("hosted_rate is what to name where a hosted model's answers are not at hand; they are, so leave it out.")
 
 
@@ -130,8 +134,8 @@ def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sample
     began, screen = time.monotonic(), screen or Screen(quiet=True)
     if not config.data:
         raise ConfigError("No data is named. Give a file of conversations: sapwood decide my.jsonl")
-    if hosted is not None and config.hosted is not None:
-        raise ConfigError("hosted names a file of answers, and a sampler was handed over, too. Give one of them.")
+    if hosted is not None and (config.hosted or config.remote.hosted_url):
+        raise ConfigError("A hosted model's answers or its server are named, and a sampler was handed over, too. Give one of them.")
     prices = prices_from(config.prices, config.money)
     with screen.progress("reading") as advance:
         rows = scan_files(config.data, config.rows, advance)
@@ -244,13 +248,15 @@ def _measure(work: _Work, found: Findings) -> tuple[Decision, str]:
 
 
 def _untuned(work: _Work, arms: Arms) -> list[ArmScore]:
-    """The arms that need no tuning, a hosted model's included."""
+    """The arms that need no tuning, a hosted model's included: its server is asked before anything is loaded."""
+    remote = work.config.remote.remote(work.run.path)
+    hosted = ask_hosted(remote, arms, work.run) if remote is not None else []
     model = load_model(work.folder, work.config.dtype)
     chat = work.chat
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         work.screen.say(note)
     write_environment(work.run, work.folder, model, chat, work.prepared)
-    scores = arms.free() + arms.base(Engine(model, chat))
+    scores = arms.free() + arms.base(Engine(model, chat)) + hosted
     if work.hosted is not None:
         scores += arms.one(HOSTED, work.hosted)
     elif work.config.hosted is not None:

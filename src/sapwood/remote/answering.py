@@ -68,6 +68,11 @@ def completion_of(prompt: Prompt, choice: Mapping[str, Any], counted: tuple[int,
     return Completion(prompt, ids, text, ended, logprobs, error, message, counted=counted)
 
 
+def ended_whole(choice: Mapping[str, Any]) -> bool:
+    """Whether it is an answer, and nothing that another try could mend."""
+    return choice.get("finish_reason") in _ENDED
+
+
 def message_of(raw: Mapping[str, Any]) -> Message:
     """The message of a choice, its thought apart from what it says."""
     given = {key: raw[key] for key in _READ if raw.get(key)}

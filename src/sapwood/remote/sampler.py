@@ -25,7 +25,7 @@ from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError, RemoteError
 from sapwood.records import Completion, Ended, Prompt, SamplingParams
 from sapwood.records.protocols import OnToken
-from sapwood.remote.answering import choices_of, completion_of, usage_of
+from sapwood.remote.answering import choices_of, completion_of, ended_whole, usage_of
 from sapwood.remote.cache import AnswerCache
 from sapwood.remote.pacing import Pace
 from sapwood.remote.requesting import body_of
@@ -180,7 +180,7 @@ class RemoteSampler:
             while missing := [k for k in wanted if k not in found]:
                 for k, choice in zip(missing, await self._choices(line, question, missing, params), strict=False):
                     found[k] = choice
-                    if self._cache is not None:
+                    if self._cache is not None and ended_whole(choice["choice"]):
                         self._cache.write(self._name(question.body, params.seed, k), choice)
         except UnansweredError as failure:
             for place in question.places:

@@ -1,0 +1,94 @@
+"""A hosted model as one more arm of `sapwood eval` and `sapwood decide`, asked over HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.scripted_server import Scripted, response, said, serving
+from sapwood.cli.main import main
+from sapwood.run import read_records
+from tiny.folder import write_model, write_rows
+
+COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red"}
+EVAL = ["--dtype", "fp32", "--max-new-tokens", "3"]
+
+
+def knows(body: dict[str, Any], _: int) -> bytes:
+    """Right about everything but coal, about which it is silenced."""
+    thing = body["messages"][-1]["content"].split()[-1]
+    return said(COLOURS[thing], reason="content_filter" if thing == "coal" else "stop", usage=(50, 2))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", 20)
+    return tmp_path
+
+
+def evaluate(place: Path, server: Scripted, *more: str) -> int:
+    flags = ["--model", str(place / "model"), "--out", str(place / "run"), *EVAL, "--json", str(place / "result.json")]
+    return main(["eval", str(place / "rows.jsonl"), *flags, "--hosted-url", server.url, "--hosted-model", "big", *more])
+
+
+def test_eval_asks_a_hosted_model_as_one_more_arm(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(knows) as server:
+        assert evaluate(place, server) == 0
+        assert [message["role"] for message in server.bodies[0]["messages"]] == ["system", "user"]
+        assert "20 tokens" not in (told := capsys.readouterr().err)
+        assert "big read 1,000 tokens and wrote 40" in told
+        arms = json.loads((place / "result.json").read_text())["arms"]
+        assert (arms["hosted model"]["rate"], arms["hosted model"]["n"]) == (1.0, 16), "what was withheld is not counted as wrong"
+        scores = [score for score in read_records(place / "run" / "scores.jsonl") if score["arm"] == "hosted model"]
+        assert {score["ended"] for score in scores if score["value"] is None} == {"error"}
+        assert sum(score["tokens_in"] for score in scores) == 1000
+        assert "hosted model" in (place / "run" / "report.html").read_text()
+        asked = len(server.bodies)
+        assert evaluate(place, server) == 0
+        assert len(server.bodies) == asked, "nothing is asked twice"
+        assert evaluate(place, server, "--hosted-model", "bigger") == 1
+        assert "another folder" in capsys.readouterr().err
+    assert evaluate(place, server) == 0, "what is answered needs no server any more"
+
+
+def test_eval_that_was_stopped_pays_no_answer_twice(place: Path) -> None:
+    gone = response({"error": "key revoked"}, 401)
+    with serving(lambda body, before: knows(body, before) if before < 12 else gone) as server:
+        assert evaluate(place, server, "--hosted-at-once", "1") == 1
+    with serving(knows) as server:
+        (place / "run" / "hosted.json").write_text(json.dumps({"url": server.url, "model": "big"}))
+        assert evaluate(place, server, "--hosted-answers", str(place / "shared")) == 0
+        assert len(server.bodies) == 20
+        (place / "run" / "scores.jsonl").unlink()
+        assert evaluate(place, server, "--hosted-answers", str(place / "shared")) == 0
+        assert len(server.bodies) == 24, "only what failed is asked again"
+
+
+def test_odd_uses_are_refused_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = str(place / "rows.jsonl")
+    assert main(["eval", rows, "--hosted-url", "http://127.0.0.1:9/v1"]) == 2
+    assert "both hosted_url and hosted_model" in capsys.readouterr().err
+    assert main(["eval", rows, "--hosted-url", "127.0.0.1:9", "--hosted-model", "m"]) == 2
+    assert main(["decide", rows, "--hosted-url", "http://127.0.0.1:9/v1", "--hosted-model", "m", "--hosted", "x.jsonl"]) == 2
+    assert "Give one of them" in capsys.readouterr().err
+    server = Scripted("http://127.0.0.1:9/v1")
+    assert evaluate(place, server, "--scorer", "none") == 2
+    assert "Name a --scorer" in capsys.readouterr().err
+    assert evaluate(place, server) == 1
+    assert "Check that the server runs" in capsys.readouterr().err
+
+
+def test_decide_asks_a_hosted_model(place: Path) -> None:
+    write_rows(place / "rows.jsonl", 110)
+    flags = ["--model", str(place / "model"), "--dtype", "fp32", "--budget", "512", "--max-new-tokens", "3", "--shots", "--held-out", "30"]
+    flags += ["--batch", "2", "--out", str(place / "run"), "--json", str(place / "result.json"), "--sizes", "20", "60", "--trainings", "1"]
+    flags += ["--steps", "16", "--hosted-in", "3", "--hosted-out", "15"]
+    with serving(knows) as server:
+        assert main(["decide", str(place / "rows.jsonl"), *flags, "--hosted-url", server.url, "--hosted-model", "big"]) == 0
+    found = json.loads((place / "result.json").read_text())
+    assert found["arms"]["hosted model"]["rate"] == 1.0
+    assert found["costs"]["hosted model"]["dollars_a_thousand"] == pytest.approx(1000 * (50 * 3 + 2 * 15) / 1e6)
