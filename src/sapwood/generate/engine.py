@@ -28,6 +28,7 @@ from sapwood.generate.session import Rows, Session, check_ids, evaluating
 from sapwood.generate.steering import Steerer
 from sapwood.generate.tree import KEEP_FROM, Layers, Node, Tree
 from sapwood.model import LanguageModel
+from sapwood.model.routes import Routes
 from sapwood.records import Completion, Prompt, SamplingParams
 from sapwood.records.protocols import OnToken
 
@@ -61,12 +62,14 @@ class Engine:
         self.model = model
         self.chat_like = chat_like
         self.slots, self.budget, self.memory, self.keep_from = slots, budget, memory, keep_from
+        self.routes = Routes(model)
+        """How adapters share a batch."""
         self._tree = Tree(longest=budget, min_saving=min_saving)
         self._weights: Hashable = None
 
     def open(self) -> Session:
         """A session that prompts are added to over time. Close it, or use it in `with`."""
-        return Session(self.model, self.chat_like, self._rows(), lambda: self._steerer, self._check_weights)
+        return Session(self, self._rows())
 
     def generate(
         self,
@@ -80,7 +83,7 @@ class Engine:
         """One completion a prompt, in their order.
 
         A prompt that does not fit the context, or logits that are not finite, give a completion with `Ended.ERROR`; so does
-        cancelling, with the tokens sampled by then. Raises `ModelError` for a token id that the model does not have.
+        cancelling, with the tokens sampled by then. `adapter` is that of `Session.add`, which says what is raised.
         """
         for index, prompt in enumerate(prompts):
             check_ids(self.model, prompt, f"Prompt {index}")
@@ -102,8 +105,8 @@ class Engine:
             raise ModelError("The weights changed while sequences were running. Finish or cancel them before training goes on.")
         self._tree.evict(0)
 
-    def _check_weights(self) -> None:
-        """Forget what was computed with other weights."""
+    def check_weights(self) -> None:
+        """Forget what was computed with other weights. For sessions, where nothing runs."""
         now = _state(self.model)
         if now != self._weights:
             self.forget()
@@ -112,16 +115,17 @@ class Engine:
     def _rows(self) -> Rows:
         if not self.model.shares_prefixes:
             logger.info("%s cannot share prefixes: it generates one prompt at a time, which is slower.", type(self.model.base).__name__)
-            return PlainRows(self.model)
+            return PlainRows(self.model, self.routes)
         token_bytes = sum(side.nbytes for layer in self._one_token for side in layer)
         memory = self.memory
         if memory is None:
             memory = int(SHARE_OF_MEMORY * (_free_memory(self.model.device) + self._tree.held() * token_bytes))
         limits = Limits(slots=self.slots, budget=self.budget, keep_from=self.keep_from, tokens=memory // token_bytes)
-        return ForestRows(self.model, self._tree, self._one_token, limits)
+        return ForestRows(self.model, self._tree, self.routes, self._one_token, limits)
 
     @cached_property
-    def _steerer(self) -> Steerer:
+    def steerer(self) -> Steerer:
+        """What holds constrained answers to their grammars. Raises `ConfigError` where it cannot be had."""
         return Steerer(self.chat_like, self.model.vocabulary)
 
     @cached_property
@@ -129,7 +133,7 @@ class Engine:
         """Keys and values of one token in every layer: what the cache of a token looks like."""
         node = Node(np.zeros(1, dtype=np.int64), 0, None)
         with evaluating(self.model), torch.inference_mode():
-            compute(self.model, {node: PromptInput(Prompt((), (0,), ""))})
+            compute(self.model, {node: PromptInput(Prompt((), (0,), ""))}, self.routes)
         assert node.layers is not None, "compute gives a node its layers"
         return node.layers
 

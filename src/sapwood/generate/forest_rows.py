@@ -21,6 +21,7 @@ from sapwood.generate.media import PromptInput
 from sapwood.generate.prefill import compute
 from sapwood.generate.tree import Layers, Node, Tree, anchor_of
 from sapwood.model import LanguageModel
+from sapwood.model.routes import Routes
 
 
 @dataclass(slots=True, eq=False)
@@ -64,8 +65,8 @@ class Limits:
 class ForestRows:
     """The running sequences of one session, over a tree that outlives it."""
 
-    def __init__(self, model: LanguageModel, tree: Tree, one_token: Layers, limits: Limits) -> None:
-        self._model, self._tree, self._limits = model, tree, limits
+    def __init__(self, model: LanguageModel, tree: Tree, routes: Routes, one_token: Layers, limits: Limits) -> None:
+        self._model, self._tree, self._routes, self._limits = model, tree, routes, limits
         self.slots = limits.slots
         self.running: list[Answer] = []
         """The sequence in row i of the cache is the i-th."""
@@ -93,7 +94,7 @@ class ForestRows:
         order: list[Answer] = []
         for adapter in dict.fromkeys(answer.adapter for answer in answers):
             some = [answer for answer in answers if answer.adapter == adapter]
-            inputs = [PromptInput(answer.prompt) for answer in some]
+            inputs = [PromptInput(answer.prompt, adapter) for answer in some]
             for index, end in self._tree.insert([prompt.keys_T for prompt in inputs], adapter):
                 self._places[some[index]] = _Place(inputs[index], end, some[index].limit)
                 order.append(some[index])
@@ -115,11 +116,12 @@ class ForestRows:
         self._row_count = self._rows_with(entering, path)
         self._tree.evict(self._limits.tokens - self._row_count * self._longest(entering) - _uncomputed(nodes), keep=path)
         if nodes:
-            compute(self._model, nodes)
+            compute(self._model, nodes, self._routes)
         if not entering:
             return [], None
         hidden = [self._places[answer].end.end_hidden_D for answer in entering]
-        return entering, self._model.logits(torch.stack([state for state in hidden if state is not None]))
+        with self._routes.of([answer.adapter for answer in entering]):
+            return entering, self._model.logits(torch.stack([state for state in hidden if state is not None]))
 
     def settle(self, entered: Sequence[Answer]) -> None:
         """Give each that goes on a row; the others leave."""
@@ -150,7 +152,8 @@ class ForestRows:
         self._cache.reserve(int(length_N.max()) + 1)
         device = self._model.device
         attention = DecodeAttention(self._cache, torch.from_numpy(length_N).to(device), torch.from_numpy(base_N).to(device), self._groups)
-        logits_NV = self._model.logits(self._model.hidden(tokens_N, base_N + length_N + shift_N, attention))
+        with self._routes.of([answer.adapter for answer in self.running]):
+            logits_NV = self._model.logits(self._model.hidden(tokens_N, base_N + length_N + shift_N, attention))
         for place in places:
             place.length += 1
         return logits_NV

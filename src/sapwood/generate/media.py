@@ -22,8 +22,10 @@ Ints = NDArray[np.int64]
 class PromptInput:
     """One prompt as a model takes it."""
 
-    def __init__(self, prompt: Prompt) -> None:
+    def __init__(self, prompt: Prompt, adapter: str | None = None) -> None:
         self.media = prompt.media
+        self.adapter = adapter
+        """The adapter it runs with (see `model.routes`)."""
         self.tokens_T = np.array(prompt.ids, dtype=np.int64)
         counts = any(span.content.grid is not None for span in prompt.media)
         self.axes_3T = axis_positions(len(prompt.ids) + 1, prompt.media) if counts else None
@@ -50,6 +52,11 @@ Stretches = Mapping[Node, PromptInput]
 def tokens_of(stretches: Stretches) -> Ints:
     """Token ids (T,) of the nodes' flat row."""
     return np.concatenate([prompt.tokens_T[node.depth : node.end] for node, prompt in stretches.items()])
+
+
+def adapters_of(stretches: Stretches) -> list[str | None]:
+    """The adapter of each token of the nodes' flat row."""
+    return [prompt.adapter for node, prompt in stretches.items() for _ in range(len(node.tokens_T))]
 
 
 def positions_of(stretches: Stretches) -> Ints:

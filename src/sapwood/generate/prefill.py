@@ -15,13 +15,14 @@ from torch import Tensor
 
 from sapwood.attention.interface import LayerCall
 from sapwood.errors import ModelError
-from sapwood.generate.media import Stretches, media_of, positions_of, tokens_of
+from sapwood.generate.media import Stretches, adapters_of, media_of, positions_of, tokens_of
 from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
 from sapwood.generate.tree import Node
 from sapwood.model import LanguageModel
+from sapwood.model.routes import Routes
 
 
-def compute(model: LanguageModel, stretches: Stretches) -> None:
+def compute(model: LanguageModel, stretches: Stretches, routes: Routes) -> None:
     """Give each node its layers and its last hidden state.
 
     Parents come first; every ancestor is among the nodes or computed already.
@@ -29,7 +30,8 @@ def compute(model: LanguageModel, stretches: Stretches) -> None:
     nodes = list(stretches)
     depth_T = np.concatenate([np.arange(node.depth, node.end) for node in nodes])
     attention = PrefillAttention(nodes, torch.from_numpy(depth_T).to(model.device))
-    hidden_TD = model.hidden(tokens_of(stretches), positions_of(stretches), attention, media_of(stretches))
+    with routes.of(adapters_of(stretches)):
+        hidden_TD = model.hidden(tokens_of(stretches), positions_of(stretches), attention, media_of(stretches))
     single = len(nodes) == 1
     for node in nodes:
         start, end = attention.places[node]

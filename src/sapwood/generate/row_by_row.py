@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sapwood.generate.answer import Answer
 from sapwood.model import LanguageModel
+from sapwood.model.routes import Routes
 
 CACHES = ("past_key_values", "cache_params")
 """Names under which models of transformers return their cache, and take it."""
@@ -24,8 +25,8 @@ class PlainRows:
 
     slots = 1
 
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
+    def __init__(self, model: LanguageModel, routes: Routes) -> None:
+        self._model, self._routes = model, routes
         self.running: list[Answer] = []
         self._cache: dict[str, Any] = {}
         self._seen = 0
@@ -68,8 +69,10 @@ class PlainRows:
     def _logits(self, answer: Answer) -> Tensor:
         ids = [*answer.prompt.ids, *answer.ids]
         fresh = torch.tensor([ids[self._seen :]], device=self._model.device)
-        out = self._model.base.get_decoder()(input_ids=fresh, use_cache=True, **self._cache)
+        with self._routes.of([answer.adapter] * fresh.shape[1]):
+            out = self._model.base.get_decoder()(input_ids=fresh, use_cache=True, **self._cache)
         self._cache = {name: out[name] for name in CACHES if out.get(name) is not None}
         if self._cache:
             self._seen = len(ids)
-        return self._model.logits(out.last_hidden_state[:, -1])
+        with self._routes.of([answer.adapter]):
+            return self._model.logits(out.last_hidden_state[:, -1])

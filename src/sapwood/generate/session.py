@@ -12,18 +12,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sapwood.errors import ModelError
-from sapwood.generate.answer import Answer, ChatLike
+from sapwood.generate.answer import Answer
 from sapwood.generate.drawing import draw
-from sapwood.generate.steering import Steerer
 from sapwood.model import LanguageModel
 from sapwood.records import Prompt, Row, SamplingParams
+
+if TYPE_CHECKING:
+    from sapwood.generate.engine import Engine
 
 
 class Rows(Protocol):
@@ -72,11 +74,9 @@ class Rows(Protocol):
 class Session:
     """A queue of answers and those that run. Made by `Engine.open`; owned by one thread."""
 
-    def __init__(
-        self, model: LanguageModel, chat: ChatLike, rows: Rows, steerer: Callable[[], Steerer], check_weights: Callable[[], None]
-    ) -> None:
-        """`check_weights` is called before the first of a busy stretch is let in: only then may weights have changed."""
-        self._model, self._chat, self._rows, self._steerer, self._check_weights = model, chat, rows, steerer, check_weights
+    def __init__(self, engine: Engine, rows: Rows) -> None:
+        self._engine, self._rows = engine, rows
+        self._model = engine.model
         self._inbox: list[Answer] = []
         self._waiting: deque[Answer] = deque()
         self._over: list[Answer] = []
@@ -103,17 +103,19 @@ class Session:
     ) -> Answer:
         """Put a prompt in the queue. n samples of it are n calls with indices 0 to n - 1: they share its cache, and draw apart.
 
-        `on_token` is called within `step` with each token, once those of the whole step are taken; it may cancel answers and add
-        prompts. A prompt that can never be answered (it does not fit the context, or the memory) ends at once with `Ended.ERROR`.
-        Raises `ModelError` for a token id that the model does not have, `ConfigError` for a constraint that cannot be used.
+        `adapter` names one of those that are loaded, or `BASE`; None is the model as it stands. `on_token` is called within `step` with
+        each token, once those of the whole step are taken; it may cancel answers and add prompts. A prompt that can never be
+        answered (it does not fit the context, or the memory) ends at once with `Ended.ERROR`. Raises `ModelError` for a token id that
+        the model does not have, `ConfigError` for a constraint or an adapter that cannot be used.
         """
         check_ids(self._model, prompt)
-        answer = Answer(prompt, params, self._chat, index=index, adapter=adapter, on_token=on_token)
+        self._engine.routes.check(adapter)
+        answer = Answer(prompt, params, self._engine.chat_like, index=index, adapter=adapter, on_token=on_token)
         refusal = None if answer.ended else self._rows.refusal(answer)
         if refusal is not None:
             answer.fail(refusal)
         if params.constraint is not None:
-            answer.steering = self._steerer().begin(params.constraint)
+            answer.steering = self._engine.steerer.begin(params.constraint)
         (self._inbox if answer.ended is None else self._over).append(answer)
         return answer
 
@@ -125,7 +127,7 @@ class Session:
         with evaluating(self._model), torch.inference_mode():
             self._clear()
             if not self._rows.running and (self._inbox or self._waiting):
-                self._check_weights()
+                self._engine.check_weights()
             if self._inbox:
                 self._waiting.extend(self._rows.plan(self._inbox))
                 self._inbox.clear()
@@ -169,7 +171,7 @@ class Session:
         for answer in entered:
             self._waiting.popleft()
             if answer.params.prompt_logprobs:
-                answer.prompt_logprobs = prompt_logprobs(self._model, answer.prompt)
+                answer.prompt_logprobs = self._prompt_logprobs(answer)
         self._push(entered, logits_NV, settle=True)
 
     def _push(self, answers: Sequence[Answer], logits_NV: Tensor, *, settle: bool = False) -> None:
@@ -184,13 +186,23 @@ class Session:
                 answer.push(*drawn)
         going = [answer for answer in answers if answer.steering is not None and answer.ended is None]
         if going:
-            self._steerer().advance([(answer.steering, answer.ids[-1]) for answer in going if answer.steering is not None])
+            self._engine.steerer.advance([(answer.steering, answer.ids[-1]) for answer in going if answer.steering is not None])
         if settle:
             self._over += [answer for answer in answers if answer.ended is not None]
             self._rows.settle(answers)
         for answer, length in zip(answers, lengths, strict=True):
             if answer.on_token is not None and len(answer.ids) > length:
                 answer.on_token(answer.ids[-1])
+
+    def _prompt_logprobs(self, answer: Answer) -> tuple[float, ...]:
+        """Of each token of the prompt but the first, by the path that training takes; with images or sounds, of those behind the last."""
+        ids, media = np.array(answer.prompt.ids, dtype=np.int64), answer.prompt.media
+        begin = max((int(span.places_F[-1]) + 1 for span in media), default=1)
+        if begin >= len(ids):
+            return ()
+        row = Row(ids[:begin], ids[begin:], np.ones(len(ids) - begin, np.float32), media)
+        with self._engine.routes.of([answer.adapter] * len(ids)):
+            return tuple(self._model.logprobs([row])[0].tolist())
 
     def _clear(self) -> None:
         """Let go what has ended, in the queue and in the rows."""
@@ -214,18 +226,6 @@ def check_ids(model: LanguageModel, prompt: Prompt, name: str = "A prompt") -> N
             f"{name} holds token id {outside[0]}, but the model knows ids below {model.vocabulary}. "
             "Tokenizer and model do not belong together: load both from one folder."
         )
-
-
-def prompt_logprobs(model: LanguageModel, prompt: Prompt) -> tuple[float, ...]:
-    """Of each token but the first, by the path that training takes; where there are images or sounds, of those behind the last."""
-    ids = np.array(prompt.ids, dtype=np.int64)
-    if len(ids) < 2:
-        return ()
-    begin = max((int(span.places_F[-1]) + 1 for span in prompt.media), default=1)
-    if begin >= len(ids):
-        return ()
-    row = Row(ids[:begin], ids[begin:], np.ones(len(ids) - begin, np.float32), prompt.media)
-    return tuple(model.logprobs([row])[0].tolist())
 
 
 @contextmanager

@@ -79,24 +79,28 @@ def stack_adapters(model: LanguageModel, weights: Mapping[str, float], name: str
         raise ConfigError(f"There is an adapter called {name!r} already. Choose another name for the stack.")
     _require(model, weights)
     for one in weights:
-        config: Any = model.module.peft_config[one]
-        odd = [
-            word
-            for word, has in (
-                ("DoRA", getattr(config, "use_dora", False)),
-                ("trained biases", getattr(config, "bias", "none") != "none"),
-                ("whole layers", getattr(config, "modules_to_save", None)),
-                ("rows of new tokens", getattr(config, "trainable_token_indices", None)),
-            )
-            if has
-        ]
-        if odd or not isinstance(config, peft.LoraConfig):
-            raise ConfigError(
-                f"The adapter {one!r} has {' and '.join(odd) or 'no LoRA'}, of which no sum is defined. Merge it into its base first."
-            )
+        odd = oddities(model, one)
+        if odd:
+            raise ConfigError(f"The adapter {one!r} has {' and '.join(odd)}, of which no sum is defined. Merge it into its base first.")
     model.module.add_weighted_adapter(list(weights), [float(value) for value in weights.values()], name, combination_type="cat")
     _as_a_plain_sum(model.module, name)
     return use_adapter(wrapped_in(model, model.module), name)
+
+
+def oddities(model: LanguageModel, name: str) -> list[str]:
+    """What an adapter has that is more than a sum to the outputs of layers."""
+    config: Any = model.module.peft_config[name]
+    found = [
+        word
+        for word, has in (
+            ("DoRA", getattr(config, "use_dora", False)),
+            ("trained biases", getattr(config, "bias", "none") != "none"),
+            ("whole layers", getattr(config, "modules_to_save", None)),
+            ("rows of new tokens", getattr(config, "trainable_token_indices", None)),
+        )
+        if has
+    ]
+    return found or ([] if isinstance(config, peft.LoraConfig) else ["no LoRA"])
 
 
 def _as_a_plain_sum(module: Any, name: str) -> None:

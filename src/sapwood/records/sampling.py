@@ -82,7 +82,7 @@ class Constraint:
     def __post_init__(self) -> None:
         if self.kind not in get_args(ConstraintKind):
             raise ConfigError(f"A constraint's kind is {self.kind!r}; give one of {', '.join(get_args(ConstraintKind))}.")
-        wanted = {"json": type(None), "json_schema": (Mapping, bool), "regex": str, "lark": str}.get(self.kind, Sequence)
+        wanted: Any = {"json": type(None), "json_schema": (Mapping, bool), "regex": str, "lark": str}.get(self.kind, Sequence)
         if not isinstance(self.value, wanted) or (wanted is Sequence and (isinstance(self.value, str) or not self.value)):
             told = {"json": "nothing", "json_schema": "a JSON schema (a mapping)", "regex": "a text", "lark": "a text"}
             need = told.get(self.kind, "a sequence of texts" if self.kind == "choice" else "a sequence of tools, at least one")
