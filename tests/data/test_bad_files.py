@@ -159,3 +159,24 @@ def test_the_files_of_a_batch_job_are_known(tmp_path: Path, rest: dict[str, obje
     text = said(path)
     assert words in text
     assert "--prompt" not in text
+
+
+def test_rows_inside_of_one_object_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "export.json"
+    for indent in (None, 2):
+        path.write_text(json.dumps({"version": 2, "data": [{"prompt": "q", "completion": "a"}]}, indent=indent))
+        assert said(path).endswith(f"write that list alone: `jq '.[\"data\"]' {path} > rows.json`.")
+
+
+def test_one_object_over_several_lines_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    one = json.dumps({"prompt": "q", "completion": "ä"}, indent=2)
+    path.write_text("\ufeff" + one, encoding="utf-8")
+    reading = read([path])
+    assert [turn.content for turn in reading.conversations[0].messages] == ["q", "ä"]
+    assert str(reading.conversations[0].source) == f"{path}:1"
+    path.write_text(one + "\n" + one, encoding="utf-8")
+    assert "jq -c . FILE" in said(path)
+    path.write_text(one, encoding="utf-8")
+    with pytest.raises(DataError, match="jq -c"):
+        read([path], max_line_bytes=9)

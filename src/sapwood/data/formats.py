@@ -116,6 +116,8 @@ class Tally:
     letters: Counter[str] = field(default_factory=Counter)
     """Letters in the texts of each column, over the rows without a format."""
     first_without: tuple[Source, list[str]] | None = None
+    wrapped: str | None = None
+    """The column of a row without a format that holds a list of objects: perhaps the rows themselves."""
     _kinds: dict[tuple[Any, ...], list[Format]] = field(default_factory=dict)
 
     def add(self, source: Source, row: Mapping[str, Any]) -> None:
@@ -134,6 +136,7 @@ class Tally:
             self.firsts.setdefault(found, source)
         if not formats:
             self.first_without = self.first_without or (source, list(row))
+            self.wrapped = next((name for name, value in row.items() if isinstance(value, list) and dict in map(type, value)), None)
             self.letters.update({name: len(value) for name, value in row.items() if isinstance(value, str)})
 
     def decide(self) -> Format:
@@ -167,6 +170,9 @@ class Tally:
         )
         if log := next((sentence for columns, sentence in _LOGS.items() if columns <= set(names)), ""):
             return f"{begin} {log}"
+        if self.rows == 1 and self.wrapped is not None:
+            file, key = shlex.quote(self.file), shlex.quote(f'.["{self.wrapped}"]')
+            return f"{begin} If the list in `{self.wrapped}` holds the rows, write that list alone: `jq {key} {file} > rows.json`."
         return (
             f"{begin}{_hint(names)} Known: "
             + "; ".join(f"{form} ({', '.join(REQUIRED[form])})" for form in known)

@@ -121,11 +121,25 @@ def _is_binary_table(path: Path, head: bytes, suffix: str, packing: str) -> bool
 
 def _json(path: Path, file: io.BufferedReader[Any], head: bytes, max_line_bytes: int) -> Iterator[Parsed]:
     """A `.json` file: an array, one object over several lines, or JSON Lines under another name."""
-    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if begin == b"[":
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if begin.startswith(b"["):
         yield from array_rows(path, file, lambda content: _lines(path, content, max_line_bytes), _checked)
+    elif begin.partition(b"\n")[0].strip() == b"{":
+        yield _one_object(path, file.read(max_line_bytes + 1), max_line_bytes)
     else:
         yield from _lines(path, file, max_line_bytes)
+
+
+def _one_object(path: Path, content: bytes, max_bytes: int) -> Parsed:
+    """A whole file as one row."""
+    source = Source(str(path), 1)
+    found: Any = None
+    if len(content) <= max_bytes:
+        found = _parse(source, content.removeprefix(b"\xef\xbb\xbf"))
+    if found is None or isinstance(found, Refusal):
+        reason = "broken JSON: the file begins an object over several lines, and is not one whole object"
+        return source, Refusal(source, reason, "write one whole object a line, for example with `jq -c . FILE > NEW.jsonl`")
+    return source, found
 
 
 def _lines(path: Path, file: BinaryIO, max_line_bytes: int) -> Iterator[Parsed]:
