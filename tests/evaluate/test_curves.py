@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from curve_pictures import PICTURES, SHOWN, drawn
+from curve_pictures import path_of as picture_of
 from curve_runs import FAULTY, HEALTHY, PLANTED, Records, path_of, read
 from sapwood.evaluate.curves import CurveFinding, read_curves
 
@@ -104,3 +106,19 @@ def test_answers_that_do_not_end_or_lack_the_form(samples: list[dict[str, Any]],
 @pytest.mark.parametrize("name", FAULTY)
 def test_the_same_faults_trained_anew(name: str) -> None:
     assert {finding.name for finding in alarms(FAULTY[name]())} == PLANTED[name]
+
+
+def flat(text: str) -> str:
+    """A page's text without its line breaks and marks of quotation."""
+    return " ".join(text.replace("\n>", "\n").split())
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_page_shows_the_runs_as_they_are_read(name: str) -> None:
+    page = flat((PICTURES.parent / "curves.md").read_text())
+    assert f"pictures/{picture_of(name).name}" in page
+    assert picture_of(name).read_text() == drawn(name), "draw them again: python tests/curve_pictures.py"
+    main = read_curves(read(name))
+    assert any(flat(finding.line) in page for finding in main)
+    if name in FAULTY:
+        assert all(flat(finding.line) in page for finding in main if finding.alarm and finding.name == name)

@@ -124,7 +124,7 @@ def _diverging(c: Curves, windows: list[Window]) -> CurveFinding | None:
     middle = np.median(np.stack([early[:-2], early[1:-1], early[2:]]), axis=0)  # of three steps: one alone is no jump
     top = int(np.argmax(middle))
     if _above(last.loss, begin, math.hypot(noise, last.error)):
-        step, text = 1, f"the training loss is {last.loss:.3f} at the end and was {begin:.3f} before the first step."
+        step, text = 1, f"the training loss is {last.loss:.3f} at the end, and before the first step it was {begin:.3f}."
     elif last.loss - low.loss > 0.2 * (begin - low.loss) and _above(last.loss, low.loss, math.hypot(low.error, last.error)):
         step = int(low.last)
         text = f"the training loss rose from {low.loss:.3f} (steps {low.first:.0f} to {low.last:.0f}) to {last.loss:.3f} at the end."
