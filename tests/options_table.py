@@ -30,6 +30,7 @@ SECTIONS = {
     "train": "Training",
     "train.lora": "The adapter",
     "train.optim": "The optimizer",
+    "watch": "What is seen while it trains",
 }
 OWN_NAMES = {
     "trl": ("trl/trainer/sft_config.py", "trl/trainer/base_config.py", "trl/trainer/model_config.py", "trl/scripts/utils.py"),

@@ -19,6 +19,8 @@ from sapwood.recipes import Screen, TuneConfig
 from sapwood.recipes.arms import Arms, scorer_for
 from sapwood.recipes.identity import hash_of_weights
 from sapwood.recipes.prepare import conversations_among, prepare, scan_files
+from sapwood.recipes.samples import evenly
+from sapwood.recipes.track import tracking
 from sapwood.recipes.tune import load_chat, start_run
 from sapwood.records import Completion, Conversation, Ended, Prompt, SamplingParams
 from sapwood.run import open_run
@@ -62,6 +64,8 @@ TABLE: dict[str, tuple[Any, str]] = {
     "evaluation.max_new_tokens": (7, "length of answers"),
     "evaluation.shots": ([], "few-shot arms"),
     "evaluation.dev": (5, "few-shot arms"),
+    "watch.samples": (5, "questions asked while it trains"),
+    "watch.track": (["tensorboard"], "services that are told"),
 }
 """Option → a value other than its default, and what it changes."""
 BESIDE: dict[str, dict[str, Any]] = {
@@ -136,6 +140,12 @@ def seen(config: TuneConfig, folder: Path) -> dict[str, Any]:
         items, items_from(conversations_among(prepared.train)), chat, guess.scorer, config.evaluation, run, Screen(quiet=True)
     ).base(ears)
     run.close()
+    said: list[str] = []
+    run = open_run(folder / "tracked")
+    with tracking(run, config.watch.track, {}, said.append) as tell:
+        tell([{"kind": "train", "step": 1, "loss": 1.0}])
+    run.close()
+    services = {path.parent.name for path in run.path.glob("*/*")} | {sentence.split()[0] for sentence in said}
     trained = [row for row in prepared.train if isinstance(row, Conversation)]
     return found | {
         "whether the run stops": None,
@@ -148,6 +158,8 @@ def seen(config: TuneConfig, folder: Path) -> dict[str, Any]:
         "work at the next start": again.cached,
         "scores": [score.value for score in scores],
         "length of answers": [length for _, length in ears.asked],
+        "questions asked while it trains": [item.id for item in evenly(items, config.watch.samples)],
+        "services that are told": services,
         "few-shot arms": [count for count, _ in ears.asked],
     }
 

@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from sapwood.chat import Chat, coloured
+from sapwood.config import to_dict
 from sapwood.errors import DataError
 from sapwood.evaluate import (
     ArmScore,
@@ -43,15 +44,15 @@ from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, learn_tokens, load_model
 from sapwood.recipes.arms import TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.general import general_examples
+from sapwood.recipes.live import WatchConfig, show_course, watching
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among
+from sapwood.recipes.samples import Samples, evenly
 from sapwood.recipes.screen import Screen
-from sapwood.records import Example, Item, SamplingParams
+from sapwood.recipes.track import tracking
+from sapwood.records import Example, Item
 from sapwood.run import Run, step_records
-from sapwood.train import SftConfig, SftResult, StepReport, sft
+from sapwood.train import SftConfig, SftResult, sft
 from sapwood.train.estimate import Estimate
-
-QUESTIONS = 3
-"""Held-out questions that are answered before, during and after training."""
 
 MOST_SAID = 2
 """Sentences on the curves; the report holds all of them."""
@@ -133,6 +134,7 @@ class _Chain:
     evaluation: EvalConfig
     run: Run
     screen: Screen
+    watch: WatchConfig
     items: list[Item] = field(default_factory=list)
     train_items: list[Item] = field(default_factory=list)
     guess: Guess = field(default_factory=lambda: Guess(None, "none", "Nothing is held out."))
@@ -151,11 +153,12 @@ def prove(
     dtype: Dtype,
     run: Run,
     screen: Screen,
+    watch: WatchConfig,
     expected: Estimate | None = None,
 ) -> TuneResult:
     """Run the chain, of which a plan said what is `expected`. Raises what its parts raise; what was finished stays in the run directory."""
     began = time.perf_counter()
-    chain = _Chain(chat, prepared, rows, evaluation, run, screen, expected=expected)
+    chain = _Chain(chat, prepared, rows, evaluation, run, screen, watch, expected=expected)
     _show_rows(chain)
     _make_items(chain)
 
@@ -233,40 +236,33 @@ def _bits(chain: _Chain, model: LanguageModel) -> dict[str, BitsPerToken]:
 
 
 def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
-    screen = chain.screen
-    totals = {"row": 0, "unique": 0, "seconds": 0.0}
-
-    with screen.progress("training") as advance:
-
-        def report(done: StepReport) -> None:
-            totals["row"] += done.row_tokens
-            totals["unique"] += done.unique_tokens
-            totals["seconds"] += done.seconds
-            saved = 1 - totals["unique"] / totals["row"]
-            speed = totals["row"] / totals["seconds"]
-            state = f"loss {done.loss:.3f}  {speed:,.0f} tokens/s" + (f"  {saved:.0%} saved by sharing" if saved > 0.005 else "")
-            advance(done.step, done.num_steps, state)
+    screen, run = chain.screen, chain.run
+    asked = evenly(chain.items, chain.watch.samples)
+    samples = Samples(asked, chain.chat, chain.guess.scorer, chain.evaluation.max_new_tokens, run)
+    with tracking(run, chain.watch.track, to_dict(config), screen.say) as tell, watching(screen, run, tell) as watch:
 
         def observe(step: int, current: LanguageModel) -> None:
-            _answer_questions(chain, current, step)
+            watch.evaluated(step)
+            watch.answered(step, samples.ask(current, step))
 
         result = sft(
             model,
             chain.prepared.examples,
             chain.prepared.watched_examples,
             config,
-            chain.run,
-            report=report,
+            run,
+            report=watch.report,
             observe=observe,
             say=screen.say,
             beside=chain.chat.saved_files(),
             mixture=chain.prepared.mixture,
             expected=chain.expected,
         )
-    if totals["seconds"]:
-        saved = 1 - totals["unique"] / totals["row"]
+    show_course(watch, samples.given(), screen)
+    if result.seconds:
+        saved = 1 - result.unique_tokens / result.row_tokens
         screen.say(
-            f"{result.steps} steps, {totals['row']:,} row tokens at {totals['row'] / totals['seconds']:,.0f} a second; "
+            f"{result.steps} steps, {result.row_tokens:,} row tokens at {result.row_tokens / result.seconds:,.0f} a second; "
             f"{saved:.0%} of them saved by sharing."
         )
     if result.first_eval_loss is not None and result.last_eval_loss is not None:
@@ -274,49 +270,11 @@ def _train(chain: _Chain, model: LanguageModel, config: SftConfig) -> SftResult:
     return result
 
 
-def _answer_questions(chain: _Chain, model: LanguageModel, step: int) -> None:
-    """The same held-out questions each time, so that a person sees the answers change. Asked once a step, resumed or not."""
-    if not chain.items or any(record["step"] == step for record in chain.run.read("samples")):
-        return
-    asked = chain.items[:: max(1, len(chain.items) // QUESTIONS)][:QUESTIONS]
-    prompts = [
-        chain.chat.prompt(item.conversation.messages, item.conversation.tools, item.conversation.template_arguments) for item in asked
-    ]
-    answers = Engine(model, chain.chat).generate(prompts, SamplingParams(max_new_tokens=chain.evaluation.max_new_tokens))
-    when = f"step {step}" if step else "before"
-    chain.screen.say(when, style="bold")
-    records = []
-    for item, answer in zip(asked, answers, strict=True):
-        question = item.conversation.messages[-1].content
-        right = chain.guess.scorer(item, answer).value if chain.guess.scorer else None
-        mark = "·" if right is None else "✓" if right >= 1 else "✗"
-        width = min(70, chain.screen.console.width - 10)
-        chain.screen.say(f"{mark} {_short((question.splitlines() or [''])[-1], width)}")
-        chain.screen.say(f"  {_short(answer.text, width) or '(nothing)'}")
-        records.append(
-            {
-                "when": when,
-                "step": step,
-                "question": question,
-                "answer": answer.text,
-                "reference": item.reference,
-                "right": right,
-                "ended": answer.ended,
-            }
-        )
-    chain.run.append("samples", *records)
-
-
 def _say_curves(chain: _Chain) -> None:
     """What an experienced eye would see in the curves, alarms first."""
     found = read_curves(step_records(chain.run.path / "metrics.jsonl"), samples=chain.run.read("samples"))
     for finding in found[:MOST_SAID]:
         chain.screen.say(finding.line)
-
-
-def _short(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _conclude(chain: _Chain, scores: list[ArmScore], changes: dict[str, BitsChange]) -> tuple[str, Verdict | None]:

@@ -21,10 +21,12 @@ from sapwood.model.processor import processor_or_reason
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
+from sapwood.recipes.live import WatchConfig
 from sapwood.recipes.plan import plan_of
 from sapwood.recipes.plan_lines import short_lines
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files, set_apart
 from sapwood.recipes.screen import Screen
+from sapwood.recipes.track import require_services
 from sapwood.records import hash_of_rows
 from sapwood.run import Run, new_run_path, open_run, require_known
 from sapwood.train import SftConfig
@@ -53,6 +55,12 @@ class TuneConfig:
     rows: DataConfig = field(default_factory=DataConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     train: SftConfig = field(default_factory=SftConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+
+    @property
+    def selects(self) -> bool:
+        """Whether some of the held-out rows choose, and the others judge."""
+        return self.train.selects or self.rows.choosing is not None
 
 
 def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
@@ -60,12 +68,13 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     screen = screen or Screen(quiet=True)
     if not config.data:
         raise ConfigError("No data is named. Give a file of conversations: sapwood sft my.jsonl")
+    require_services(config.watch.track)
     with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
         rows = scan_files(config.data, config.rows, advance, weighted=True)
     folder = fetch_model(config.model, screen)
     chat = load_chat(folder, config.template, day_of(config.out), tools_in_system=config.tools_in_system)
     prepared = prepare(rows, chat, config.rows, screen)
-    if config.train.selects:
+    if config.selects:
         prepared = set_apart(prepared, config.rows)
     run, config = start_run(config, screen)
     try:
@@ -81,6 +90,7 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
             dtype=config.dtype,
             run=run,
             screen=screen,
+            watch=config.watch,
             expected=_foretold(folder, chat, prepared, config, run, screen),
         )
     finally:

@@ -1,0 +1,149 @@
+"""The course of a training so far: records in, the numbers that a person wants to see out, as words.
+
+Nothing here draws: the panel, the lines of a log and the summary take their words from one place.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+Record = dict[str, Any]
+
+LINES = 10
+"""Lines of a log at least: one every tenth of the run."""
+TOKENS_A_LINE = 50_000
+"""Unique tokens behind which a log has a line, whatever the share: about a minute on few processor cores, and the same at each run."""
+MOST_LINES = 500
+RECENT = 20
+"""Steps over which speed is measured."""
+GIB = 2**30
+
+
+class Course:
+    """What is known of a run's training. Steps are counted from 1; those behind the present one are of a sitting that was lost."""
+
+    def __init__(self) -> None:
+        self.step, self.planned = 0, 0
+        self.losses: dict[int, float] = {}
+        self.held_out: dict[int, float] = {}
+        self._last: Record = {}
+        self._recent: list[Record] = []
+        self._first: int | None = None
+        self._began = self._spoke = 0.0
+        self._said_step, self._tokens = 0, 0
+
+    def take(self, records: list[Record]) -> None:
+        """Records as they were written; one that is written again counts as the last says."""
+        for record in records:
+            loss = record["loss"]
+            if record["kind"] == "eval":
+                self.held_out[record["step"]] = math.nan if loss is None else loss
+                continue
+            self.losses[record["step"]] = math.nan if loss is None else loss
+            self._last = record
+            self._recent = [*self._recent, record][-RECENT:]
+            self._tokens += record.get("unique_tokens", 0)
+
+    def stepped(self, step: int, planned: int, seconds: float) -> None:
+        """A step of this sitting is finished."""
+        self._start(step - 1, seconds)
+        self.step, self.planned = step, planned
+
+    def evaluated(self, step: int) -> None:
+        """The model was evaluated in front of step `step` + 1."""
+        self._start(step, 0.0)
+        self.step = step
+
+    def _start(self, step: int, seconds: float) -> None:
+        if self._first is None:
+            self._first, self._began = step, time.monotonic() - seconds
+            self._said_step, self._tokens, self._recent = step, 0, []
+            for later in [known for known in self.losses if known > step]:
+                del self.losses[later]
+            for later in [known for known in self.held_out if known > step]:
+                del self.held_out[later]
+
+    def is_worth_a_line(self) -> bool:
+        """Whether a log gets a line now: by steps and tokens, never by the clock."""
+        tenth = -(-self.planned // LINES)
+        least = -(-self.planned // MOST_LINES)
+        due = self.step % tenth == 0 or self.step == self.planned
+        if due or (self._tokens >= TOKENS_A_LINE and self.step - self._said_step >= least):
+            self._said_step, self._tokens = self.step, 0
+            return True
+        return False
+
+    def curve(self) -> list[tuple[float, float]]:
+        """(step, the mean loss of it and of its neighbours): each loss is measured before its step. What is not finite is left out."""
+        known = [(step - 1, loss) for step, loss in sorted(self.losses.items()) if math.isfinite(loss)]
+        half = max(1, len(known) // 40)
+        losses = [loss for _, loss in known]
+        near = [losses[max(0, place - half) : place + half + 1] for place in range(len(known))]
+        return [(step, sum(part) / len(part)) for (step, _), part in zip(known, near, strict=True)]
+
+    def smoothed(self) -> float:
+        """The mean loss of the last twentieth of the steps, of five at least."""
+        losses = [loss for _, loss in sorted(self.losses.items()) if math.isfinite(loss)]
+        tail = losses[-max(5, len(losses) // 20) :]
+        return sum(tail) / len(tail) if tail else math.nan
+
+    def progress(self) -> str:
+        """How far, how long, and how long still; empty before it is known."""
+        if not self.planned:
+            return ""
+        left = self._seconds_left()
+        return f"step {self.step} of {self.planned}  {self.step / self.planned:.0%}  {clock(self._elapsed())}" + (
+            f", {clock(left)} left" if left is not None else ""
+        )
+
+    def facts(self, memory: int, point: str) -> list[list[str]]:
+        """Lines of the panel, each in parts of falling weight."""
+        last = self._last
+        held_out = [loss for _, loss in sorted(self.held_out.items())]
+        loss = [f"loss {last['loss']:.3f}" if last.get("loss") is not None else "loss not finite", f"smoothed {self.smoothed():.3f}"]
+        if held_out:
+            came = f"{held_out[0]:.3f} → " if len(held_out) > 1 else ""
+            loss.append(f"{point} held out {came}{held_out[-1]:.3f}")
+        rate = [f"learning rate {last['lr']:.2e}", f"gradient {last['grad_norm']:.3f}"]
+        if "epoch" in last:
+            rate.append(f"epoch {last['epoch']:.2f}")
+        return [loss, rate, self._speed(), self._memory(memory)]
+
+    def line(self, memory: int) -> str:
+        """One line of a log."""
+        left = self._seconds_left()
+        parts = [f"step {self.step} of {self.planned} ({self.step / self.planned:.0%})", f"loss {self.smoothed():.3f}"]
+        parts += [f"lr {self._last['lr']:.2e}", f"gradient {self._last['grad_norm']:.3f}", *self._speed()[:1]]
+        parts += [*self._memory(memory)[:1], f"{clock(left)} left" if left else f"{clock(self._elapsed())} in all"]
+        return "  ".join(parts)
+
+    def _speed(self) -> list[str]:
+        seconds = sum(record["seconds"] for record in self._recent)
+        row, unique = (sum(record[key] for record in self._recent) for key in ("row_tokens", "unique_tokens"))
+        if not seconds or not row:
+            return ["no step of this sitting yet"]
+        saved = 1 - unique / row
+        return [
+            f"{row / seconds:,.0f} tokens/s",
+            *([f"{unique / seconds:,.0f} unique", f"{saved:.0%} saved by sharing"] if saved > 0.005 else []),
+        ]
+
+    def _memory(self, now: int) -> list[str]:
+        peak = self._last.get("peak_bytes")
+        return [f"{now / GIB:.1f} GiB in use", *([f"{peak / GIB:.1f} GiB at most"] if peak else [])]
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began if self._first is not None else 0.0
+
+    def _seconds_left(self) -> float | None:
+        done = self.step - (self._first or 0)
+        return self._elapsed() / done * (self.planned - self.step) if done > 0 and self.planned > self.step else None
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:34, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
