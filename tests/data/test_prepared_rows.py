@@ -17,6 +17,7 @@ from data.chat_rows import conversations, write
 from sapwood.chat import Chat
 from sapwood.data import cache as cache_module
 from sapwood.data import packed as packed_module
+from sapwood.data import read
 from sapwood.data import reading as reading_module
 from sapwood.data.cache import folder_of_prepared
 from sapwood.data.locations import locate
@@ -24,7 +25,7 @@ from sapwood.data.packed import ChunkMaker, Packed, PackedWriter
 from sapwood.data.prepared import kept_scan, prepared_rows
 from sapwood.data.stored import read_back, written
 from sapwood.errors import DataError, StorageError
-from sapwood.recipes.prepare import DataConfig, Prepared, prepare_files, read_files
+from sapwood.recipes.prepare import DataConfig, Prepared, prepare_files
 from sapwood.recipes.prepare import prepare as prepare_rows
 from sapwood.recipes.screen import Screen
 from sapwood.records import Conversation, Document, Example, Media, Message, Row, Source, ToolCall, facts_of, hash_of_rows
@@ -63,7 +64,7 @@ def test_the_disk_gives_what_memory_would(tmp_path: Path, name: str) -> None:
     chat = load(tmp_path / "model", name)
     file = write(tmp_path / "rows.jsonl", conversations(random.Random(1), 60))
     config = DataConfig(max_refused=0.9, held_out=8, cluster="topic")
-    in_memory = prepare_rows(read_files([str(file)], config, lambda *_: None), chat, config)
+    in_memory = prepare_rows(read([file]), chat, config)
     first, second = (prepared(file, chat, held_out=8, cluster="topic") for _ in range(2))
     not_kept = prepared(file, chat, held_out=8, cluster="topic", cache=False)
     assert [first.cached, second.cached, not_kept.cached] == [False, True, False]

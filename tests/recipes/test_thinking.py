@@ -7,7 +7,8 @@ from pathlib import Path
 import sapwood
 from sapwood.chat import Chat
 from sapwood.cli.chat_verb import trained_arguments
-from sapwood.recipes.prepare import DataConfig, prepare, read_files
+from sapwood.data import read
+from sapwood.recipes.prepare import DataConfig, prepare
 from tiny.folder import TEMPLATE, write_model, write_rows
 
 THOUGHT = "<think>\n\n</think>\n\n"
@@ -25,6 +26,6 @@ def test_chat_sends_the_prompt_of_training_where_thinking_was_switched_off(tmp_p
     assert trained_arguments(tmp_path / "run") == {"enable_thinking": False}
     assert trained_arguments(model) == {}
     chat = Chat.load(model)
-    prepared = prepare(read_files([str(file)], DataConfig(), lambda *_: None), chat, DataConfig(held_out=0))
+    prepared = prepare(read([file]), chat, DataConfig(held_out=0))
     asked = chat.prompt(prepared.train[0].messages[:-1], (), trained_arguments(tmp_path / "run"))
     assert list(asked.ids) == prepared.examples[0].rows[0].prompt_T.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import orjson
 import pytest
 
 from sapwood.errors import DataError, StorageError
-from sapwood.run import SCHEMA, Run, new_run_path, open_run, read_records, step_records, write_atomic
+from sapwood.run import SCHEMA, Run, new_run_path, open_run, read_records, step_records, take_lock, write_atomic
 
 
 @pytest.fixture
@@ -73,6 +74,18 @@ def test_one_writer(run: Run) -> None:
     assert "being written by another process" in other.stderr
     run.close()
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK])
+def test_a_network_disk_without_locks_is_no_hindrance(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(code, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    open_run(tmp_path / "run").close()
+    code = errno.EIO
+    with (tmp_path / "file").open("ab") as file, pytest.raises(OSError, match="no locks here"):
+        take_lock(file)
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sapwood.assets import Report
 from sapwood.chat import Chat
-from sapwood.data import Format, Ledger, Only, Reading, Refusal, columns_from, read, split
+from sapwood.data import Format, Ledger, Only, Reading, Refusal, columns_from, split
 from sapwood.data.columns import Columns
 from sapwood.data.formats import check_imitated
 from sapwood.data.ledger import Located
@@ -52,6 +52,8 @@ class DataConfig:
     """Column whose equal values belong together (a document, a customer): they land on one side, and are one cluster in intervals."""
     reference: str | None = None
     """Column that the scorer compares with, where it is not the conversation's last answer."""
+    choosing: float | None = None
+    """Share of the held-out rows that choose (a state, the best of a sweep) and do not judge; a quarter where anything is chosen."""
     allow_urls: bool = False
     """Fetch images and sounds that rows name by an address in the web; rows that do are refused otherwise."""
     max_refused: float = 0.02
@@ -64,6 +66,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not math.isfinite(self.held_out) or self.held_out < 0 or (self.held_out > 1 and self.held_out != int(self.held_out)):
             raise ConfigError(f"held_out is {self.held_out}; give a share below 1, a whole number of conversations, or 0.")
+        if self.choosing is not None and not 0 < self.choosing < 1:
+            raise ConfigError(f"choosing is {self.choosing}; give a share between 0 and 1, or leave it out.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def prepare_files(files: Sequence[str], chat: Chat, config: DataConfig, screen: 
 
 
 def set_apart(prepared: Prepared, config: DataConfig) -> Prepared:
-    """Let a quarter of the held-out rows choose the trained state, and the others judge it.
+    """Let a share of the held-out rows choose the trained state, and the others judge it.
 
     A state that was chosen by the very rows that judge it looks better than it is. What belongs together stays on one side.
     Raises `ConfigError` where too few are held out.
@@ -131,12 +135,12 @@ def set_apart(prepared: Prepared, config: DataConfig) -> Prepared:
     rows, examples = prepared.held_out, prepared.held_out_examples
     if len(rows) < FEWEST_TO_CHOOSE:
         raise ConfigError(
-            "keep_best and patience choose a state by the loss of held-out rows, and other held-out rows judge it. At least "
+            "Some held-out rows choose a state or a setting by their loss, and the other held-out rows judge it. At least "
             f"{FEWEST_TO_CHOOSE} are needed, and {len(rows)} {'is' if len(rows) == 1 else 'are'} held out. Raise --held-out, or choose "
             "nothing."
         )
-    judging, choosing = split(list(rows), held_out=CHOOSING, seed=config.split_seed, cluster=config.cluster)
-    said = f"{len(choosing)} of the {len(rows)} held-out rows choose the state that is kept, and the other {len(judging)} judge it."
+    judging, choosing = split(list(rows), held_out=config.choosing or CHOOSING, seed=config.split_seed, cluster=config.cluster)
+    said = f"{len(choosing)} of the {len(rows)} held-out rows choose what is kept, and the other {len(judging)} judge it."
     return replace(
         prepared,
         held_out=[rows[index] for index in judging],
@@ -177,15 +181,6 @@ def _refuse_weights(files: Sequence[str]) -> None:
         plain, weight = weight_of(name)
         if weight != 1:
             raise ConfigError(f"{name}: weights are for training with `sapwood sft`, and would change nothing here. Give {plain} alone.")
-
-
-def read_files(files: Sequence[str], config: DataConfig, report: Report) -> Reading:
-    """Read the rows of files into memory, or of a data set or task by name. Raises `DataError` and its kin with file:line."""
-    if tuple(files) == (bfcl.TASK,):
-        return bfcl.read_calls(report)
-    located = locate(files, report)
-    found = read(located.files, format=config.format, columns=_columns(config), only=_only(config), allow_urls=config.allow_urls)
-    return replace(found, guess="\n".join([*located.said, found.guess]))
 
 
 def _columns(config: DataConfig) -> Columns:
