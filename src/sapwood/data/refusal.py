@@ -59,8 +59,8 @@ class Refusals:
         return self.kinds.total()
 
 
-class Refused(Exception):  # noqa: N818 - a signal inside this room, not an error that leaves it
-    """Raised while one row is read; never leaves `sapwood.data`."""
+class Refused(Exception):  # noqa: N818 - a signal to whoever reads one row or message, not an error for people
+    """Raised while one row, or one message of a server or its client, is read."""
 
     def __init__(self, reason: str, fix: str) -> None:
         super().__init__(reason)

@@ -1,0 +1,237 @@
+"""The HTTP side: who may ask, what is read, what goes back, and that every request gets an answer or a clear error.
+
+    /v1/chat/completions   /v1/completions   /v1/models   /metrics      with a token
+    /health                                                             open
+
+In: a `Worker` and what it serves. Out: an ASGI application. Left out on purpose: embeddings, files, assistants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sapwood.serve.answers import Form
+from sapwood.serve.asking import Asked, RefusalError, Served, read_chat, read_text
+from sapwood.serve.limits import Access
+from sapwood.serve.metrics import Metrics
+from sapwood.serve.under_way import UnderWay
+from sapwood.serve.worker import STOPPED, Worker
+
+SLOWEST = 60.0
+"""Seconds that a client may take for its whole request, and for taking one piece of its answer."""
+
+T = TypeVar("T")
+
+_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+class Front:
+    """What all requests share. Belongs to the event loop."""
+
+    def __init__(self, worker: Worker, served: Served, access: Access) -> None:
+        self.worker, self.served, self.access = worker, served, access
+        self.metrics = Metrics()
+        self.under_way = 0
+        self.stopping = False
+        self._reading = asyncio.Lock()
+
+    async def answer(self, request: Request, of_chat: bool) -> Response:
+        """One request from its body to its answer. Raises `RefusalError`."""
+        self.admit(request)
+        self.under_way += 1
+        passed_on = False
+        began = time.monotonic()
+        try:
+            body = await self._body(request)
+            async with self._reading:  # rendering and tokenising, one at a time, beside the loop and not in it
+                asked: Asked = await run_in_threadpool(read_chat if of_chat else read_text, body, self.served)
+            form, work = Form(self.served.name, self.served.chat, of_chat), UnderWay(asked, self.worker)
+            work.begin()
+            if asked.stream:
+                passed_on = True
+                return StreamingResponse(
+                    self._events(work, form, began), media_type="text/event-stream", headers={"cache-control": "no-store"}
+                )
+            try:
+                completions = await _unless_gone(request, work.whole())
+            finally:
+                work.leave()
+            self._count(work, began)
+            return _json(form.whole(asked, completions))
+        finally:
+            if not passed_on:
+                self.under_way -= 1
+
+    def admit(self, request: Request) -> None:
+        """Who asks, and whether there is room. Raises `RefusalError`."""
+        pace = self.access.pace_of(request.headers.get("authorization"))
+        if pace is None:
+            raise RefusalError("The token is missing or wrong: send `Authorization: Bearer TOKEN`.", status=401, code="invalid_api_key")
+        if self.stopping:
+            raise RefusalError(STOPPED, status=503, wait=5)
+        if request.method == "POST":
+            if (wait := self.access.wait(pace)) > 0:
+                limit = self.served.limits.requests_a_minute
+                raise RefusalError(f"More than {limit} requests a minute.", status=429, code="rate_limit_exceeded", wait=wait)
+            if self.under_way >= self.served.limits.max_requests:
+                raise RefusalError(f"{self.under_way} requests are under way, as many as this server takes.", status=503, wait=1)
+
+    async def _body(self, request: Request) -> Any:
+        limit = self.served.limits.max_body
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise RefusalError("Send JSON, and say so: `Content-Type: application/json`.", status=415)
+        data = bytearray()
+        try:
+            async with asyncio.timeout(SLOWEST):
+                async for piece in request.stream():
+                    data += piece
+                    if len(data) > limit:
+                        raise RefusalError(f"The request is larger than {limit:,} bytes.", status=413)
+        except TimeoutError:
+            raise RefusalError(f"The request did not arrive whole within {SLOWEST:g} s.", status=408) from None
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise RefusalError(f"The body is not JSON: {error}.") from None
+
+    async def _events(self, work: UnderWay, form: Form, began: float) -> AsyncIterator[bytes]:
+        first = True
+        try:
+            async for chunk in work.chunks(form):
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+                said = chunk["choices"] and any(
+                    chunk["choices"][0].get("delta", chunk["choices"][0]).get(key) for key in ("content", "text")
+                )
+                if first and said:
+                    first = False
+                    self.metrics.first.add(time.monotonic() - began)
+            self._count(work, began)
+            yield b"data: [DONE]\n\n"
+        except RefusalError as error:
+            self.metrics.cut += 1
+            yield b"data: " + orjson.dumps(_error(error)) + b"\n\n"
+        finally:
+            work.leave()
+            self.under_way -= 1
+
+    def _count(self, work: UnderWay, began: float) -> None:
+        self.metrics.whole.add(time.monotonic() - began)
+        self.metrics.prompt_tokens += sum(len(prompt.ids) for prompt in work.asked.prompts)
+        self.metrics.completion_tokens += sum(len(completion.ids) for completion in work.completions if completion is not None)
+
+
+def make_app(front: Front) -> ASGIApp:
+    """The application."""
+    app = FastAPI(openapi_url=None)
+
+    async def guarded(request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:
+        try:
+            response = await answer()
+        except RefusalError as error:
+            response = _refusal(error)
+        except _GoneError:
+            front.metrics.cut += 1
+            response = Response(status_code=499)  # nobody reads it
+        front.metrics.requests[request.url.path, response.status_code] += 1
+        return response
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await guarded(request, lambda: front.answer(request, of_chat=True))
+
+    @app.post("/v1/completions")
+    async def text(request: Request) -> Response:
+        return await guarded(request, lambda: front.answer(request, of_chat=False))
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        async def answer() -> Response:
+            front.admit(request)
+            context = front.served.chat.context_length
+            entry = {"id": front.served.name, "object": "model", "created": 0, "owned_by": "sapwood", "max_model_len": context}
+            return _json({"object": "list", "data": [entry]})
+
+        return await guarded(request, answer)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        async def answer() -> Response:
+            front.admit(request)
+            page = front.metrics.page(front.worker.load, front.under_way)
+            return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
+
+        return await guarded(request, answer)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return _json({"status": "stopping" if front.stopping else "ok"}, 503 if front.stopping else 200)
+
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        return _refusal(RefusalError(f"There is no {request.method} {request.url.path} here.", status=404))
+
+    return _patient(app)
+
+
+def _patient(app: ASGIApp) -> ASGIApp:
+    """A client that takes nothing for too long is left: its place belongs to those who read."""
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        async def timed(message: Message) -> None:
+            async with asyncio.timeout(SLOWEST):
+                await send(message)
+
+        await app(scope, receive, timed)
+
+    return inner
+
+
+class _GoneError(Exception):
+    """The client has left."""
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives, unless the client leaves first. Raises `_GoneError`."""
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise _GoneError
+        return answer.result()
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _error(error: RefusalError) -> dict[str, Any]:
+    kind = _KINDS.get(error.status, "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def _refusal(error: RefusalError) -> Response:
+    response = _json(_error(error), error.status)
+    if error.wait:
+        response.headers["retry-after"] = str(math.ceil(error.wait))
+    if error.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    return response

@@ -1,0 +1,292 @@
+"""The JSON of a request → what the engine is asked. Anything that is not understood is refused by name, nothing is ignored.
+
+In: the decoded body of `/v1/chat/completions` or `/v1/completions`. Out: `Asked`. Fields that say nothing about the answer (`user`,
+`metadata`, …) are taken and have no use. Left out on purpose: images by address (nothing is fetched), sounds, `logit_bias`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sapwood.chat import Chat
+from sapwood.config import did_you_mean
+from sapwood.data.messages import read_messages, read_tools
+from sapwood.data.refusal import Refused
+from sapwood.errors import SapwoodError
+from sapwood.records import Constraint, Prompt, SamplingParams
+from sapwood.serve.limits import ServeLimits
+
+_NUMBERS = {
+    "temperature": (float, 0, 2),
+    "top_p": (float, 0, 1),
+    "top_k": (int, -1, 10**9),
+    "min_p": (float, 0, 1),
+    "presence_penalty": (float, -2, 2),
+    "frequency_penalty": (float, -2, 2),
+    "repetition_penalty": (float, 0, 100),
+}
+"""Fields that become sampling parameters of the same name: (type, least, greatest)."""
+_BOTH = frozenset((*_NUMBERS, "model", "n", "stream", "stream_options", "stop", "seed", "max_tokens", "logprobs", "return_token_ids"))
+_CHAT = _BOTH | {
+    *("messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "top_logprobs", "max_completion_tokens"),
+    *("chat_template_kwargs", "reasoning_effort"),
+}
+_TEXT = _BOTH | {"prompt", "echo"}
+_NO_MATTER = frozenset(("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"))
+_MESSAGE_EXTRAS = ("refusal", "annotations", "audio")
+"""What clients send back of an answer they got; empty where there was nothing."""
+
+
+class RefusalError(Exception):
+    """A request that is not taken: HTTP status, a sentence, the field at fault, and a code for programs."""
+
+    def __init__(self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.message, self.param, self.status, self.code, self.wait = message, param, status, code, wait
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, understood."""
+
+    prompts: tuple[Prompt, ...]
+    """One, but for lists of texts."""
+    params: SamplingParams
+    samples: int
+    stream: bool
+    include_usage: bool
+    logprobs: int | None
+    """How many alternatives to give with each token; None gives no log-probabilities."""
+    token_ids: bool
+    echo: bool = False
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server answers with."""
+
+    name: str
+    chat: Chat
+    limits: ServeLimits
+    arguments: Mapping[str, Any]
+    """Template arguments that hold where a request does not say otherwise: those a run was trained with."""
+
+
+def read_chat(body: Any, served: Served) -> Asked:
+    """A chat request. Raises `RefusalError`."""
+    _check_fields(body, _CHAT, served)
+    messages = _messages(body.get("messages"))
+    try:
+        given = read_tools(body.get("tools"))
+    except Refused as refused:
+        raise RefusalError(f"{refused.args[0]}", "tools") from None
+    tools, constraint = _tool_choice(body, given)
+    constraint = _response_format(body.get("response_format"), constraint)
+    try:
+        prompt = served.chat.prompt(messages, tools, _arguments(body, served), where="the request")
+    except SapwoodError as error:
+        raise RefusalError(str(error), "messages") from None
+    logprobs = None
+    if _flag(body, "logprobs"):
+        logprobs = _whole(body, "top_logprobs", 0, 20) or 0
+    elif body.get("top_logprobs"):
+        raise RefusalError("`top_logprobs` needs `logprobs: true`.", "top_logprobs")
+    limit = _whole(body, "max_completion_tokens", 1) or _whole(body, "max_tokens", 1)
+    return _asked(body, (prompt,), limit, logprobs, constraint, served)
+
+
+def read_text(body: Any, served: Served) -> Asked:
+    """A request to continue texts, or lists of token ids, as they are. Raises `RefusalError`."""
+    _check_fields(body, _TEXT, served)
+    given = body.get("prompt")
+    rows = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    if len(rows) > served.limits.max_samples:
+        raise RefusalError(f"{len(rows)} prompts in one request; at most {served.limits.max_samples} are allowed.", "prompt")
+    prompts = tuple(_raw_prompt(row, served.chat) for row in rows)
+    asked = _asked(body, prompts, _whole(body, "max_tokens", 1) or 16, _whole(body, "logprobs", 0, 20), None, served)
+    return dataclasses.replace(asked, echo=_flag(body, "echo"))
+
+
+def _asked(
+    body: Mapping[str, Any],
+    prompts: tuple[Prompt, ...],
+    limit: int | None,
+    logprobs: int | None,
+    constraint: Constraint | None,
+    served: Served,
+) -> Asked:
+    limits = served.limits
+    if limit is not None and limit > limits.max_new_tokens:
+        raise RefusalError(f"max_tokens is {limit}; this server writes at most {limits.max_new_tokens} in one answer.", "max_tokens")
+    for prompt in prompts:
+        _check_length(prompt, served.chat)
+    samples = _whole(body, "n", 1, limits.max_samples) or 1
+    stream = _flag(body, "stream")
+    options = body.get("stream_options") or {}
+    if options and not stream:
+        raise RefusalError("`stream_options` needs `stream: true`.", "stream_options")
+    if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
+        raise RefusalError("`stream_options` takes `include_usage`.", "stream_options")
+    given = {name: _number(body, name, *bounds) for name, bounds in _NUMBERS.items()}
+    chosen: dict[str, Any] = {"temperature": 1.0} | {name: value for name, value in given.items() if value is not None}
+    chosen["top_k"] = max(0, chosen.get("top_k", 0))  # -1 is another way to say that it is off
+    seed = _whole(body, "seed", -(2**63), 2**63)
+    try:
+        params = SamplingParams(
+            max_new_tokens=limit or limits.max_new_tokens,
+            stop=_stops(body.get("stop")),
+            seed=secrets.randbits(63) if seed is None else seed,
+            constraint=constraint,
+            top_logprobs=logprobs or 0,
+            **chosen,
+        )
+    except SapwoodError as error:
+        raise RefusalError(str(error), str(error).split(" ", 1)[0]) from None
+    return Asked(prompts, params, samples, stream, bool(options.get("include_usage")), logprobs, _flag(body, "return_token_ids"))
+
+
+def _check_fields(body: Any, known: frozenset[str], served: Served) -> None:
+    if not isinstance(body, dict):
+        raise RefusalError("The body of a request is a JSON object.")
+    for field, value in body.items():
+        if field not in known and field not in _NO_MATTER and value is not None:
+            near = did_you_mean(field, sorted(known))
+            raise RefusalError(f"`{field}` is not served here.{near} Leave it out.", field, code="unsupported_parameter")
+    model = body.get("model")
+    if not isinstance(model, str):
+        raise RefusalError(f"`model` is missing. This server has {served.name!r}.", "model")
+    if model != served.name:
+        raise RefusalError(
+            f"There is no model {model!r} here. This server has {served.name!r}.", "model", status=404, code="model_not_found"
+        )
+
+
+def _messages(raw: Any) -> list[Any]:
+    if not isinstance(raw, list) or not raw:
+        raise RefusalError("`messages` is a list of messages, and at least one.", "messages")
+    plain = [
+        {key: value for key, value in message.items() if key not in _MESSAGE_EXTRAS or value} if isinstance(message, dict) else message
+        for message in raw
+    ]
+    notes: Counter[str] = Counter()
+    try:
+        messages = read_messages(plain, notes)
+    except Refused as refused:
+        raise RefusalError(str(refused.args[0]), "messages") from None
+    if note := next((note for note in notes if note.startswith("message key")), None):
+        raise RefusalError(f"{note} Leave it out.", "messages")
+    for message in messages:
+        for medium in message.media:
+            if medium.uri[:5].lower() != "data:":  # a path would be a file of this machine, and nothing is fetched
+                raise RefusalError("An image is sent as `data:image/…;base64,…`; nothing is fetched here.", "messages")
+    return messages
+
+
+def _tool_choice(body: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], Constraint | None]:
+    """The tools to offer, and what holds the answer to them."""
+    choice = body.get("tool_choice")
+    if body.get("parallel_tool_calls") is False and tools:
+        raise RefusalError(
+            "`parallel_tool_calls: false` is not served here. Leave it out.", "parallel_tool_calls", code="unsupported_parameter"
+        )
+    if choice is not None and not tools and choice not in ("none", "auto"):
+        raise RefusalError("`tool_choice` names a tool, and there are none in `tools`.", "tool_choice")
+    if choice in (None, "auto"):
+        return tools, None
+    if choice == "none":
+        return (), None
+    if choice == "required":
+        return tools, Constraint("calls", list(tools))
+    name = choice.get("function", {}).get("name") if isinstance(choice, dict) and isinstance(choice.get("function"), dict) else None
+    named = [tool for tool in tools if tool["function"]["name"] == name]
+    if not named:
+        raise RefusalError(f"`tool_choice` is none, auto, required, or names one of `tools`; {name!r} is none of them.", "tool_choice")
+    return tools, Constraint("calls", named)
+
+
+def _response_format(given: Any, constraint: Constraint | None) -> Constraint | None:
+    kind = given.get("type") if isinstance(given, dict) else given
+    if kind in (None, "text"):
+        return constraint
+    if constraint is not None:
+        raise RefusalError("`response_format` and a `tool_choice` that demands a call exclude each other.", "response_format")
+    if kind == "json_object":
+        return Constraint("json")
+    inner = given.get("json_schema") if isinstance(given, dict) else None
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if kind == "json_schema" and isinstance(schema, dict):
+        return Constraint("json_schema", schema)
+    raise RefusalError(
+        "`response_format` is {type: text}, {type: json_object} or {type: json_schema, json_schema: {schema: {…}}}.", "response_format"
+    )
+
+
+def _arguments(body: Mapping[str, Any], served: Served) -> dict[str, Any]:
+    given = body.get("chat_template_kwargs") or {}
+    if not isinstance(given, dict):
+        raise RefusalError("`chat_template_kwargs` is an object.", "chat_template_kwargs")
+    effort = body.get("reasoning_effort")
+    if effort is not None:
+        given = given | {"reasoning_effort": effort}
+    for name in given:
+        if not any(name in source for source in served.chat.template_sources):
+            raise RefusalError(f"The model's template knows no {name!r}. Leave it out.", "chat_template_kwargs" if effort is None else name)
+    return {**served.arguments, **given}
+
+
+def _raw_prompt(row: Any, chat: Chat) -> Prompt:
+    if isinstance(row, str):
+        return Prompt((), tuple(chat.tokens.encode(row)), row)
+    if (
+        isinstance(row, list)
+        and row
+        and all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in row)
+    ):
+        return Prompt((), tuple(row), chat.decode(row))
+    raise RefusalError("`prompt` is a text, a list of token ids, or a list of either.", "prompt")
+
+
+def _check_length(prompt: Prompt, chat: Chat) -> None:
+    if not prompt.ids:
+        raise RefusalError("The prompt has no tokens, so there is nothing to continue.", "prompt")
+    if chat.context_length is not None and len(prompt.ids) >= chat.context_length:
+        raise RefusalError(
+            f"The prompt has {len(prompt.ids)} tokens and the model's context holds {chat.context_length}, the answer included.",
+            "messages" if prompt.messages else "prompt",
+            code="context_length_exceeded",
+        )
+
+
+def _stops(given: Any) -> tuple[str, ...]:
+    stops = [given] if isinstance(given, str) else given or []
+    if not isinstance(stops, list) or len(stops) > 16 or not all(isinstance(stop, str) and stop for stop in stops):
+        raise RefusalError("`stop` is a text or a list of up to 16 texts, none of them empty.", "stop")
+    return tuple(stops)
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise RefusalError(f"`{name}` is true or false, found {value!r:.40}.", name)
+
+
+def _whole(body: Mapping[str, Any], name: str, least: int, greatest: int = 10**9) -> int | None:
+    value = _number(body, name, int, least, greatest)
+    return None if value is None else int(value)
+
+
+def _number(body: Mapping[str, Any], name: str, kind: type, least: float, greatest: float) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    fits = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    if not fits or not least <= value <= greatest:
+        what = "a whole number" if kind is int else "a number"
+        raise RefusalError(f"`{name}` is {value!r:.40}; give {what} from {least:g} to {greatest:g}.", name)
+    return float(value) if kind is float else int(value)

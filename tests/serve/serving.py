@@ -1,0 +1,82 @@
+"""A server on loopback over a tiny model, in a thread of the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from sapwood.chat import Chat
+from sapwood.generate import Engine
+from sapwood.model import load_model
+from sapwood.serve import Access, Front, Served, ServeLimits, Worker, make_app
+
+TOKEN = "let-me-in"
+
+
+@dataclass
+class Serving:
+    """A running server and what it serves."""
+
+    url: str
+    engine: Engine
+    chat: Chat
+    worker: Worker
+    front: Front
+
+    def post(self, path: str, body: Any, token: str | None = TOKEN, **more: Any) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return httpx2.post(self.url + path, json=body, headers=headers | more.pop("headers", {}), trust_env=False, timeout=60, **more)
+
+    def ask(self, text: str = "the colour of the sky", **more: Any) -> httpx2.Response:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0, **more}
+        return self.post("/chat/completions", body)
+
+
+@contextmanager
+def serving(folder: Path, limits: ServeLimits | None = None, **knobs: Any) -> Iterator[Serving]:
+    """Serve the model of a folder until the block ends."""
+    limits = limits or ServeLimits()
+    chat = Chat.load(folder)
+    engine = Engine(load_model(folder, "fp32"), chat, **knobs)
+    worker = Worker(engine)
+    found: list[tuple[Front, int]] = []
+    up = threading.Event()
+    stop = threading.Event()
+
+    async def main() -> None:
+        front = Front(worker, Served("tiny", chat, limits, {}), Access((TOKEN, "second"), limits.requests_a_minute))
+        config = uvicorn.Config(make_app(front), host="127.0.0.1", port=0, log_level="error", lifespan="off", ws="none")
+        server = uvicorn.Server(config)
+        task = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        found.append((front, server.servers[0].sockets[0].getsockname()[1]))
+        up.set()
+        while not stop.is_set():
+            await asyncio.sleep(0.01)
+        server.should_exit = server.force_exit = True
+        await task
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert up.wait(20)
+    front, port = found[0]
+    try:
+        yield Serving(f"http://127.0.0.1:{port}/v1", engine, chat, worker, front)
+    finally:
+        worker.close()
+        stop.set()
+        thread.join(20)
+
+
+def with_limits(**knobs: Any) -> ServeLimits:
+    """Limits of a test."""
+    return replace(ServeLimits(), **knobs)
