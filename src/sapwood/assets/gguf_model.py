@@ -85,7 +85,7 @@ def convert(source: Path, folder: Path, *, tie_to_output: bool, report: Report) 
 
     # gguf gives shapes from the innermost axis outwards
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
-    write_safetensors(folder / "model.safetensors", shapes, pieces, report)
+    _write_safetensors(folder / "model.safetensors", shapes, pieces, report)
 
 
 def model_config(metadata: Mapping[str, Any], names: set[str], tie_to_output: bool) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def to_bf16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write_safetensors(
+def _write_safetensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], pieces: Callable[[str], Iterable[np.ndarray]], report: Report
 ) -> None:
     """Write bf16 tensors one after the other: `pieces(name)` gives a tensor's values in fp32, some rows at a time, in order.

@@ -9,7 +9,7 @@ from sapwood.attention.interface import LayerCall
 from sapwood.forest import Forest
 
 
-def ancestor_mask(forest: Forest, window: int | None = None) -> Tensor:
+def _ancestor_mask(forest: Forest, window: int | None = None) -> Tensor:
     """(T, T) booleans: may the token in this row see the token in that column? The window counts depth."""
     length = forest.num_tokens
     mask = torch.zeros(length, length, dtype=torch.bool)
@@ -46,4 +46,4 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, ca
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, forest: Forest, call: LayerCall) -> Tensor:
     """The reference: (1, H, T, K) → (1, H, T, K)."""
-    return masked_attention(query, key, value, ancestor_mask(forest, call.window).to(query.device), call)
+    return masked_attention(query, key, value, _ancestor_mask(forest, call.window).to(query.device), call)

@@ -41,7 +41,7 @@ def validate_calls(message: Message, tools: Tools) -> list[str]:
     return [sentence for _, sentence in _of_calls(message, tools)]
 
 
-def validate_schemas(tools: Tools) -> list[str]:
+def _validate_schemas(tools: Tools) -> list[str]:
     """What is wrong with the tools themselves: names twice, parameters that are no JSON Schema."""
     found: list[str] = []
     names: set[str] = set()
@@ -61,7 +61,7 @@ def check_conversation(messages: Sequence[Message], tools: Tools) -> list[Mismat
 
     Calls are only checked against `tools` where there are any: without tools nobody says what may be called.
     """
-    found = [Mismatch("a tool's schema is broken", sentence) for sentence in validate_schemas(tools)]
+    found = [Mismatch("a tool's schema is broken", sentence) for sentence in _validate_schemas(tools)]
     for index, message in enumerate(messages):
         if tools and message.tool_calls:
             found += [Mismatch(kind, f"turn {index + 1}: {sentence}", index) for kind, sentence in _of_calls(message, tools)]
@@ -86,7 +86,7 @@ def _of_arguments(place: str, call: ToolCall, function: Mapping[str, Any]) -> It
     parameters = function.get("parameters")
     checker = _checker(_dumped(parameters))
     if isinstance(checker, str):
-        return  # `validate_schemas` says so once
+        return  # `_validate_schemas` says so once
     properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
     known = sorted(map(str, properties)) if isinstance(properties, Mapping) else []
     closed = isinstance(parameters, Mapping) and parameters.get("additionalProperties") is False

@@ -61,7 +61,7 @@ def text_of(value: Any, name: str) -> str:
     raise Refused(f"content is not text: `{name}` is {kind_of(value)}", "give text")
 
 
-def is_text(value: str) -> bool:
+def _is_text(value: str) -> bool:
     """Whether a value given for a column is a text with columns in it, not a column's name."""
     return _FIELD.search(value) is not None
 
@@ -79,7 +79,7 @@ def columns_from(
             raise DataError(f"columns: {entry!r} is not FIELD=COLUMN. Write for example `prompt=question completion=answer`.")
     found: dict[str, str | Text] = {}
     for field, value in (entry.split("=", 1) for entry in entries):
-        found[field] = Text(_unescaped(value)) if is_text(value) else value
+        found[field] = Text(_unescaped(value)) if _is_text(value) else value
     for field, given in (("prompt", prompt), ("completion", completion), ("system", system)):
         if given is None:
             continue
@@ -87,7 +87,7 @@ def columns_from(
             raise DataError(f"columns: `{field}` is named twice, by --columns and by --{field}. Keep one of the two.")
         if not given.strip():
             raise DataError(f"{field} is empty. Give {'a text' if field == 'system' else 'a column name or a text with {columns}'}.")
-        found[field] = Text(_unescaped(given)) if field == "system" or is_text(given) else given
+        found[field] = Text(_unescaped(given)) if field == "system" or _is_text(given) else given
     return found
 
 

@@ -44,7 +44,7 @@ def prompt_and_completion(row: Mapping[str, Any], prompt: str | Text, completion
         if len(answer) > 1:
             notes[f"`{completion}` lists several answers: the first is trained"] += 1
         answer = answer[0]
-    return before + answer_turns(answer, completion, notes, first=len(before) + 1)
+    return before + _answer_turns(answer, completion, notes, first=len(before) + 1)
 
 
 def prompt_turns(row: Mapping[str, Any], name: str | Text, notes: Notes) -> list[Message]:
@@ -55,7 +55,7 @@ def prompt_turns(row: Mapping[str, Any], name: str | Text, notes: Notes) -> list
     return [Message("user", _as_text(value, name, notes))]
 
 
-def answer_turns(value: Any, name: str | Text, notes: Notes, *, first: int) -> list[Message]:
+def _answer_turns(value: Any, name: str | Text, notes: Notes, *, first: int) -> list[Message]:
     """A text, or a list of messages, as the turns that answer; `first` is the number of the first one."""
     value = _messages_in(value, name, notes)
     if isinstance(value, list | dict):
@@ -110,8 +110,8 @@ def answered_twice(row: Mapping[str, Any], names: Names, notes: Notes) -> tuple[
     """(prompt, chosen, rejected) of a preference; without a prompt column, both answers must begin with the same turns."""
     prompt = prompt_turns(row, names["prompt"], notes) if row.get(str(names["prompt"])) is not None else []
     first = len(prompt) + 1
-    chosen = answer_turns(value_of(row, names["chosen"]), names["chosen"], notes, first=first)
-    rejected = answer_turns(value_of(row, names["rejected"]), names["rejected"], notes, first=first)
+    chosen = _answer_turns(value_of(row, names["chosen"]), names["chosen"], notes, first=first)
+    rejected = _answer_turns(value_of(row, names["rejected"]), names["rejected"], notes, first=first)
     if prompt:  # whole conversations may stand beside their prompt
         chosen, rejected = (turns[len(prompt) :] if _same(turns[: len(prompt)], prompt) else turns for turns in (chosen, rejected))
     if not prompt:

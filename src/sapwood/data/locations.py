@@ -84,7 +84,7 @@ def _one(name: Path | str, report: Report | None) -> tuple[list[Path], str]:
     if text.startswith(HUB):
         return hub_files(text, report)
     if os.path.isdir(path):
-        return in_folder(path)
+        return _in_folder(path)
     if os.path.exists(path):  # False, not an error, in folders that may not be read: opening says it better
         return [path], ""
     if glob.has_magic(text):
@@ -112,7 +112,7 @@ def _matching(pattern: str) -> tuple[list[Path], str]:
     return files, f"{pattern}: {_count(len(files), 'file')}, from {files[0].name} to {files[-1].name}"
 
 
-def in_folder(folder: Path) -> tuple[list[Path], str]:
+def _in_folder(folder: Path) -> tuple[list[Path], str]:
     """The files of rows in a folder and the folders in it, in the order of their names, and what was left out."""
     files: list[Path] = []
     left: Counter[str] = Counter()

@@ -105,19 +105,19 @@ def write_gguf(model: LanguageModel, path: Path, vocabulary: Vocabulary, quant: 
             writer.add_file_type(file_type)
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             vocabulary.write(writer)
-            for name, values in tensors_of(model.base, arch):
+            for name, values in _tensors_of(model.base, arch):
                 shape, size, used = _layout(values, _type_of(name, values, kind))
                 writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=used)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name, values in tensors_of(model.base, arch):
+            for name, values in _tensors_of(model.base, arch):
                 writer.write_tensor_data(_converted(name, values, _type_of(name, values, kind)))
         finally:
             writer.close()
 
 
-def tensors_of(module: Any, arch: gguf.MODEL_ARCH) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors_of(module: Any, arch: gguf.MODEL_ARCH) -> Iterator[tuple[str, torch.Tensor]]:
     """Name in the file and values, one tensor at a time; a tied head is left out, as llama.cpp then takes the embedding."""
     config = module.config
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)

@@ -44,7 +44,7 @@ class Wrapping:
     """Whether the system message stands inside the first user message: it is then written instead of what stands before that."""
 
 
-def learn_wrapping(chat: Chat, arguments: Mapping[str, Any], bos: str) -> Wrapping | None:
+def _learn_wrapping(chat: Chat, arguments: Mapping[str, Any], bos: str) -> Wrapping | None:
     """Read it off probes; None for a template of another shape. `bos` is taken off the front, where llama.cpp adds it."""
     user, answer, again = Message("user", _USER), Message("assistant", _ANSWER), Message("user", _AGAIN)
     alone = _prompt(chat, (user,), arguments, bos)
@@ -159,7 +159,7 @@ def checked_template(
         return None, [
             f"The rows offer tools, which no template of Ollama writes as this model's does, so {jinja} llama-server --jinja does."
         ]
-    found = learn_wrapping(chat, arguments, bos)
+    found = _learn_wrapping(chat, arguments, bos)
     if found is None:
         return None, [f"The model's template is of a shape that Ollama's language has no exact form of, so {jinja}"]
     source = go_template(found)

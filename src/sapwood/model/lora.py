@@ -184,13 +184,13 @@ def drawing(model: LanguageModel, seed: int, step: int) -> Iterator[None]:
                 layer.eval()
 
 
-def is_pattern(target: str) -> bool:
+def _is_pattern(target: str) -> bool:
     """Whether an entry of `targets` is a pattern; anything that cannot be a layer's name is."""
     return _NAME.fullmatch(target) is None
 
 
 def _matches(target: str, name: str) -> bool:
-    if is_pattern(target):
+    if _is_pattern(target):
         return re.fullmatch(target, name) is not None
     return name == target or name.endswith(f".{target}")
 
@@ -199,9 +199,9 @@ def _targets(model: LanguageModel, config: LoraConfig) -> Any:
     """What peft takes: the word `all-linear`, a list of names, or one pattern."""
     if config.targets == ("all-linear",):
         return _names_of_linear_layers(model) if config.layers else "all-linear"
-    if not any(is_pattern(target) for target in config.targets):
+    if not any(_is_pattern(target) for target in config.targets):
         return list(config.targets)
-    return "|".join(f"(?:{target})" if is_pattern(target) else rf"(?:.*\.)?{re.escape(target)}" for target in config.targets)
+    return "|".join(f"(?:{target})" if _is_pattern(target) else rf"(?:.*\.)?{re.escape(target)}" for target in config.targets)
 
 
 def _whole(model: LanguageModel, config: LoraConfig) -> list[str]:
@@ -211,8 +211,8 @@ def _whole(model: LanguageModel, config: LoraConfig) -> list[str]:
 
 
 def _excluded(model: LanguageModel, config: LoraConfig) -> Any:
-    parts = [f"(?:{entry})" if is_pattern(entry) else rf"(?:.*\.)?{re.escape(entry)}" for entry in config.exclude]
-    patterns = [target for target in config.targets if is_pattern(target) and target != "all-linear"]
+    parts = [f"(?:{entry})" if _is_pattern(entry) else rf"(?:.*\.)?{re.escape(entry)}" for entry in config.exclude]
+    patterns = [target for target in config.targets if _is_pattern(target) and target != "all-linear"]
     for name, layer in model.base.named_modules():  # what a pattern means besides the layers that can have an adapter
         if not isinstance(layer, ADAPTABLE) and any(_matches(pattern, name) for pattern in patterns):
             parts.append(re.escape(name))
@@ -261,7 +261,7 @@ def _refuse_layers(model: LanguageModel, config: LoraConfig) -> None:
     outside = [number for number in config.layers if not 0 <= number < count]
     if outside:
         raise ConfigError(f"lora.layers holds {outside[0]}, but the model's {count} layers are numbered 0 to {count - 1}.")
-    if any(is_pattern(target) for target in config.targets if target != "all-linear"):
+    if any(_is_pattern(target) for target in config.targets if target != "all-linear"):
         raise ConfigError("lora.layers takes targets by name. Write the numbers into the pattern instead, such as `.*layers\\.[0-3]\\..*`.")
 
 

@@ -73,10 +73,10 @@ class Point:
     @property
     def arm(self) -> str:
         """Its name among the arms."""
-        return arm_name(self.rows, self.seed)
+        return _arm_name(self.rows, self.seed)
 
 
-def arm_name(rows: int, seed: int) -> str:
+def _arm_name(rows: int, seed: int) -> str:
     """Such as "tuned on 400 rows", and "tuned on 400 rows, again" for the second."""
     return f"tuned on {rows} rows" + ("" if seed == 0 else ", again" if seed == 1 else f", {seed + 1}")
 
@@ -221,7 +221,7 @@ class Pilot:
         learn_tokens(model, self.chat.new_tokens.values(), self.chat.known_tokens.values())
         run = open_run(self._place(rows, seed))
         try:
-            with screen.progress(arm_name(rows, seed)) as advance:
+            with screen.progress(_arm_name(rows, seed)) as advance:
 
                 def report(step: StepReport) -> None:
                     seconds.append(step.seconds)
@@ -232,7 +232,7 @@ class Pilot:
         finally:
             run.close()
         mean = sum(seconds) / len(seconds) if seconds else 0.0
-        self.arms.one(arm_name(rows, seed), Engine(result.model, self.chat))
+        self.arms.one(_arm_name(rows, seed), Engine(result.model, self.chat))
         shutil.rmtree(self._place(rows, seed), ignore_errors=True)
         return Point(rows, seed, steps, mean, self.clock() - began)
 

@@ -78,7 +78,7 @@ def _record(side: Side) -> dict[str, Any]:
     }
 
 
-def open_template(name: str, tokenizer: str, screen: Screen) -> Chat:
+def _open_template(name: str, tokenizer: str, screen: Screen) -> Chat:
     """A model's chat by its name or folder; or a template by name or file, with the tokenizer of the model `tokenizer`."""
     path = Path(name)
     if name in NAMES or (path.suffix in SUFFIXES and not path.is_dir()) or path.is_file():
@@ -108,7 +108,7 @@ def compare_templates(
         chosen = replace(chosen, tools=_tools(tools))
     sides = []
     for name in names:
-        chat = open_template(name, tokenizer, screen)
+        chat = _open_template(name, tokenizer, screen)
         survey = None
         if data:
             with screen.progress(name) as advance:

@@ -83,7 +83,7 @@ def row_notes(chat: Chat, conversation: Conversation, turns: Sequence[Turn], lim
         yield RowNote("near-limit", where, f"{longest:,} of {limit:,} tokens")
     yield from _texts(conversation)
     for turn in turns:
-        if not same_text(chat, turn):
+        if not _same_text(chat, turn):
             yield RowNote("tokenizer", where, f"message {turn.index + 1}: {quoted(turn.text)}")
             break
     mismatches = check_conversation(conversation.messages, conversation.tools)
@@ -156,7 +156,7 @@ def features_of(conversation: Conversation) -> set[str]:
     return found
 
 
-def same_text(chat: Chat, turn: Turn) -> bool:
+def _same_text(chat: Chat, turn: Turn) -> bool:
     """Whether the ids give the text back, but for the space that a tokenizer with a dummy space hides at the front."""
     found = chat.decode(turn.ids)
     return found == turn.text or (chat.tokens.dummy_space and found == turn.text.removeprefix(" "))
