@@ -74,3 +74,5 @@ def _make(verb: str, names: Sequence[str], place: Path) -> None:
             path = path if path.suffix == ".yaml" else path / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             save_yaml(DecideConfig(data=("my.jsonl",)) if verb == "decide" else TuneConfig(data=("my.jsonl",)), path)
+            if verb == "decide":
+                (path.parent / "identity.json").write_text('{"kind": "decision"}')

@@ -72,9 +72,7 @@ def load_yaml(cls: type[C], path: Path) -> C:
         with storage(path, "read"):
             text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file. Name a config.yaml that a run has left, or give your data: sapwood sft my.jsonl"
-        ) from None
+        raise ConfigError(f"{path}: no such file. Check the path.") from None
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

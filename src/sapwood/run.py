@@ -91,8 +91,23 @@ def write_atomic(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        except FileNotFoundError as error:
+            raise StorageError(f"Could not write {path}: there is no folder {path.parent}. Make it, or name another file.") from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of ours holds, such as environment.json; empty where there is no file. Damage raises `DataError`."""
+    if not path.is_file():
+        return {}
+    with storage(path, "read"):
+        content = path.read_bytes()
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{path}: damaged ({error}). Put the file back, or train anew into another folder.") from None
+    return found if isinstance(found, dict) else {}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

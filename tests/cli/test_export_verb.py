@@ -176,7 +176,7 @@ def test_the_verb_wants_one_run(place: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["export"]) == 2
     assert main(["export", "a", "b"]) == 2
     assert main(["export", str(tmp_path / "none")]) != 0
-    assert "no such file" in capsys.readouterr().err
+    assert "no such run directory" in capsys.readouterr().err
 
 
 def test_what_was_found_right_is_pushed_and_nothing_else(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def named_template(named: str | Path, folder: Path) -> str:
     known = "; ".join(f"`{name}` ({what})" for name, what in NAMES.items())
     try:
         with storage(file, "read the template"):
-            return file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         if file.suffix in SUFFIXES or len(file.parts) > 1:
             raise TemplateError(
@@ -52,6 +52,9 @@ def named_template(named: str | Path, folder: Path) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise TemplateError(f"{file}: not UTF-8 text ({error}). Save the template as UTF-8.") from None
+    if "{{" not in text and "{%" not in text:
+        raise TemplateError(f"{file}: no Jinja stands in it ({{{{ … }}}} or {{% … %}}), so it is no chat template. Name another file.")
+    return text
 
 
 def trained_template(trained: Path, folder: Path) -> str | None:

@@ -51,6 +51,11 @@ class DoctorConfig:
     """Write a mended copy of the rows; what was changed goes into a list beside it. The original stays as it is."""
     rows: DataConfig = field(default_factory=lambda: _ROWS)
 
+    def __post_init__(self) -> None:
+        for name, least in (("show", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
+
 
 def run(words: list[str]) -> None:
     """Examine, show, and fail where training would."""

@@ -49,18 +49,25 @@ def take_json(words: Sequence[str], *, any_name: bool = False) -> tuple[Json, li
             target, waiting = "-", True
         elif word.startswith("--json="):
             target = word.removeprefix("--json=")
-            _refuse_data(Path(target))
+            _check_target(Path(target))
         elif waiting and (word == "-" or word.endswith(".json") or (any_name and not word.startswith("-"))):
             target, waiting = word, False
-            _refuse_data(Path(word))
+            _check_target(Path(word))
         else:
             rest.append(word)
             waiting = False
     return Json(target), rest
 
 
-def _refuse_data(path: Path) -> None:
-    """`--json rows.json` is meant as "check rows.json": a file of rows is never written over. Results are objects on many lines."""
+def _check_target(path: Path) -> None:
+    """What would lose a result is said before the work: a missing folder, or a file of rows, which is never written over.
+
+    `--json rows.json` is meant as "check rows.json"; results are objects on many lines.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--json {path}: this is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--json {path}: there is no folder {path.parent}. Make it, or name another file.")
     if path.is_file() and path.stat().st_size and not path.read_bytes()[:3].startswith(b"{\n"):
         raise ConfigError(
             f"--json {path}: this file exists and holds no earlier result, so it is not written over. Name files of rows in front of "

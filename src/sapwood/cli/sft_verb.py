@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.config import load_yaml
+from sapwood.errors import ConfigError
 from sapwood.recipes import Screen, TuneConfig, TuneResult, tune
 from sapwood.recipes.tune import config_of
 from sapwood.run import require_known
@@ -34,10 +35,15 @@ def base_config(names: list[str]) -> TuneConfig:
     if len(names) == 1:
         path = Path(names[0])
         if path.suffix in (".yaml", ".yml"):
+            if not path.exists():
+                raise ConfigError(f"{path}: no such file. Name a config.yaml that a run has left, or give your data: sapwood sft my.jsonl")
             require_known(path.parent)  # a run's own config may hold options that only a later version knows
             return replace(load_yaml(TuneConfig, path), out=None)
         if (path / "config.yaml").is_file():
             return replace(config_of(path), out=path)
+    for name in names:
+        if (Path(name) / "config.yaml").is_file():
+            raise ConfigError(f"{name} is a run directory, and goes on with its own data: name it alone, or files of rows without it.")
     return TuneConfig(data=tuple(names))
 
 

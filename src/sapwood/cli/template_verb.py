@@ -15,9 +15,10 @@ from sapwood.chat.doctor.comparing import Pair, Segment, findings_side_by_side, 
 from sapwood.chat.doctor.terminal import MARKS, finding_lines, harmless
 from sapwood.cli.doctor_verb import show_lines
 from sapwood.cli.options import parse, screen_for, take_json, take_names
+from sapwood.errors import ConfigError
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.templates import Comparison, Side, compare_templates, write_comparison
+from sapwood.recipes.templates import Comparison, Side, compare_templates, is_template, write_comparison
 
 DESCRIPTION = "See what models or templates make of one conversation: names, folders, chatml, or Jinja files. Two stand side by side."
 STYLES = {
@@ -56,6 +57,8 @@ def run(words: list[str]) -> None:
     json, words = take_json(words)
     names, flags = take_names(words)
     config = parse(TemplateConfig(), "template", flags, DESCRIPTION)
+    if config.model != DEFAULT_MODEL and names and not any(map(is_template, names)):
+        raise ConfigError("--model names the tokenizer for templates by name or file, and none is compared. Leave it out.")
     screen = screen_for(json)
     found = compare_templates(
         names,

@@ -130,6 +130,8 @@ def _in_folder(folder: Path) -> tuple[list[Path], str]:
         f"{others} of other kinds ({', '.join(list(left)[:3])}{', …' if others > 3 else ''})"
     ] * bool(left)
     without = f"; left out: {', '.join(skipped)}" if skipped else ""
+    if all((folder / name).is_file() for name in ("config.yaml", "environment.json")):
+        raise DataError(f"{folder}: a run directory, not rows. The files that it was made of stand in its config.yaml under `data`.")
     if not files:
         raise DataError(
             f"{folder}: a folder without files of rows in it{without}. Known: {', '.join(ROWS)}, and {', '.join(TEXTS)} packed."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from sapwood.config import did_you_mean
 from sapwood.data.exactness import TOO_DEEP, check_exact, too_deep
 from sapwood.data.media import KIND_OF_PART, part_media
 from sapwood.data.refusal import Refused, kind_of, shown
+from sapwood.errors import DataError, storage
 from sapwood.records import Media, Message, ToolCall
 from sapwood.records.conversation import ROLES
 
@@ -293,6 +295,20 @@ def _tool(raw: Any, number: int) -> Mapping[str, Any]:
         raise Refused(f"broken tools: tool {number} names no function", fix)
     assert isinstance(raw, dict)
     return raw if "function" in raw else {"type": "function", "function": raw}
+
+
+def tools_of(file: Path) -> tuple[Mapping[str, Any], ...]:
+    """The tools that a JSON file lists. Raises `DataError` for what is no list of tools."""
+    try:
+        with storage(file, "read"):
+            content = orjson.loads(file.read_bytes())
+        return read_tools(content if isinstance(content, list) else [content])
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file. Name a JSON file with a list of tools after --tools.") from None
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{file}: not valid JSON ({error}). It should hold a list of tools.") from None
+    except Refused as refused:
+        raise DataError(f"{file}: {refused.reason}; {refused.fix}.") from None
 
 
 def note_calls(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], notes: Notes) -> None:

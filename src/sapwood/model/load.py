@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -57,7 +58,7 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
             trust_remote_code=False,
             **extra,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: transformers could not load this model: {' '.join(str(error).split())[:500]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -26,7 +26,7 @@ from sapwood.evaluate import ArmScore, item_records, items_from, scores_from
 from sapwood.evaluate.costs import Prices, prices_from
 from sapwood.evaluate.decision import Decision, after_pilot, before_pilot
 from sapwood.evaluate.format_check import form_of
-from sapwood.evaluate.hosted import HOSTED, hosted_arm, read_answers
+from sapwood.evaluate.hosted import HOSTED, Answer, hosted_arm, read_answers
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_model
@@ -40,7 +40,7 @@ from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversatio
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import day_of, fetch_model, load_chat
 from sapwood.records import Example, Sampler, hash_of_rows
-from sapwood.run import Run, new_run_path, open_run, require_known, run_named
+from sapwood.run import Run, new_run_path, open_run, read_json, require_known, run_named
 from sapwood.train import SftConfig
 from sapwood.train.order import num_steps
 
@@ -191,6 +191,8 @@ def config_for(names: Sequence[str]) -> DecideConfig:
     if run is None:
         return DecideConfig(data=tuple(names))
     require_known(run)
+    if read_json(run / "identity.json").get("kind") != "decision":
+        raise ConfigError(f"{run} holds another run, not a decision. Name files of rows, or the directory of a decision.")
     return replace(load_yaml(DecideConfig, run / "config.yaml"), out=run)
 
 
@@ -219,10 +221,11 @@ def _measure(work: _Work, found: Findings) -> tuple[Decision, str]:
     train_items = items_from(conversations_among(prepared.train, LOOKED_UP), cluster=config.rows.cluster, reference=config.rows.reference)
     found.form = form_of(guess.name, train_items, found.items)
     found.tokens_out = mean(_trained(example) for example in prepared.held_out_examples)
+    given = read_answers(config.hosted, found.items) if config.hosted is not None else None  # before anything is asked
     arms = Arms(found.items, train_items, work.chat, guess.scorer, config.evaluation, work.run, screen)
 
     screen.title("What needs no tuning")
-    found.add(_untuned(work, arms))
+    found.add(_untuned(work, arms, given))
     early = before_pilot(found.evidence())
     if early is not None:
         return early, guess.name
@@ -247,7 +250,7 @@ def _measure(work: _Work, found: Findings) -> tuple[Decision, str]:
     return after_pilot(found.evidence()), guess.name
 
 
-def _untuned(work: _Work, arms: Arms) -> list[ArmScore]:
+def _untuned(work: _Work, arms: Arms, answers: dict[str, Answer] | None) -> list[ArmScore]:
     """The arms that need no tuning, a hosted model's included: its server is asked before anything is loaded."""
     remote = work.config.remote.remote(work.run.path)
     hosted = ask_hosted(remote, arms, work.run) if remote is not None else []
@@ -259,8 +262,8 @@ def _untuned(work: _Work, arms: Arms) -> list[ArmScore]:
     scores = arms.free() + arms.base(Engine(model, chat)) + hosted
     if work.hosted is not None:
         scores += arms.one(HOSTED, work.hosted)
-    elif work.config.hosted is not None:
-        given = hosted_arm(read_answers(work.config.hosted, arms.items), arms.items, arms.scorer)
+    elif answers is not None:
+        given = hosted_arm(answers, arms.items, arms.scorer)
         missing = len(arms.items) - len(given)
         work.screen.say(f"{HOSTED}: {len(given)} answers read" + (f", {missing} items are without one" if missing else ""))
         scores += given

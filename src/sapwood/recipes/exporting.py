@@ -20,7 +20,7 @@ from sapwood import __version__
 from sapwood.chat import Chat
 from sapwood.config import to_dict
 from sapwood.data.messages import Notes, read_messages
-from sapwood.errors import CheckpointError, ConfigError, DataError, TemplateError, storage
+from sapwood.errors import AssetError, CheckpointError, ConfigError, DataError, TemplateError, storage
 from sapwood.export.card import facts_of_run, licence_of, write_card
 from sapwood.export.gguf_file import check_quant
 from sapwood.export.merging import SavedType, widen
@@ -32,7 +32,7 @@ from sapwood.recipes.export_forms import ExportConfig, Form, Tuned, Written, wri
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, flat, load_chat
 from sapwood.records import Message, Prompt
-from sapwood.run import read_records, write_atomic
+from sapwood.run import read_json, read_records, write_atomic
 
 SCHEMA = 1
 """Version of `export.json`."""
@@ -105,7 +105,10 @@ def open_run(run: Path, tuned: TuneConfig, config: ExportConfig, screen: Screen)
     trained = run / ("model" if tuned.train.full else "adapter")
     if not trained.is_dir():
         raise CheckpointError(f"{run} holds no {trained.name}/: it has not finished. Go on with `sapwood sft {run}`, then export it.")
-    base = fetch_model(tuned.model, screen)
+    try:
+        base = fetch_model(tuned.model, screen)
+    except AssetError as error:
+        raise CheckpointError(f"{run} was trained on {tuned.model}, which is not found any more: {error}") from error
     chat = load_chat(base, tuned.template, trained=trained, tools_in_system=tuned.tools_in_system)
     dtype = _dtype_of(run, tuned)
     screen.title("What was trained")
@@ -129,15 +132,17 @@ def _settings(tuned: TuneConfig) -> dict[str, Any]:
 
 def _dtype_of(run: Path, tuned: TuneConfig) -> SavedType:
     """The type that the base was rounded to: what the run noted down, since `auto` means another on another machine."""
-    file = run / "environment.json"
-    noted = orjson.loads(file.read_bytes()).get("model", {}).get("dtype") if file.is_file() else None
+    noted = read_json(run / "environment.json").get("model", {}).get("dtype")
     names: dict[Any, SavedType] = {str(torch.bfloat16): "bf16", str(torch.float16): "fp16", str(torch.float32): "fp32"}
     return names.get(noted, "bf16" if tuned.dtype == "bf16" else "fp32")
 
 
 def prompts_of(run: Path, chat: Chat, config: ExportConfig) -> tuple[list[Prompt], list[str]]:
     """Prompts of held-out items, spread evenly, or of everyday questions where nothing is held out; and sentences about them."""
-    records = [record for record in read_records(run / "items.jsonl") if not _has_media(record)]
+    records = read_records(run / "items.jsonl")
+    if any("messages" not in record or "source" not in record for record in records):
+        raise DataError(f"{run / 'items.jsonl'}: a record without a question. Delete the file to have everyday questions asked instead.")
+    records = [record for record in records if not _has_media(record)]
     chosen = (
         [records[number * len(records) // config.prompts] for number in range(config.prompts)] if len(records) > config.prompts else records
     )

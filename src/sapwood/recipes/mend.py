@@ -72,6 +72,8 @@ def check_target(out: Path) -> None:
     """Raise `ConfigError` unless `out` and its companions can be written without writing anything over."""
     if out.suffix != ".jsonl":
         raise ConfigError(f"--fix {out}: a mended copy is JSON Lines, so let its name end in .jsonl.")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--fix {out}: there is no folder {out.parent}. Make it, or name another file.")
     target = Mending(out)
     for path in (target.out, target.changes, target.refusals):
         if path.exists():

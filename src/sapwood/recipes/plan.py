@@ -229,7 +229,7 @@ def _evaluations(found: Estimate, paper: LanguageModel, held_out: Sequence[Examp
     some = [held_out[place] for place in range(min(len(held_out), EVALUATED))]
     once = found.forward_seconds(work_of(_forests(paper, some, budget))) * len(held_out) / len(some)
     every = train.eval_every or max(1, -(-steps // 4))
-    return once * (2 + sum(1 for step in range(steps + 1) if step % every == 0 or step == steps))
+    return once * (2 + 1 + -(-steps // every))
 
 
 def _disk(found: Estimate, prepared: Prepared, train: SftConfig, out: Path) -> Disk:

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from sapwood.chat import Chat
 from sapwood.chat.builtin import NAMES, SUFFIXES
 from sapwood.chat.doctor.comparing import Pair, Rendering, Source, findings_side_by_side, rendering, side_by_side, source_of
@@ -20,6 +18,7 @@ from sapwood.chat.doctor.comparison_page import comparison_page
 from sapwood.chat.doctor.diagnosis import PROBE, examine
 from sapwood.chat.doctor.findings import Finding
 from sapwood.chat.doctor.survey import Survey
+from sapwood.data.messages import tools_of
 from sapwood.errors import ConfigError, DataError, storage
 from sapwood.recipes.examine import examine_rows, open_chat, open_rows, picked
 from sapwood.recipes.prepare import DataConfig
@@ -80,10 +79,13 @@ def _record(side: Side) -> dict[str, Any]:
 
 def _open_template(name: str, tokenizer: str, screen: Screen) -> Chat:
     """A model's chat by its name or folder; or a template by name or file, with the tokenizer of the model `tokenizer`."""
+    return open_chat(tokenizer, name, screen) if is_template(name) else open_chat(name, None, screen)
+
+
+def is_template(name: str) -> bool:
+    """Whether a template is meant, by name or file, and not a model."""
     path = Path(name)
-    if name in NAMES or (path.suffix in SUFFIXES and not path.is_dir()) or path.is_file():
-        return open_chat(tokenizer, name, screen)
-    return open_chat(name, None, screen)
+    return name in NAMES or (path.suffix in SUFFIXES and not path.is_dir()) or path.is_file()
 
 
 def compare_templates(
@@ -105,7 +107,7 @@ def compare_templates(
         raise ConfigError(f"{len(names)} names are given; compare two models or templates: sapwood template A B (or look at one: A).")
     chosen = _conversation(conversation, rows, screen) if conversation else PROBE
     if tools is not None:
-        chosen = replace(chosen, tools=_tools(tools))
+        chosen = replace(chosen, tools=tools_of(tools))
     sides = []
     for name in names:
         chat = _open_template(name, tokenizer, screen)
@@ -132,21 +134,6 @@ def _conversation(named: str, config: DataConfig, screen: Screen) -> Conversatio
     if not found:
         raise DataError(f"{named}: no row of it is a conversation. Name another file, or a row as file:line.")
     return found[0]
-
-
-def _tools(path: Path) -> tuple[dict[str, Any], ...]:
-    """A JSON file that holds a list of tools, in OpenAI's form."""
-    try:
-        with storage(path, "read"):
-            content = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Name a JSON file with a list of tools after --tools.") from None
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON ({error}). It should hold a list of tools.") from None
-    listed = content if isinstance(content, list) else [content]
-    if not all(isinstance(tool, dict) for tool in listed):
-        raise DataError(f"{path}: expected a list of tools, each an object with a name and parameters.")
-    return tuple(listed)
 
 
 def write_comparison(path: Path, found: Comparison) -> None:

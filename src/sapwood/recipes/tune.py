@@ -10,12 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from sapwood.assets import DEFAULT_MODEL, resolve_model
 from sapwood.chat import Chat, named_template, trained_template
 from sapwood.config import load_yaml, save_yaml, to_dict
-from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
+from sapwood.errors import CheckpointError, ConfigError, ModelError
 from sapwood.model import Dtype
 from sapwood.model.processor import processor_or_reason
 from sapwood.recipes.arms import EvalConfig
@@ -28,7 +26,7 @@ from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files, s
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.track import require_services
 from sapwood.records import hash_of_rows
-from sapwood.run import Run, new_run_path, open_run, require_known
+from sapwood.run import Run, new_run_path, open_run, read_json, require_known
 from sapwood.train import SftConfig
 from sapwood.train.estimate import Estimate
 
@@ -145,6 +143,11 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def config_of(run: Path) -> TuneConfig:
     """The config of a training run. Raises `ConfigError` where the folder holds an evaluation, `CheckpointError` for a newer version."""
     require_known(run)
+    if not (run / "config.yaml").is_file():
+        if not run.exists():
+            raise ConfigError(f"{run}: no such run directory. Name one that `sapwood sft` has left, such as runs/my-1.")
+        found = "is a model's folder" if (run / "config.json").is_file() else "holds no config.yaml"
+        raise ConfigError(f"{run} {found}, so it is no run. Name a directory that `sapwood sft` has left, such as runs/my-1.")
     if (run / "items.jsonl").exists() and not (run / "ledger.jsonl").exists():
         raise ConfigError(f"{run} holds an evaluation, not a training run. Name the run whose model was evaluated.")
     return load_yaml(TuneConfig, run / "config.yaml")
@@ -158,11 +161,7 @@ def fetch_model(name: str, screen: Screen, *, weights: bool = True) -> Path:
 
 def day_of(run: Path | None) -> datetime | None:
     """The day on which a run was begun: where a template writes the date, its rows must hold that day's again to go on."""
-    file = run / "environment.json" if run is not None else None
-    if file is None or not file.is_file():
-        return None
-    with storage(file, "read"):
-        day = orjson.loads(file.read_bytes()).get("today")
+    day = read_json(run / "environment.json").get("today") if run is not None else None
     return datetime.fromisoformat(day) if day else None
 
 
