@@ -12,6 +12,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -64,6 +65,22 @@ def did_you_mean(word: str, known: list[str]) -> str:
         leaves[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(leaves), n=2)
     ]
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def with_knobs(config: C, knobs: Mapping[str, Any]) -> C:
+    """The config with knobs set by their plain or dotted names. Raises `ConfigError` for unknown names and wrong types."""
+    dotted = {key.rsplit(".", 1)[-1]: key for key in known_keys(type(config))}
+    content = to_dict(config)
+    for name, value in knobs.items():
+        if name not in dotted and name not in dotted.values():
+            names = list(dotted)
+            raise ConfigError(f"the call: unknown option `{name}`.{did_you_mean(name, names)} Known: {', '.join(names)}.")
+        *path, leaf = dotted.get(name, name).split(".")
+        place = content
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = fspath(value) if isinstance(value, PathLike) else value
+    return from_dict(type(config), content, "the call")
 
 
 def load_yaml(cls: type[C], path: Path) -> C:

@@ -61,7 +61,7 @@ def test_the_run_chooses_by_some_and_is_judged_by_the_others(folder: Path, tmp_p
     screen = io.StringIO()
     result = tune(config, screen=Screen(file=screen))
     said = screen.getvalue()
-    assert "8 of the 32 held-out rows choose the state that is kept, and the other 24 judge it." in said
+    assert "8 of the 32 held-out rows choose what is kept, and the other 24 judge it." in said
     assert "had the lowest held-out loss" in said
     assert result.training.best_step is not None
     assert result.verdict is not None

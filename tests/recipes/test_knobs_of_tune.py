@@ -18,7 +18,7 @@ from sapwood.model import load_model
 from sapwood.recipes import Screen, TuneConfig
 from sapwood.recipes.arms import Arms, scorer_for
 from sapwood.recipes.identity import hash_of_weights
-from sapwood.recipes.prepare import conversations_among, prepare, scan_files
+from sapwood.recipes.prepare import conversations_among, prepare, scan_files, set_apart
 from sapwood.recipes.samples import evenly
 from sapwood.recipes.track import tracking
 from sapwood.recipes.tune import load_chat, start_run
@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[Any, str]] = {
     "rows.held_out": (5, "held-out rows"),
     "rows.cluster": ("thing", "held-out rows"),
     "rows.reference": ("thing", "references"),
+    "rows.choosing": (0.5, "held-out rows"),
     "rows.allow_urls": (True, "refused rows"),
     "rows.max_refused": (0.0, "whether the run stops"),
     "rows.split_seed": (1, "held-out rows"),
@@ -128,6 +129,7 @@ def seen(config: TuneConfig, folder: Path) -> dict[str, Any]:
     try:
         rows = scan_files(config.data, config.rows, lambda done, total, what: None, weighted=True)
         prepared = prepare(rows, chat, config.rows)
+        prepared = set_apart(prepared, config.rows) if config.selects else prepared
     except SapwoodError as error:
         return found | {"whether the run stops": str(error)}
     again = prepare(scan_files(config.data, config.rows, lambda done, total, what: None, weighted=True), chat, config.rows)

@@ -2,13 +2,16 @@
 
     quickstart   the whole chain on a task of ours, in minutes
     sft          fine-tune on your conversations, and prove that it helped
+    sweep        a small grid of settings on the same rows, and which of them can be told apart
     decide       should you fine-tune, and on how many rows?
     eval         measure a model, or a run's adapter, on conversations
     chat         talk to a model or a run
+    serve        an OpenAI-compatible server for a model or a run
     plan         what a run will take, before it begins: memory, time, money, disk
     doctor       what a model's template does, and what your rows become
     template     what models or templates make of one conversation, side by side
     export       a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained
+    runs         what you have trained: list, show, compare, prune, delete
     pull         fetch a model or a data set by name
     bench        measured side by side with other tools (from a checkout)
 
@@ -31,13 +34,16 @@ from sapwood.errors import ConfigError, SapwoodError
 VERBS = {
     "quickstart": "the whole chain on a task of ours, in minutes",
     "sft": "fine-tune on your conversations, and prove that it helped",
+    "sweep": "a small grid of settings on the same rows, and which of them can be told apart",
     "decide": "should you fine-tune, and on how many rows?",
     "eval": "measure a model, or a run's adapter, on conversations",
     "chat": "talk to a model or a run",
+    "serve": "an OpenAI-compatible server for a model or a run",
     "plan": "what a run will take, before it begins: memory, time, money, disk",
     "doctor": "what a model's template does, and what your rows become",
     "template": "what models or templates make of one conversation, side by side",
     "export": "a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained",
+    "runs": "what you have trained: list, show, compare, prune, delete",
     "pull": "fetch a model or a data set by name",
     "bench": "measured side by side with other tools (from a checkout)",
 }
@@ -63,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sapwood {verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        kept = " What was finished is kept; name the run directory again to go on." if verb in ("sft", "quickstart", "decide") else ""
+        kept = (
+            " What was finished is kept; name the run directory again to go on." if verb in ("sft", "quickstart", "decide", "sweep") else ""
+        )
         print(f"\nStopped.{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:

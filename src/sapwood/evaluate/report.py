@@ -53,7 +53,7 @@ def html_fragment(run_folder: Path) -> str:
     verdict = verdict_view(files)
     if decision is not None:
         verdict = VerdictView(decision.kind, decision.word, decision.text, verdict.tuned, verdict.other, None, [])
-    return _templates().get_template("fragment.html").render(verdict=verdict, arms=arms_view(files), name=_name(files))
+    return page_templates().get_template("fragment.html").render(verdict=verdict, arms=arms_view(files), name=_name(files))
 
 
 def render_page(files: RunFiles) -> str:
@@ -62,10 +62,10 @@ def render_page(files: RunFiles) -> str:
     if decision is not None:
         files = dataclasses.replace(files, verdict=as_verdict(files))
     verdict, arms = verdict_view(files), arms_view(files)
-    script = _resource("page.js")
+    script = page_resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _templates()
+        page_templates()
         .get_template("page.html")
         .render(
             name=_name(files),
@@ -82,7 +82,7 @@ def render_page(files: RunFiles) -> str:
             environment=[(key, value) for key, value in flat(files.environment) if key != "schema"],
             adapter=files.adapter,
             notices=files.notices,
-            style=Markup(_resource("page.css")),
+            style=Markup(page_resource("page.css")),
             script=Markup(script),
             script_hash=f"sha256-{digest}",
         )
@@ -90,11 +90,12 @@ def render_page(files: RunFiles) -> str:
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def page_templates() -> jinja2.Environment:
+    """The sources of the pages, with escaping on."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        loader=jinja2.FunctionLoader(_resource),
+        loader=jinja2.FunctionLoader(page_resource),
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -102,7 +103,8 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _resource(name: str) -> str:
+def page_resource(name: str) -> str:
+    """A file of the pages' folder."""
     return (packaged("sapwood") / "evaluate" / "report_page" / name).read_text(encoding="utf-8")
 
 

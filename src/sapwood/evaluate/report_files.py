@@ -8,7 +8,7 @@ weights say nothing to a reader) and everything outside the folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,18 @@ class RunFiles:
     adapter: list[tuple[str, int]]
     """(file name, bytes)"""
     notices: list[str] = field(default_factory=list)
+    identity: Record = field(default_factory=dict)
+    """Hashes of what the run was begun with."""
 
 
-def read_run(path: Path) -> RunFiles:
-    """Read what a report needs. Raises `DataError` if `path` is no run directory (it has no config.yaml)."""
+RECORDS = ("scores.jsonl", "items.jsonl", "metrics.jsonl", "samples.jsonl", "ledger.jsonl")
+
+
+def read_run(path: Path, only: Collection[str] = RECORDS) -> RunFiles:
+    """Read what a report needs; of the records `only` some, where the others may be long and are not wanted.
+
+    Raises `DataError` if `path` is no run directory (it has no config.yaml).
+    """
     if not (path / "config.yaml").is_file():
         raise DataError(
             f"{path} is not a run folder: it has no config.yaml. Name the folder that a training run printed, for example runs/sft-1."
@@ -51,6 +59,8 @@ def read_run(path: Path) -> RunFiles:
     notices: list[str] = []
 
     def lines(name: str, read: Callable[[Path], list[Record]] = read_records) -> list[Record]:
+        if name not in only:
+            return []
         try:
             return read(path / name)
         except (DataError, StorageError) as error:
@@ -72,6 +82,7 @@ def read_run(path: Path) -> RunFiles:
         ledger=lines("ledger.jsonl"),
         adapter=_listing(path / "adapter"),
         notices=notices,
+        identity=_object(path / "identity.json", notices),
     )
 
 

@@ -8,11 +8,11 @@ sapwood.evaluate(result.path)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import Any, TypeVar
 
-from sapwood.config import did_you_mean, from_dict, known_keys, to_dict
+from sapwood.config import with_knobs
 from sapwood.errors import ConfigError
 from sapwood.recipes.assess import AssessResult, assess
 from sapwood.recipes.assess import config_for as evaluation_for
@@ -59,22 +59,6 @@ def plan(data: Files, *, quiet: bool = False, **knobs: Any) -> Plan:
 def evaluate(data: Files, *, quiet: bool = False, **knobs: Any) -> AssessResult:
     """Measure a run (give its directory) or a model on files of rows: `sapwood eval` as a function."""
     return assess(with_knobs(evaluation_for(_names(data)), knobs), screen=Screen(quiet=quiet))
-
-
-def with_knobs(config: C, knobs: Mapping[str, Any]) -> C:
-    """The config with knobs set by their plain or dotted names. Raises `ConfigError` for unknown names and wrong types."""
-    dotted = {key.rsplit(".", 1)[-1]: key for key in known_keys(type(config))}
-    content = to_dict(config)
-    for name, value in knobs.items():
-        if name not in dotted and name not in dotted.values():
-            names = list(dotted)
-            raise ConfigError(f"the call: unknown option `{name}`.{did_you_mean(name, names)} Known: {', '.join(names)}.")
-        *path, leaf = dotted.get(name, name).split(".")
-        place = content
-        for part in path:
-            place = place.setdefault(part, {})
-        place[leaf] = fspath(value) if isinstance(value, PathLike) else value
-    return from_dict(type(config), content, "the call")
 
 
 def _names(data: Files) -> tuple[str, ...]:

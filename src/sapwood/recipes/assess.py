@@ -113,7 +113,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
         config = replace(config, tools_in_system=True)
     chat = load_chat(folder, config.template, trained=config.adapter, tools_in_system=config.tools_in_system)
     prepared = prepare_questions(rows, chat, config.rows, screen)
-    if run_before is not None and run_before.train.selects and run_before.data == config.data:
+    if run_before is not None and run_before.selects and run_before.data == config.data:
         prepared = set_apart(prepared, config.rows)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])

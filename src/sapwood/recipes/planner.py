@@ -45,7 +45,7 @@ def plan(config: PlanConfig, screen: Screen | None = None) -> Plan:
     folder = fetch_model(tuning.model, screen, weights=False)
     chat = load_chat(folder, tuning.template, tools_in_system=tuning.tools_in_system)
     prepared = prepare(rows, chat, tuning.rows, screen)
-    if tuning.train.selects:
+    if tuning.selects:
         prepared = set_apart(prepared, tuning.rows)
     if not prepared.examples:
         raise ConfigError("All rows are held out, so there is nothing to train on. Lower --held-out.")
