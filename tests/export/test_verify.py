@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sapwood.chat import Chat
 from sapwood.errors import ExportError
-from sapwood.export.readers import logprobs_of_module
+from sapwood.export.readers import check_prompts, logprobs_of_module
 from sapwood.export.verify import Parity, Tolerance, Trace, compare, logprobs_of, require, trace
 from sapwood.model import LoraConfig, add_lora, load_model, trainable_parameters
 from sapwood.records import Message, Prompt
@@ -103,3 +103,15 @@ def test_a_trace_is_what_transformers_computes_and_generates(tmp_path: Path) -> 
     assert not untuned.holds
     assert untuned.mean_kl == pytest.approx(untuned.tuning_kl, rel=1e-3)
     assert logprobs_of(load_model(folder, "fp32"))(traces[0].ids, 2).shape[0] == 2
+
+
+def test_prompt_ids_are_compared_but_for_those_that_differ_by_design(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    chat = Chat.load(folder)
+    plain, control = (
+        Trace(chat.prompt([Message("user", text)]), (), np.zeros((0, 3), np.float32), None) for text in ("one two", "say <|im_end|>")
+    )
+    assert check_prompts(folder, chat, [plain, control, plain]) == 2
+    other = Prompt(plain.prompt.messages, (*plain.prompt.ids[:-1], 7), plain.prompt.text)
+    with pytest.raises(ExportError, match=f"other prompt ids than training used: they differ from token {len(other.ids) - 1} on"):
+        check_prompts(folder, chat, [Trace(other, (), plain.logprobs_NV, None)])
