@@ -130,3 +130,11 @@ def test_nothing_of_a_rendering_is_lost_between_two_columns(tmp_path: Path, left
         assert sum(cell.tokens for cell in cells if cell is not None) == side.tokens
         assert sum(segment.tokens for segment in side.segments) == side.tokens
     assert any(pair.same and pair.left is not None and pair.left.kind == "content" for pair in pairs), "texts stand beside each other"
+
+
+def test_what_is_shown_of_a_simpler_form_keeps_the_numbers_of_its_messages(tmp_path: Path) -> None:
+    """The probe of a template without a place for tools: neither its question nor its answer is called the system message."""
+    shown = rendering("it", load(tmp_path, "prefilled"), PROBE)
+    assert "Shown without" in shown.problem
+    roles = {segment.kind: PROBE.messages[segment.message].role for segment in shown.segments if segment.message >= 0}
+    assert roles == {"user": "user", "reasoning": "assistant", "content": "assistant"}

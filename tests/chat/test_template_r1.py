@@ -171,3 +171,11 @@ def test_the_tags_are_single_tokens_that_stay_text(chat: Chat) -> None:
     (turn,) = chat.turns(Conversation((ASK, TRACE)))
     assert chat.tokens.id_of("</think>") in turn.ids
     assert chat.tokens.id_of("</think>") not in chat.tokens.special_ids
+
+
+def test_how_its_makers_sample_is_told(tmp_path: Path) -> None:
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    (found,) = (finding for finding in examine(Chat.load(edited(tmp_path / "m", generation_config=sampling))) if finding.kind == "sampling")
+    assert found.sentence.startswith("Its makers sample at temperature 0.6 and top_p 0.95. ")
+    assert found.sentence.endswith("sapwood chat --temperature 0.6 --top-p 0.95.")
+    assert not [finding for finding in examine(Chat.load(folder(NAME))) if finding.kind == "sampling"]

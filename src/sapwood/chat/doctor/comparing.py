@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,21 +68,29 @@ class Pair:
         return (self.left.text if self.left else "") == (self.right.text if self.right else "")
 
 
-def simpler(conversation: Conversation) -> Iterator[tuple[str, Conversation]]:
-    """The conversation, then what is left of it without tools, and without the system message; and what was taken out."""
-    yield "", conversation
-    bare = tuple(dataclasses.replace(m, tool_calls=()) for m in conversation.messages if m.role != "tool" and (m.content or m.reasoning))
-    without = dataclasses.replace(conversation, messages=bare, tools=())
-    if conversation.tools or without.messages != conversation.messages:
-        yield "tools, calls and their results", without
-    unled = dataclasses.replace(without, messages=tuple(m for m in bare if m.role not in ("system", "developer")))
-    if unled.messages != bare:
-        yield "tools and the system message", unled
-    thinking = tuple(
-        dataclasses.replace(m, reasoning="It is the young wood.") if m.role == "assistant" and not m.reasoning else m
-        for m in unled.messages
-    )
-    yield "all but a question and an answer with reasoning", dataclasses.replace(unled, messages=thinking)
+def simpler(conversation: Conversation) -> Iterator[tuple[str, Conversation, list[int]]]:
+    """The conversation, then what is left of it without tools, and without the system message.
+
+    With each, what was taken out, and the places that its messages have in the whole conversation.
+    """
+    messages = conversation.messages
+    yield "", conversation, list(range(len(messages)))
+    spoken = [place for place, m in enumerate(messages) if m.role != "tool" and (m.content or m.reasoning)]
+    bare = {place: dataclasses.replace(messages[place], tool_calls=()) for place in spoken}
+    if conversation.tools or tuple(bare.values()) != messages:
+        yield "tools, calls and their results", _of(conversation, bare), list(bare)
+    unled = {place: m for place, m in bare.items() if m.role not in ("system", "developer")}
+    if unled != bare:
+        yield "tools and the system message", _of(conversation, unled), list(unled)
+    thinking = {
+        place: dataclasses.replace(m, reasoning="It is the young wood.") if m.role == "assistant" and not m.reasoning else m
+        for place, m in unled.items()
+    }
+    yield "all but a question and an answer with reasoning", _of(conversation, thinking), list(thinking)
+
+
+def _of(conversation: Conversation, messages: Mapping[int, Message]) -> Conversation:
+    return dataclasses.replace(conversation, messages=tuple(messages.values()), tools=())
 
 
 def rendering(name: str, chat: Chat, conversation: Conversation) -> Rendering:
@@ -91,14 +99,17 @@ def rendering(name: str, chat: Chat, conversation: Conversation) -> Rendering:
     Where it refuses, the reason is kept and simpler forms are tried in turn (see `simpler`). Never raises `SapwoodError`.
     """
     problem = ""
-    for without, part in simpler(conversation):
+    for without, part, places in simpler(conversation):
         try:
             turn = chat.turns(part, last_turn_only=True)[0]
         except SapwoodError as error:
             problem = problem or str(error)
             continue
         text = turn.prompt.text + turn.text
-        segments = _segments(chat, part, turn)
+        segments = tuple(
+            dataclasses.replace(segment, message=places[segment.message]) if segment.message >= 0 else segment
+            for segment in _segments(chat, part, turn)
+        )
         left_out = f"Shown without {without}: {problem}" if problem else ""
         return Rendering(name, text, segments, len(turn.prompt.ids) + len(turn.ids), left_out)
     try:

@@ -70,6 +70,7 @@ def tokenizer_findings(chat: Chat) -> Iterator[Finding]:
     else:
         yield Finding("ok", f"The tokenizer gives texts back unchanged ({', '.join(SAMPLES)}).", kind="round-trip")
     yield from _elsewhere(chat)
+    yield from _sampling(chat)
     if chat.context_length is None:
         yield Finding("note", "The model's files do not say how long a context may be.", "Set the longest row yourself.", kind="context")
     else:
@@ -113,6 +114,20 @@ def _bos(chat: Chat) -> Iterator[Finding]:
     else:
         first = f"begins with {bos!r}, once" if written else "begins as the template writes it"
         yield Finding("ok", f"The prompt {first}; no token is added in front, so none is doubled.", kind="bos")
+
+
+def _sampling(chat: Chat) -> Iterator[Finding]:
+    """What the model's makers sample with, where they say so: greedy answers of thinking models tend to go round in circles."""
+    generation = read_json(chat.folder / "generation_config.json")
+    options = {"temperature": "temperature", "top_p": "top-p"}
+    given = {option: generation[name] for name, option in options.items() if isinstance(generation.get(name), int | float)}
+    if generation.get("do_sample") and given:
+        listed = " and ".join(f"{option.replace('-', '_')} {value}" for option, value in given.items())
+        flags = " ".join(f"--{option} {value}" for option, value in given.items())
+        sentence = (
+            f"Its makers sample at {listed}. Here answers are greedy, so that they can be repeated; to talk to it: sapwood chat {flags}."
+        )
+        yield Finding("ok", sentence, kind="sampling")
 
 
 def _elsewhere(chat: Chat) -> Iterator[Finding]:
