@@ -246,6 +246,9 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
     files = [file for file in (tmp_path / "answers").rglob("*") if file.is_file()]
     assert files
     assert not any(KEY in file.read_text() for file in files)
+    monkeypatch.setenv("SOME_KEY", "two wörds")
+    with pytest.raises(ConfigError, match="SOME_KEY' holds is no key"):
+        ask(server, key="SOME_KEY")
     monkeypatch.delenv("SOME_KEY")
     with pytest.raises(ConfigError, match="SOME_KEY"):
         ask(server, key="SOME_KEY")

@@ -16,7 +16,10 @@ import uvicorn
 from sapwood.chat import Chat
 from sapwood.generate import Engine
 from sapwood.model import load_model
-from sapwood.serve import Access, Front, Served, ServeLimits, Worker, make_app
+from sapwood.serve.app import Front, make_app
+from sapwood.serve.asking import Served
+from sapwood.serve.limits import Access, ServeLimits
+from sapwood.serve.worker import Worker
 
 TOKEN = "let-me-in"
 

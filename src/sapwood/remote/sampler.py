@@ -312,6 +312,8 @@ def _key(variable: str | None) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigError(f"key names the environment variable {variable!r}, which is empty here. Set it to the server's key.")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(f"What {variable!r} holds is no key: it has spaces or letters that no key has. Set it to the server's key.")
     return key
 
 

@@ -1,0 +1,143 @@
+"""`sapwood serve [RUN | MODEL]`: an OpenAI-compatible server, on loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sapwood.assets import DEFAULT_MODEL
+from sapwood.cli.chat_verb import ChatConfig, open_model, trained_arguments
+from sapwood.cli.options import Json, parse, screen_for, take_json, take_names
+from sapwood.errors import ConfigError, storage
+from sapwood.generate import Engine
+from sapwood.model import Dtype
+from sapwood.recipes import Screen
+from sapwood.serve.limits import Access, ServeLimits
+from sapwood.serve.worker import Worker
+
+DESCRIPTION = (
+    "Serve a run's model or any model to clients of OpenAI's API. Prints its address and a token; Ctrl-C or SIGTERM ends it, and "
+    "who is being answered is answered."
+)
+SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The server."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 is every network of this machine."""
+    port: int = 8000
+    """0 takes any that is free."""
+    name: str | None = None
+    """The model's name for clients; the run's or model's own where not given."""
+    token_file: Path | None = None
+    """A file of tokens that give access, one a line. Where not given, a token is made and shown once."""
+    unlocked: bool = False
+    """Ask nobody for a token. On loopback only: whoever uses this machine may ask then."""
+    template: str | None = None
+    """A chat template, where the model has none: `chatml`, `plain`, or a Jinja file. A run brings its own."""
+    dtype: Dtype = "auto"
+    """Type of the base weights; `auto` takes a run's own."""
+    slots: int = 32
+    """Answers that are written at a time; others wait."""
+    grace: float = 30.0
+    """Seconds that answers under way may still take when the server is told to stop."""
+    limits: ServeLimits = field(default_factory=ServeLimits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"port is {self.port}; give a number from 0 to 65535.")
+        if self.slots < 1:
+            raise ConfigError(f"slots is {self.slots}; give at least 1.")
+        if not 0 <= self.grace < float("inf"):
+            raise ConfigError(f"grace is {self.grace}; give seconds, 0 or more.")
+        if self.unlocked and self.token_file is not None:
+            raise ConfigError("unlocked asks for no token, and token_file names some. Give one of them.")
+        if self.unlocked and not self.loopback:
+            raise ConfigError(f"unlocked opens the server to everybody who reaches {self.host}. Leave it out, or listen on 127.0.0.1.")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches the server."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def run(words: list[str]) -> None:
+    """Load, listen, answer until told to stop."""
+    json, words = take_json(words)
+    names, flags = take_names(words)
+    if len(names) > 1:
+        raise ConfigError(f"Give one run directory or model, found {len(names)}: {', '.join(names)}.")
+    config = parse(ServeConfig(), "serve", flags, DESCRIPTION)
+    serve(names[0] if names else DEFAULT_MODEL, config, json)
+
+
+def serve(name: str, config: ServeConfig, json: Json) -> None:
+    """Serve until a signal comes. Raises a `SapwoodError` before anything listens."""
+    try:
+        from sapwood.serve.app import Front
+        from sapwood.serve.asking import Served
+        from sapwood.serve.running import listen, run_server
+    except ImportError as error:
+        raise ConfigError(f"A server needs {error.name}, which is not installed: pip install 'sapwood[web]'") from None
+    tokens, screen = _tokens(config), screen_for(json)
+    listener = listen(config.host, config.port)  # before the model loads: a port that is taken is known at once
+    model, chat = open_model(name, ChatConfig(template=config.template, dtype=config.dtype), screen)
+    for note in (*chat.notes, *chat.warnings):
+        screen.say(note)
+    called = config.name or (Path(name).resolve().name if Path(name).exists() else name)
+    served = Served(called, chat, config.limits, trained_arguments(Path(name)))
+    worker = Worker(Engine(model, chat, slots=config.slots))
+
+    def ready() -> None:
+        url = f"http://{config.host}:{listener.getsockname()[1]}/v1"
+        _welcome(url, called, tokens, config, screen)
+        json.write({"url": url, "model": called})
+
+    try:
+        access = Access(tokens, config.limits.requests_a_minute)
+        run_server(lambda: Front(worker, served, access), listener, grace=config.grace, ready=ready)
+    except KeyboardInterrupt:  # how a stop is told; all that was under way has been answered by now
+        pass
+    finally:
+        worker.close()
+    screen.say("Stopped.")
+
+
+def _welcome(url: str, name: str, tokens: tuple[str, ...], config: ServeConfig, screen: Screen) -> None:
+    screen.title("Serving")
+    screen.lines([f"Address      {url}", f"Model        {name}"])
+    if config.unlocked:
+        screen.lines(["Token        none is asked for; an openai client wants one all the same, any word will do"])
+    elif config.token_file is None:
+        screen.lines([f"Token        {tokens[0]}"])
+        screen.say("The token is shown this once; --token-file FILE keeps one of your own.", "dim")
+    else:
+        screen.lines([f"Token        one of the {len(tokens)} in {config.token_file}"])
+    if not config.loopback:
+        screen.say("Tokens and texts cross the network as they are: put a proxy with TLS in front.", "yellow")
+
+
+def _tokens(config: ServeConfig) -> tuple[str, ...]:
+    """The tokens that give access. Raises `ConfigError` for a file without, or with one that is easily guessed."""
+    if config.unlocked:
+        return ()
+    if config.token_file is None:
+        return (secrets.token_urlsafe(32),)
+    try:
+        with storage(config.token_file, "read"):
+            tokens = tuple(config.token_file.read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        raise ConfigError(f"{config.token_file}: no such file. Write one token a line into it, or leave --token-file out.") from None
+    short = next((number for number, token in enumerate(tokens, 1) if len(token) < SHORTEST_TOKEN), None)
+    if not tokens or short is not None:
+        found = f"token {short} is shorter than {SHORTEST_TOKEN} letters" if short is not None else "it holds no token"
+        raise ConfigError(f"{config.token_file}: {found}. Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'")
+    return tokens

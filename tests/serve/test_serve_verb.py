@@ -1,0 +1,81 @@
+"""`sapwood serve` as a process: what it shows, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from sapwood.cli.main import main
+from tiny.folder import write_model
+
+TOKEN = "a-token-of-my-own-1234"
+
+
+def test_a_server_is_shown_asked_and_stopped_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", context=4096)
+    (tmp_path / "tokens").write_text(f"{TOKEN}\n")
+    flags = ["--port", "0", "--token-file", str(tmp_path / "tokens"), "--dtype", "fp32", "--json", str(tmp_path / "up.json")]
+    command = [sys.executable, "-m", "sapwood", "serve", str(model), *flags]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with (tmp_path / "told").open("w") as told_to:
+        process = subprocess.Popen(command, stderr=told_to, env=environment)
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "up.json").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        up = json.loads((tmp_path / "up.json").read_text())
+        more: dict[str, Any] = {"headers": {"authorization": f"Bearer {TOKEN}"}, "trust_env": False, "timeout": 60}
+        body = {"model": "model", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 1500}
+        assert up["model"] == "model"
+        assert httpx2.get(up["url"] + "/models", **more).json()["data"][0]["id"] == "model"
+        with httpx2.stream("POST", up["url"] + "/chat/completions", json={**body, "stream": True}, **more) as response:
+            pieces = response.iter_text()
+            next(pieces)
+            process.send_signal(signal.SIGTERM)
+            rest = "".join(pieces)
+        assert "data: [DONE]" in rest, "who is being answered is answered"
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    told = (tmp_path / "told").read_text()
+    assert process.returncode == 0, told
+    assert up["url"] in told
+    assert "Stopped." in told
+    assert TOKEN not in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--unlocked", "--host", "0.0.0.0"], "everybody who reaches"),
+        (["--unlocked", "--token-file", "x"], "Give one of them"),
+        (["--token-file", "absent"], "no such file"),
+        (["--token-file", "short"], "shorter than 16"),
+        (["--token-file", "empty"], "holds no token"),
+        (["--port", "70000"], "0 to 65535"),
+        (["--host", "203.0.113.7"], "cannot be listened on"),
+        (["--max-samples", "0"], "at least 1"),
+    ],
+)
+def test_odd_uses_are_refused_before_the_model_loads(
+    flags: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short").write_text("abc\n")
+    Path("empty").write_text("\n")
+    assert main(["serve", "no-such-model", *flags]) == 2
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
