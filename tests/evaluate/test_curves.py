@@ -103,6 +103,18 @@ def test_answers_that_do_not_end_or_lack_the_form(samples: list[dict[str, Any]],
     assert [finding.text.startswith(said) for finding in found] == [True] * bool(said)
 
 
+@pytest.mark.parametrize(("asked", "right", "said"), [(20, 0.0, True), (20, 0.5, False), (19, 0.0, False), (96, 30.0, False)])
+def test_a_model_that_answers_nothing_right_is_no_healthy_one(asked: int, right: float, said: bool) -> None:
+    verdict = {"tuned": "tuned", "arms": {"tuned": {"n": asked, "right": right}, "plain": {"n": asked, "right": 0}}}
+    found = alarms(read("a rule, two epochs"), verdict=verdict)
+    assert [finding.text for finding in found] == [f"none of {asked} held-out answers is right after training."] * said
+
+
+@pytest.mark.parametrize("verdict", [{"arms": 3, "tuned": "x"}, {"arms": {"x": []}, "tuned": "x"}, {"arms": {}, "tuned": None}, {}])
+def test_a_verdict_without_such_an_arm_says_nothing(verdict: dict[str, Any]) -> None:
+    assert alarms(read("a rule, two epochs"), verdict=verdict) == []
+
+
 @pytest.mark.parametrize("name", FAULTY)
 def test_the_same_faults_trained_anew(name: str) -> None:
     assert {finding.name for finding in alarms(FAULTY[name]())} == PLANTED[name]

@@ -39,6 +39,20 @@ def test_overfitting_is_found_where_it_begins(steps: int) -> None:
     assert "--epochs" in finding.remedy
 
 
+@pytest.mark.parametrize(("rises", "found"), [([0.1] * 6, ["overfitting"]), ([0.75, -0.05, 0.04, -0.03, 0.02, -0.13], [])])
+def test_a_rise_that_one_part_of_the_rows_makes_is_not_one(rises: list[float], found: list[str]) -> None:
+    """The held-out loss is the same in both: by its parts it is known how far it would vary with other rows."""
+    records = made_curves(epochs=4, floor=0.6)
+    for record in [record for record in records if record["kind"] == "eval"]:
+        late = max(0.0, record["step"] / 60 - 0.5) * 2
+        low = 0.5 + 2 * max(0.0, 0.5 - record["step"] / 60)
+        record["parts"] = [low + 0.1 * place + late * (rise + 0.01 * place) for place, rise in enumerate(rises)]
+        record["loss"] = float(np.mean(record["parts"]))
+    for record in [record for record in records if record["kind"] == "train"]:
+        record["loss"] = 1.5 - record["step"] / 60 + 0.01 * (-1) ** record["step"]
+    assert [finding.name for finding in read_curves(records) if finding.alarm] == found
+
+
 def test_a_spike_is_found_at_its_step() -> None:
     spikes = next(finding for finding in read_curves(made_curves(spike=33)) if finding.name == "spikes")
     assert spikes.step == 33

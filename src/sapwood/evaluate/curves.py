@@ -51,6 +51,8 @@ LATE = 0.6
 """Share of the learning behind which a settled curve brings little more."""
 SETTLED, FALLING = 0.15, 0.25
 """Shares of the whole fall that the late part of the learning brings at most to a settled curve, at least to a falling one."""
+ENOUGH_ANSWERS = 20
+"""Held-out answers of which some should be right."""
 OUTLIER, GRADIENT = 8.0, 3.0
 """Robust deviations by which a spike's loss and its gradient stand out from their neighbours, on a logarithmic scale."""
 
@@ -105,7 +107,15 @@ def read_curves(
     windows = c.windows()
     diverging = _diverging(c, windows)
     behind = None if diverging else _overfitting(whole, whole.windows(), chosen)
-    alarms = [diverging, behind, _memorisation(c, windows), None if diverging else _too_little(c, windows), _spikes(c), _format(samples)]
+    alarms = [
+        diverging,
+        behind,
+        _memorisation(c, windows),
+        None if diverging else _too_little(c, windows),
+        _spikes(c),
+        _format(samples),
+        _none_right(verdict or {}),
+    ]
     found = [finding for finding in alarms if finding is not None]
     if not any(finding.alarm and finding.name not in ("spikes", "format not learned") for finding in found):
         settled = _settled(c, windows)
@@ -321,6 +331,24 @@ def _format(samples: Sequence[Mapping[str, Any]]) -> CurveFinding | None:
         "Look at a row as it is trained with `sapwood doctor`, train longer (--epochs), or raise the rate (--lr).",
         step,
         {"asked": len(last), "endless": endless, "broken": broken},
+    )
+
+
+def _none_right(verdict: Mapping[str, Any]) -> CurveFinding | None:
+    """Of enough held-out answers of the tuned model none is right: the loss alone would look well."""
+    arms, tuned = verdict.get("arms"), verdict.get("tuned")
+    arm = arms.get(tuned) if isinstance(arms, dict) and isinstance(tuned, str) else None
+    asked, right = (arm.get("n"), arm.get("right")) if isinstance(arm, dict) else (None, None)
+    if not isinstance(asked, int) or asked < ENOUGH_ANSWERS or right != 0:
+        return None
+    return CurveFinding(
+        "format not learned",
+        True,
+        f"none of {asked} held-out answers is right after training.",
+        "Look at them in report.html: the scorer may wait for another form (--scorer), answers may be cut (--max-new-tokens), or the rows "
+        "may teach something else than is asked.",
+        None,
+        {"asked": asked, "right": 0},
     )
 
 

@@ -74,7 +74,7 @@ def render_page(files: RunFiles) -> str:
             verdict=verdict,
             arms=arms,
             items=items_view(files, [arm.name for arm in arms.rows], verdict.tuned, verdict.other),
-            training=training_view(files.metrics, files.samples),
+            training=training_view(files.metrics, files.samples, files.verdict),
             skill=skill_view(mapping(files.verdict.get("bits_per_token"))),
             samples=samples_view(files.samples),
             ledger=ledger_view(files.ledger),

@@ -106,7 +106,7 @@ class LedgerView:
     complaint: str
 
 
-def training_view(metrics: list[Record], samples: list[Record]) -> TrainingView | None:
+def training_view(metrics: list[Record], samples: list[Record], verdict: Record) -> TrainingView | None:
     """Curves of metrics.jsonl (records as `step_records` gives them) and what they show, or None if it holds no step."""
     train = [record for record in metrics if record.get("kind", "train") == "train"]
     evals = [record for record in metrics if record.get("kind") == "eval"]
@@ -133,7 +133,7 @@ def training_view(metrics: list[Record], samples: list[Record]) -> TrainingView 
         facts=_training_facts(train, evals) + _choice([record for record in metrics if record.get("kind") == "chosen"]),
         table=_loss_table(train, evals),
         gaps=sum(loss is None for loss in losses),
-        findings=read_curves(metrics, samples=samples),
+        findings=read_curves(metrics, samples=samples, verdict=verdict),
     )
 
 
