@@ -114,7 +114,9 @@ class ForestRows:
         entering, nodes, path = self._next(waiting)
         self._tree.touch(path)
         self._row_count = self._rows_with(entering, path)
-        self._tree.evict(self._limits.tokens - self._row_count * self._longest(entering) - _uncomputed(nodes), keep=path)
+        longest = self._longest(entering)
+        self._cache.resize(min(self._cache.rows, self._row_count), min(self._cache.capacity, longest))  # of those that have left
+        self._tree.evict(self._limits.tokens - self._row_count * longest - _uncomputed(nodes), keep=path)
         if nodes:
             compute(self._model, nodes, self._routes)
         if not entering:
