@@ -115,3 +115,13 @@ def test_prompt_ids_are_compared_but_for_those_that_differ_by_design(tmp_path: P
     other = Prompt(plain.prompt.messages, (*plain.prompt.ids[:-1], 7), plain.prompt.text)
     with pytest.raises(ExportError, match=f"other prompt ids than training used: they differ from token {len(other.ids) - 1} on"):
         check_prompts(folder, chat, [Trace(other, (), plain.logprobs_NV, None)])
+
+
+@pytest.mark.parametrize(
+    ("divergence", "tuning", "doubted"), [(1e-6, 2.0, False), (1e-4, 2e-4, True), (1e-4, None, False), (1e-9, 0.0, False)]
+)
+def test_tuning_that_rounding_may_have_eaten_is_told(divergence: float, tuning: float | None, doubted: bool) -> None:
+    parity = Parity("a reader", 8, 160, divergence, divergence, 0.01, 160, 0, tuning, Tolerance(kl=1e-3, tie=0.1))
+    assert parity.holds
+    assert bool(parity.doubts) == doubted
+    assert all("Choose a type that rounds less" in doubt for doubt in parity.doubts)

@@ -29,6 +29,8 @@ from sapwood.records import Ended, Prompt, Row, SamplingParams
 
 LogProbs = Callable[[Sequence[int], int], NDArray[np.float32]]
 """(ids, n) → log-probabilities (n, V) of what follows each of the n ids before the last: those that predict the last n ids."""
+FAINT = 0.1
+"""Share of what tuning changed from which on a difference is worth a word, whatever the tolerance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +98,16 @@ class Parity:
             f"most {_nats(self.max_logprob)}, the mean divergence is {_nats(self.mean_kl)} a token (allowed: "
             f"{_nats(self.tolerance.kl)}{moved}). Read by {self.reader}."
         )
+
+    @property
+    def doubts(self) -> list[str]:
+        """A sentence where the export is within its tolerance, and yet much of what tuning changed may have been rounded away."""
+        if not self.tuning_kl or self.mean_kl <= FAINT * self.tuning_kl:
+            return []
+        return [
+            f"The export differs from what was trained by {_nats(self.mean_kl)} a token, and tuning itself changed no more than "
+            f"{_nats(self.tuning_kl)}: much of it may be lost. Choose a type that rounds less, or train longer."
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For `export.json`."""

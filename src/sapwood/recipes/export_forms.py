@@ -117,7 +117,8 @@ def write(tuned: Tuned, folder: Path, to: Path, config: ExportConfig, screen: Sc
     """
     forms = {"merged": _merged, "adapter": _adapter, "gguf": _gguf}
     written = forms[config.as_](tuned, folder, to, config, screen)
-    return Written(written.parity, [*written.notes, *_habits(tuned)], written.use)
+    doubts = [doubt for parity in written.parity.values() for doubt in parity.doubts]
+    return Written(written.parity, [*written.notes, *doubts, *_habits(tuned)], written.use)
 
 
 def _habits(tuned: Tuned) -> list[str]:
