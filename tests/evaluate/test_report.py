@@ -19,10 +19,11 @@ from sapwood.evaluate.free import NEAREST
 from sapwood.evaluate.items import item_records
 from sapwood.evaluate.report import html_fragment, render_page, write_report
 from sapwood.evaluate.report_files import flat, read_run
-from sapwood.evaluate.report_items import LONGEST_TEXT, embedded_json
+from sapwood.evaluate.report_items import LONGEST_TEXT
 from sapwood.evaluate.report_sections import ledger_view, skill_view
 from sapwood.evaluate.report_verdict import arms_view, verdict_view
 from sapwood.evaluate.verdict import decide
+from sapwood.pages import json_for_script
 from sapwood.records import Conversation, Item, Message, Source, ToolCall
 from sapwood.run import SCHEMA, open_run
 
@@ -106,7 +107,7 @@ def test_hostile_text_never_becomes_markup(tmp_path: Path) -> None:
     )
 )
 def test_embedded_json_is_the_same_value_without_a_single_angle_bracket(value: Any) -> None:
-    text = embedded_json(value)
+    text = json_for_script(value)
     assert not {"<", ">", "&"} & set(text)
     assert json.loads(text) == value
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from sapwood.evaluate import charts
 from sapwood.evaluate.charts import Series
 from sapwood.evaluate.compare_runs import Comparison, Pairing
-from sapwood.evaluate.report import page_resource, page_templates
+from sapwood.evaluate.report import PAGES
 from sapwood.evaluate.report_files import Record, number
 from sapwood.run import write_atomic
 
@@ -38,21 +38,18 @@ def write_comparison(path: Path, found: Comparison) -> None:
 
 def comparison_page(found: Comparison) -> str:
     """The whole page as text."""
-    return (
-        page_templates()
-        .get_template("compare.html")
-        .render(
-            names=found.names,
-            tables=[("Settings", found.settings), ("Data", found.data), ("Made with", found.made_with)],
-            held_out=_curves(found, "eval", "Held-out loss over steps", 1),
-            training=_curves(found, "train", "Training loss over steps", SMOOTHED),
-            smoothed=SMOOTHED,
-            looks=[f"run-{place % LOOKS}" for place in range(len(found.names))],
-            arms=[(name, [_cell(arm) for arm in arms]) for name, arms in found.arms.items()],
-            pairs=[_pair(pairing) for pairing in found.pairings],
-            notes=found.notes,
-            style=Markup(page_resource("page.css") + page_resource("compare.css")),
-        )
+    return PAGES.render(
+        "compare.html",
+        styles=("page.css", "compare.css"),
+        names=found.names,
+        tables=[("Settings", found.settings), ("Data", found.data), ("Made with", found.made_with)],
+        held_out=_curves(found, "eval", "Held-out loss over steps", 1),
+        training=_curves(found, "train", "Training loss over steps", SMOOTHED),
+        smoothed=SMOOTHED,
+        looks=[f"run-{place % LOOKS}" for place in range(len(found.names))],
+        arms=[(name, [_cell(arm) for arm in arms]) for name, arms in found.arms.items()],
+        pairs=[_pair(pairing) for pairing in found.pairings],
+        notes=found.notes,
     )
 
 

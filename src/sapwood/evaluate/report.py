@@ -8,15 +8,8 @@ only ever makes text nodes. Left out on purpose: checkpoints, a server, comparin
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import functools
-import hashlib
-from importlib.resources import files as packaged
 from pathlib import Path
-
-import jinja2
-from markupsafe import Markup
 
 from sapwood.evaluate.charts import plain, signed
 from sapwood.evaluate.report_decision import COSTS, as_verdict, decision_view
@@ -24,6 +17,7 @@ from sapwood.evaluate.report_files import RunFiles, flat, mapping, read_run
 from sapwood.evaluate.report_items import items_view
 from sapwood.evaluate.report_sections import ledger_view, samples_view, skill_view, training_view
 from sapwood.evaluate.report_verdict import VerdictView, arms_view, verdict_view
+from sapwood.pages import Pages
 from sapwood.run import write_atomic
 
 PAGE_NAME = "report.html"
@@ -53,7 +47,7 @@ def html_fragment(run_folder: Path) -> str:
     verdict = verdict_view(files)
     if decision is not None:
         verdict = VerdictView(decision.kind, decision.word, decision.text, verdict.tuned, verdict.other, None, [])
-    return page_templates().get_template("fragment.html").render(verdict=verdict, arms=arms_view(files), name=_name(files))
+    return PAGES.render("fragment.html", verdict=verdict, arms=arms_view(files), name=_name(files))
 
 
 def render_page(files: RunFiles) -> str:
@@ -62,50 +56,24 @@ def render_page(files: RunFiles) -> str:
     if decision is not None:
         files = dataclasses.replace(files, verdict=as_verdict(files))
     verdict, arms = verdict_view(files), arms_view(files)
-    script = page_resource("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        page_templates()
-        .get_template("page.html")
-        .render(
-            name=_name(files),
-            decision=decision,
-            cost_terms=COSTS,
-            verdict=verdict,
-            arms=arms,
-            items=items_view(files, [arm.name for arm in arms.rows], verdict.tuned, verdict.other),
-            training=training_view(files.metrics, files.samples, files.verdict),
-            skill=skill_view(mapping(files.verdict.get("bits_per_token"))),
-            samples=samples_view(files.samples),
-            ledger=ledger_view(files.ledger),
-            settings=flat(files.config),
-            environment=[(key, value) for key, value in flat(files.environment) if key != "schema"],
-            adapter=files.adapter,
-            notices=files.notices,
-            style=Markup(page_resource("page.css")),
-            script=Markup(script),
-            script_hash=f"sha256-{digest}",
-        )
+    return PAGES.render(
+        "page.html",
+        script="page.js",
+        name=_name(files),
+        decision=decision,
+        cost_terms=COSTS,
+        verdict=verdict,
+        arms=arms,
+        items=items_view(files, [arm.name for arm in arms.rows], verdict.tuned, verdict.other),
+        training=training_view(files.metrics, files.samples, files.verdict),
+        skill=skill_view(mapping(files.verdict.get("bits_per_token"))),
+        samples=samples_view(files.samples),
+        ledger=ledger_view(files.ledger),
+        settings=flat(files.config),
+        environment=[(key, value) for key, value in flat(files.environment) if key != "schema"],
+        adapter=files.adapter,
+        notices=files.notices,
     )
-
-
-@functools.cache
-def page_templates() -> jinja2.Environment:
-    """The sources of the pages, with escaping on."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.FunctionLoader(page_resource),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(signed=signed, plain=plain, percent=_percent, bytes=_bytes)
-    return environment
-
-
-def page_resource(name: str) -> str:
-    """A file of the pages' folder."""
-    return (packaged("sapwood") / "evaluate" / "report_page" / name).read_text(encoding="utf-8")
 
 
 def _name(files: RunFiles) -> str:
@@ -123,3 +91,7 @@ def _bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+PAGES = Pages("evaluate/report_page", signed=signed, plain=plain, percent=_percent, bytes=_bytes)
+"""The pages of this room: the report, its fragment for notebooks, and runs side by side."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import orjson
 from markupsafe import Markup
 
 from sapwood.evaluate.report_files import Record, RunFiles, number, text_of
+from sapwood.pages import json_for_script
 
 LONGEST_TEXT = 20_000
 """Characters of one message or answer that the page holds."""
@@ -63,13 +62,7 @@ def items_view(files: RunFiles, arms: Sequence[str], tuned: str, other: str | No
         "better": [place[item] for item in better if item in place],
     }
     unknown = sum(item not in place for item in status)
-    return ItemsView(len(content), len(worse), len(better), unknown, embedded_json(data))
-
-
-def embedded_json(data: Any) -> Markup:
-    """JSON that cannot end the script element it stands in, nor open a comment there, whatever texts it holds."""
-    text = orjson.dumps(data, option=orjson.OPT_NON_STR_KEYS, default=str).decode()
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return ItemsView(len(content), len(worse), len(better), unknown, json_for_script(data))
 
 
 def shortened(text: str, where: str) -> str:
