@@ -102,6 +102,11 @@ class SftConfig:
         """Whether held-out losses decide what the result is."""
         return self.keep_best or self.patience > 0
 
+    @property
+    def may_change(self) -> tuple[str, ...]:
+        """Knobs of speed and space, which a run that goes on may turn: the result does not depend on them."""
+        return ("budget", "save_every", "keep", "checkpointing", *(() if self.selects else ("eval_every", "keep_best", "patience")))
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -194,12 +199,8 @@ def sft(
     else:
         rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget, batch=config.batch, expected=expected)
         first, budget = 0, rehearsal.budget
-        say(
-            f"Rehearsal passed: worst step ({rehearsal.worst_tokens:,} tokens), evaluation, save and reload; "
-            f"{budget:,} tokens a pass, {rehearsal.peak_bytes / 2**30:.1f} GiB."
-        )
-        for note in rehearsal.notes:
-            say(note)
+        for sentence in (_passed(rehearsal), *rehearsal.notes):
+            say(sentence)
         run.clear("metrics")  # of a start that was killed before it saved anything
 
     evaluations = evaluations_before(run.path, first)
@@ -208,8 +209,7 @@ def sft(
         best = best_of(evaluations).step if config.selects and evaluations else None
         return save_checkpoint(run.path, step, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep, pinned=best)
 
-    row_tokens = unique_tokens = 0
-    seconds = 0.0
+    taken: list[StepReport] = []  # in this sitting
     whole: int | None = first  # the step whose state stands complete in the optimizer
     saved = first if checkpoint is not None else None
     try:
@@ -233,18 +233,16 @@ def sft(
                 norm = optimizer.step(lr)
                 if not np.isfinite(norm):
                     whole = step
-                    raise TrainingError(
-                        f"The gradient of step {step + 1} is {norm}; the step was not taken. Lower optim.lr, or look at its examples "
-                        f"with `sapwood doctor`: {', '.join(example.where for example in chosen[:5])}."
-                    )
-                taken, trained = time.perf_counter() - begin, min(epochs, (step + 1) * config.batch / epoch)
+                    raise _not_taken(step + 1, norm, chosen)
+                trained = min(epochs, (step + 1) * config.batch / epoch)
+                seconds = time.perf_counter() - begin
                 done = StepReport(
-                    step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, taken, trained, peak_memory()
+                    step + 1, steps, sums.mean_loss, lr, norm, sums.row_tokens, sums.unique_tokens, seconds, trained, peak_memory()
                 )
                 run.append("metrics", _record(done))
                 whole = step + 1
             report(done)
-            row_tokens, unique_tokens, seconds = row_tokens + sums.row_tokens, unique_tokens + sums.unique_tokens, seconds + taken
+            taken.append(done)
             if (step + 1) % save_every == 0 or step + 1 == steps:
                 save(step + 1)
                 saved = step + 1
@@ -255,18 +253,32 @@ def sft(
 
     best = take_best(run, optimizer, evaluations, steps, fingerprint, say) if config.selects else None
     save_result(model, run.path, beside)
-    first_eval, last_eval = (evaluations[0], best or evaluations[-1]) if evaluations else (None, None)
     return SftResult(
         model,
         steps=step,
         best_step=best.step if best is not None else None,
-        row_tokens=row_tokens,
-        unique_tokens=unique_tokens,
-        seconds=seconds,
+        row_tokens=sum(done.row_tokens for done in taken),
+        unique_tokens=sum(done.unique_tokens for done in taken),
+        seconds=sum(done.seconds for done in taken),
         parameters=parameters,
-        first_eval_loss=first_eval.loss if first_eval is not None else None,
-        last_eval_loss=last_eval.loss if last_eval is not None else None,
+        first_eval_loss=evaluations[0].loss if evaluations else None,
+        last_eval_loss=(best or evaluations[-1]).loss if evaluations else None,
         rehearsal=rehearsal,
+    )
+
+
+def _passed(rehearsal: Rehearsal) -> str:
+    return (
+        f"Rehearsal passed: worst step ({rehearsal.worst_tokens:,} tokens), evaluation, save and reload; "
+        f"{rehearsal.budget:,} tokens a pass, {rehearsal.peak_bytes / 2**30:.1f} GiB."
+    )
+
+
+def _not_taken(step: int, norm: float, chosen: Sequence[Example]) -> TrainingError:
+    """Of a step whose gradient is not finite: nothing was updated."""
+    return TrainingError(
+        f"The gradient of step {step} is {norm}; the step was not taken. Lower optim.lr, or look at its examples with `sapwood doctor`: "
+        f"{', '.join(example.where for example in chosen[:5])}."
     )
 
 
@@ -357,7 +369,7 @@ def _fingerprint(
     Where held-out losses choose the result, it depends on the held-out rows and on when they are evaluated, too.
     """
     settings = to_dict(from_dict(SftConfig, to_dict(config), "the config"))  # a 2 for 2.0 is the same knob when read back
-    for harmless in ("budget", "save_every", "keep", "checkpointing", *(() if config.selects else ("eval_every", "keep_best", "patience"))):
+    for harmless in config.may_change:
         del settings[harmless]
     shape = model.base.config.to_dict()
     for changing in ("_name_or_path", "transformers_version"):  # where it lies and who reads it do not change what is computed
