@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sapwood.cli.main import main
-from sapwood.data.locations import in_folder
+from sapwood.data.locations import locate
 from sapwood.errors import DataError
 from sapwood.run import open_run
 from tiny.folder import write_model, write_rows
@@ -138,7 +138,7 @@ def test_an_endless_run_is_planned_at_once(made: Path, monkeypatch: pytest.Monke
 def test_a_folder_of_rows_may_hold_a_config(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", 2)
     (tmp_path / "config.yaml").write_text("a: 1")
-    assert in_folder(tmp_path)[0] == [tmp_path / "rows.jsonl"]
+    assert locate([tmp_path]).files == [tmp_path / "rows.jsonl"]
     (tmp_path / "environment.json").write_text("{}")
     with pytest.raises(DataError, match="a run directory, not rows"):
-        in_folder(tmp_path)
+        locate([tmp_path])
