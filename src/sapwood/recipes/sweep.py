@@ -133,8 +133,9 @@ def _key(name: str) -> str:
     known = known_keys(TuneConfig)
     found = [key for key in known if key == name or key.endswith(f".{name.replace('-', '_')}")] if name else []
     if len(found) != 1:
-        trained = [key.removeprefix("train.") for key in known if key.startswith("train.")]
-        raise ConfigError(f"--over {name}: there is no such knob.{did_you_mean(name, trained)} All of them: sapwood sft --help")
+        trained = [key.rsplit(".", 1)[-1] for key in known if key.startswith("train.") and key not in NO_RESULT]
+        near = did_you_mean(name.rsplit(".", 1)[-1], trained)
+        raise ConfigError(f"--over {name}: there is no such knob.{near} All of them: sapwood sft --help")
     if not found[0].startswith("train."):
         raise ConfigError(
             f"--over {name}: this changes rows, model or questions, and points that differ in them cannot be compared here. Start two runs "
