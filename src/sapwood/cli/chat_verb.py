@@ -12,8 +12,9 @@ import orjson
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat, Delta
+from sapwood.chat.overflow import Overflow, fitted_prompt
 from sapwood.cli.options import parse, take_json, take_names
-from sapwood.errors import AssetError, ConfigError, storage
+from sapwood.errors import AssetError, ConfigError, DataError, storage
 from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, learn_tokens, load_adapter, load_model
 from sapwood.recipes import Screen
@@ -41,6 +42,8 @@ class ChatConfig:
     """Keep the smallest set of most likely tokens whose probability reaches p."""
     seed: int = 0
     """Seed of the answers."""
+    overflow: Overflow = "refuse"
+    """A conversation that outgrows the model's context: `refuse` the question, or `drop oldest` turns, and say so."""
 
 
 def run(words: list[str]) -> None:
@@ -69,12 +72,27 @@ def run(words: list[str]) -> None:
             screen.say(f"There is no command {line}. /reset forgets the conversation, /quit ends it.", "yellow")
             continue
         history.append(Message("user", line))
-        answer = _answer(engine, chat, chat.prompt(history, (), arguments), config, sys.stderr if json.target == "-" else sys.stdout)
+        try:
+            fitted = fitted_prompt(chat, history, (), arguments, overflow=config.overflow, room=_room(chat, config))
+        except DataError as error:
+            print(error, file=sys.stderr)
+            history.pop()
+            continue
+        if fitted.dropped:
+            screen.say(f"The conversation outgrows the model's context: its oldest {fitted.dropped} messages are no longer sent.", "dim")
+        answer = _answer(engine, chat, fitted.prompt, config, sys.stderr if json.target == "-" else sys.stdout)
         if answer is None:
             history.pop()
             continue
         history.append(answer)
     json.write({"messages": [message.for_template() for message in history]})
+
+
+def _room(chat: Chat, config: ChatConfig) -> int:
+    """Tokens of answer that a prompt must leave: what may be asked for, up to a quarter of the context."""
+    if config.overflow == "refuse" or chat.context_length is None:
+        return 1
+    return min(config.max_new_tokens, chat.context_length // 4)
 
 
 def _run_of(name: str) -> str:
