@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import uvicorn
 from sapwood.chat import Chat
 from sapwood.generate import Engine
 from sapwood.model import load_model
+from sapwood.model.several import add_adapter
 from sapwood.serve.app import Front, make_app
 from sapwood.serve.asking import Served
 from sapwood.serve.limits import Access, ServeLimits
@@ -44,18 +45,30 @@ class Serving:
 
 
 @contextmanager
-def serving(folder: Path, limits: ServeLimits | None = None, **knobs: Any) -> Iterator[Serving]:
-    """Serve the model of a folder until the block ends."""
+def serving(
+    folder: Path,
+    limits: ServeLimits | None = None,
+    models: dict[str, str | None] | None = None,
+    arguments: dict[str, Any] | None = None,
+    adapters: Sequence[Path] = (),
+    **knobs: Any,
+) -> Iterator[Serving]:
+    """Serve the model of a folder until the block ends, with adapters that are called like their folders."""
     limits = limits or ServeLimits()
     chat = Chat.load(folder)
-    engine = Engine(load_model(folder, "fp32"), chat, **knobs)
+    model = load_model(folder, "fp32")
+    for adapter in adapters:
+        model = add_adapter(model, adapter, adapter.name)
+    engine = Engine(model, chat, **knobs)
     worker = Worker(engine)
     found: list[tuple[Front, int]] = []
     up = threading.Event()
     stop = threading.Event()
 
     async def main() -> None:
-        front = Front(worker, Served("tiny", chat, limits, {}), Access((TOKEN, "second"), limits.requests_a_minute))
+        front = Front(
+            worker, Served(models or {"tiny": None}, chat, limits, arguments or {}), Access((TOKEN, "second"), limits.requests_a_minute)
+        )
         config = uvicorn.Config(make_app(front), host="127.0.0.1", port=0, log_level="error", lifespan="off", ws="none")
         server = uvicorn.Server(config)
         task = asyncio.ensure_future(server.serve())

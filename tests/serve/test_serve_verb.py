@@ -24,7 +24,7 @@ TOKEN = "a-token-of-my-own-1234"
 
 
 def test_a_server_is_shown_asked_and_stopped_in_the_middle_of_an_answer(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", context=4096)
+    model = write_model(tmp_path / "model", context=512)
     (tmp_path / "tokens").write_text(f"{TOKEN}\n")
     flags = ["--port", "0", "--token-file", str(tmp_path / "tokens"), "--dtype", "fp32", "--json", str(tmp_path / "up.json")]
     command = [sys.executable, "-m", "sapwood", "serve", str(model), *flags]
@@ -37,8 +37,8 @@ def test_a_server_is_shown_asked_and_stopped_in_the_middle_of_an_answer(tmp_path
             time.sleep(0.05)
         up = json.loads((tmp_path / "up.json").read_text())
         more: dict[str, Any] = {"headers": {"authorization": f"Bearer {TOKEN}"}, "trust_env": False, "timeout": 60}
-        body = {"model": "model", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 1500}
-        assert up["model"] == "model"
+        body = {"model": "model", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 400}
+        assert up["models"] == ["model"]
         assert httpx2.get(up["url"] + "/models", **more).json()["data"][0]["id"] == "model"
         with httpx2.stream("POST", up["url"] + "/chat/completions", json={**body, "stream": True}, **more) as response:
             pieces = response.iter_text()

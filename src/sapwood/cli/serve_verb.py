@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from sapwood.cli.chat_verb import ChatConfig, open_model, trained_arguments
 from sapwood.cli.options import Json, parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError, storage
 from sapwood.generate import Engine
-from sapwood.model import Dtype
+from sapwood.model import Dtype, LanguageModel
+from sapwood.model.routes import BASE
+from sapwood.model.several import adapter_names, add_adapter
 from sapwood.recipes import Screen
 from sapwood.serve.limits import Access, ServeLimits
 from sapwood.serve.worker import Worker
@@ -34,6 +37,8 @@ class ServeConfig:
     """0 takes any that is free."""
     name: str | None = None
     """The model's name for clients; the run's or model's own where not given."""
+    adapters: tuple[str, ...] = ()
+    """More adapters of the same base model, each NAME=FOLDER; a request names the one that is to answer."""
     token_file: Path | None = None
     """A file of tokens that give access, one a line. Where not given, a token is made and shown once."""
     unlocked: bool = False
@@ -93,13 +98,23 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     for note in (*chat.notes, *chat.warnings):
         screen.say(note)
     called = config.name or (Path(name).resolve().name if Path(name).exists() else name)
-    served = Served(called, chat, config.limits, trained_arguments(Path(name)))
-    worker = Worker(Engine(model, chat, slots=config.slots))
+    model, models = _beside(model, called, config.adapters)
+    engine = Engine(model, chat, slots=config.slots)
+    if BASE in models.values():
+        try:
+            engine.routes.check(BASE)
+        except ConfigError as error:
+            if config.adapters:
+                raise
+            screen.say(f"The base model is not served beside it. {error}")
+            models = {called: None}
+    served = Served(models, chat, config.limits, trained_arguments(Path(name)))
+    worker = Worker(engine)
 
     def ready() -> None:
         url = f"http://{config.host}:{listener.getsockname()[1]}/v1"
-        _welcome(url, called, tokens, config, screen)
-        json.write({"url": url, "model": called})
+        _welcome(url, list(models), tokens, config, screen)
+        json.write({"url": url, "models": list(models)})
 
     try:
         access = Access(tokens, config.limits.requests_a_minute)
@@ -111,9 +126,26 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     screen.say("Stopped.")
 
 
-def _welcome(url: str, name: str, tokens: tuple[str, ...], config: ServeConfig, screen: Screen) -> None:
+def _beside(model: LanguageModel, called: str, adapters: Sequence[str]) -> tuple[LanguageModel, dict[str, str | None]]:
+    """The model with more adapters loaded, and who answers to which name: its own adapter, none (`base`), or one of the others."""
+    own = adapter_names(model)
+    models: dict[str, str | None] = {called: own[0], "base": BASE} if own else {called: None}
+    if adapters and not own:
+        models = {called: BASE}
+    for word in adapters:
+        name, found, folder = word.partition("=")
+        if not found or not folder:
+            raise ConfigError(f"adapters holds {word!r}; give NAME=FOLDER, such as law=runs/law-1/adapter.")
+        if name in models:
+            raise ConfigError(f"adapters gives the name {name!r} twice, or one that the server has already: {', '.join(models)}.")
+        model = add_adapter(model, Path(folder), name)
+        models[name] = name
+    return model, models
+
+
+def _welcome(url: str, names: Sequence[str], tokens: tuple[str, ...], config: ServeConfig, screen: Screen) -> None:
     screen.title("Serving")
-    screen.lines([f"Address      {url}", f"Model        {name}"])
+    screen.lines([f"Address      {url}", f"Models       {', '.join(names)}"])
     if config.unlocked:
         screen.lines(["Token        none is asked for; an openai client wants one all the same, any word will do"])
     elif config.token_file is None:

@@ -9,6 +9,7 @@ In: a `Worker` and what it serves. Out: an ASGI application. Left out on purpose
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,6 +27,8 @@ from sapwood.serve.limits import Access
 from sapwood.serve.metrics import Metrics
 from sapwood.serve.under_way import UnderWay
 from sapwood.serve.worker import STOPPED, Worker
+
+logger = logging.getLogger(__name__)
 
 SLOWEST = 60.0
 """Seconds that a client may take for its whole request, and for taking one piece of its answer."""
@@ -55,7 +58,7 @@ class Front:
             body = await self._body(request)
             async with self._reading:  # rendering and tokenising, one at a time, beside the loop and not in it
                 asked: Asked = await run_in_threadpool(read_chat if of_chat else read_text, body, self.served)
-            form, work = Form(self.served.name, self.served.chat, of_chat), UnderWay(asked, self.worker)
+            form, work = Form(asked.model, self.served.chat, of_chat), UnderWay(asked, self.worker)
             work.begin()
             if asked.stream:
                 passed_on = True
@@ -117,9 +120,10 @@ class Front:
                     self.metrics.first.add(time.monotonic() - began)
             self._count(work, began)
             yield b"data: [DONE]\n\n"
-        except RefusalError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, a stream that breaks says so
             self.metrics.cut += 1
-            yield b"data: " + orjson.dumps(_error(error)) + b"\n\n"
+            told = error if isinstance(error, RefusalError) else _bug(error)
+            yield b"data: " + orjson.dumps(_error(told)) + b"\n\n"
         finally:
             work.leave()
             self.under_way -= 1
@@ -142,6 +146,8 @@ def make_app(front: Front) -> ASGIApp:
         except _GoneError:
             front.metrics.cut += 1
             response = Response(status_code=499)  # nobody reads it
+        except Exception as error:  # noqa: BLE001  a bug of ours is told like any other error, and does not end the connection
+            response = _refusal(_bug(error))
         front.metrics.requests[request.url.path, response.status_code] += 1
         return response
 
@@ -158,8 +164,8 @@ def make_app(front: Front) -> ASGIApp:
         async def answer() -> Response:
             front.admit(request)
             context = front.served.chat.context_length
-            entry = {"id": front.served.name, "object": "model", "created": 0, "owned_by": "sapwood", "max_model_len": context}
-            return _json({"object": "list", "data": [entry]})
+            common = {"object": "model", "created": 0, "owned_by": "sapwood", "max_model_len": context}
+            return _json({"object": "list", "data": [{"id": name, **common} for name in front.served.models]})
 
         return await guarded(request, answer)
 
@@ -221,6 +227,12 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _bug(error: Exception) -> RefusalError:
+    """What is told of it; where it happened is for the log alone."""
+    logger.error("A request failed.", exc_info=error)
+    return RefusalError(f"The server failed on this request: {type(error).__name__}. Its log says where.", status=500)
 
 
 def _error(error: RefusalError) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class RefusalError(Exception):
 class Asked:
     """One request, understood."""
 
+    model: str
+    adapter: str | None
     prompts: tuple[Prompt, ...]
     """One, but for lists of texts."""
     params: SamplingParams
@@ -70,7 +72,8 @@ class Asked:
 class Served:
     """What a server answers with."""
 
-    name: str
+    models: Mapping[str, str | None]
+    """The names that clients know, each with the adapter that answers: None is the model as it stands."""
     chat: Chat
     limits: ServeLimits
     arguments: Mapping[str, Any]
@@ -147,7 +150,18 @@ def _asked(
         )
     except SapwoodError as error:
         raise RefusalError(str(error), str(error).split(" ", 1)[0]) from None
-    return Asked(prompts, params, samples, stream, bool(options.get("include_usage")), logprobs, _flag(body, "return_token_ids"))
+    model = body["model"]
+    return Asked(
+        model,
+        served.models[model],
+        prompts,
+        params,
+        samples,
+        stream,
+        bool(options.get("include_usage")),
+        logprobs,
+        _flag(body, "return_token_ids"),
+    )
 
 
 def _check_fields(body: Any, known: frozenset[str], served: Served) -> None:
@@ -157,13 +171,12 @@ def _check_fields(body: Any, known: frozenset[str], served: Served) -> None:
         if field not in known and field not in _NO_MATTER and value is not None:
             near = did_you_mean(field, sorted(known))
             raise RefusalError(f"`{field}` is not served here.{near} Leave it out.", field, code="unsupported_parameter")
-    model = body.get("model")
+    model, here = body.get("model"), ", ".join(map(repr, served.models))
     if not isinstance(model, str):
-        raise RefusalError(f"`model` is missing. This server has {served.name!r}.", "model")
-    if model != served.name:
-        raise RefusalError(
-            f"There is no model {model!r} here. This server has {served.name!r}.", "model", status=404, code="model_not_found"
-        )
+        raise RefusalError(f"`model` is missing. This server has {here}.", "model")
+    if model not in served.models:
+        near = did_you_mean(model, list(served.models))
+        raise RefusalError(f"There is no model {model!r} here.{near} This server has {here}.", "model", status=404, code="model_not_found")
 
 
 def _messages(raw: Any) -> list[Any]:

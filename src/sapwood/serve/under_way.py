@@ -24,7 +24,7 @@ class UnderWay:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._jobs = [
-            Job(prompt, asked.params, asked.samples, partial(self._tell, place), streamed=asked.stream)
+            Job(prompt, asked.params, asked.samples, partial(self._tell, place), asked.adapter, asked.stream)
             for place, prompt in enumerate(asked.prompts)
         ]
         self._left = len(self._jobs)
