@@ -19,6 +19,7 @@ allowed, and the next action. Bugs of Sapwood's own are `assert`s and ordinary e
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,9 +75,13 @@ _OS_CAUSES = {
     errno.EACCES: "this user has no permission there; change its permissions, or choose another folder",
     errno.EPERM: "this user has no permission there; change its permissions, or choose another folder",
     errno.EROFS: "that file system is read-only; choose another folder",
+    errno.EFBIG: "the file would be larger than is allowed here (ulimit -f says how large); choose another folder, or raise the limit",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
     errno.EISDIR: "the path is a folder, not a file; name a file",
 }
+
+_RUST = ("safetensors", "tokenizers")
+"""Packages whose errors give the operating system's number in words alone: "(os error 28)"."""
 
 
 @contextmanager
@@ -89,8 +94,16 @@ def storage(path: Path | str, doing: str) -> Iterator[None]:
         yield
     except SapwoodError:
         raise
-    except OSError as error:
-        cause = _OS_CAUSES.get(error.errno or 0)
+    except Exception as error:
+        cause = _OS_CAUSES.get(_number_of(error))
         if cause is None:
             raise
         raise StorageError(f"Could not {doing} {path}: {cause}. Nothing that was there before has been changed.") from error
+
+
+def _number_of(error: Exception) -> int:
+    """The operating system's number of an error, 0 without one."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    words = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__module__.startswith(_RUST) else None
+    return int(words[1]) if words else 0

@@ -120,13 +120,17 @@ def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:
     if saved.exists():
         before = load_yaml(TuneConfig, saved)
         old, new = flat(to_dict(before)), flat(to_dict(config))
-        changed = [f"{key}: {old[key]} there, {new[key]} now" for key in new if new[key] != old[key]]
+        turned = {key: f"{key}: {old[key]} there, {new[key]} now" for key in new if new[key] != old[key]}
+        free = {f"train.{name}" for name in set(before.train.may_change) & set(config.train.may_change)}
+        changed = [words for key, words in turned.items() if key not in free and not key.startswith("watch.")]
         if changed:
             run.close()
             raise CheckpointError(
                 f"{out} holds a run with other settings ({'; '.join(changed)}). Continue it with `sapwood sft {out}` alone, "
                 "or choose another folder with --out."
             )
+        if turned:
+            screen.say(f"The run goes on with another setting of what does not change its result ({'; '.join(turned.values())}).")
     save_yaml(config, saved)
     screen.say(f"Run directory: {out}")
     return run, config

@@ -347,6 +347,7 @@ def _record(done: StepReport) -> dict[str, float | str]:
     return {
         "kind": "train",
         "step": done.step,
+        "num_steps": done.num_steps,
         "loss": done.loss,
         "lr": done.lr,
         "grad_norm": done.grad_norm,

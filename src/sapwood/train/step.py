@@ -105,9 +105,13 @@ def _enough_memory(batch: MicroBatch, examples: Sequence[Example]) -> Iterator[N
         ) from error
 
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory")
+"""What torch says on Linux and macOS, and on Windows."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory has run out; on a CPU torch raises a plain `RuntimeError`."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def evaluate(model: LanguageModel, examples: Sequence[Example], budget: int) -> Sums:
