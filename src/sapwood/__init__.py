@@ -24,11 +24,13 @@ _PUBLIC = {
     "sft": "sapwood.recipes.api",
     "decide": "sapwood.recipes.api",
     "plan": "sapwood.recipes.api",
+    "runs": "sapwood.recipes.runs",
+    "sweep": "sapwood.recipes.api",
     "pull": "sapwood.assets",
     "SapwoodError": "sapwood.errors",
 }
 
-__all__ = ["AssessResult", "SapwoodError", "TuneResult", "decide", "evaluate", "plan", "pull", "quickstart", "sft"]
+__all__ = ["AssessResult", "SapwoodError", "TuneResult", "decide", "evaluate", "plan", "pull", "quickstart", "runs", "sft", "sweep"]
 
 
 class _EvaluateRoom(ModuleType):

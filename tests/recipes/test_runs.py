@@ -12,7 +12,7 @@ from evaluate.report_runs import bare_run, full_run
 from sapwood.errors import ConfigError, DataError, StorageError
 from sapwood.evaluate.compare_page import comparison_page
 from sapwood.evaluate.compare_runs import compare_runs
-from sapwood.recipes.runs import disk_by_part, facts_of, list_runs
+from sapwood.recipes.runs import disk_by_part, facts_of, runs
 from sapwood.recipes.tidy import old_checkpoints, remove, whole_runs
 from sapwood.run import open_run, saved_steps
 
@@ -70,20 +70,20 @@ def test_what_is_no_run_is_named_and_links_are_not_followed(tmp_path: Path) -> N
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "run.json").write_text("{")
     (tmp_path / "runs" / "link").symlink_to(finished(tmp_path / "elsewhere"))
-    found = list_runs(tmp_path / "runs")
+    found = runs(tmp_path / "runs")
     assert [run.path.name for run in found.runs] == ["a"]
     assert set(found.strangers) == {"photos", "config-alone", "broken", "link"}
     assert "damaged" in found.strangers["broken"]
     assert "not followed" in found.strangers["link"]
     with pytest.raises(ConfigError, match="no folder"):
-        list_runs(tmp_path / "none")
+        runs(tmp_path / "none")
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "verdict.json"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1, 2", b"null", b'"text"'])
 def test_damaged_files_never_end_in_a_traceback(tmp_path: Path, file: str, content: bytes) -> None:
     (finished(tmp_path / "a") / file).write_bytes(content)
-    found = list_runs(tmp_path)
+    found = runs(tmp_path)
     assert len(found.runs) + len(found.strangers) == 1
 
 

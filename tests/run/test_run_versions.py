@@ -13,7 +13,7 @@ import yaml
 
 from sapwood.cli.main import main
 from sapwood.errors import CheckpointError
-from sapwood.recipes.runs import facts_of, list_runs
+from sapwood.recipes.runs import facts_of, runs
 from sapwood.run import MARK, SCHEMA, open_run, version_of
 from tiny.folder import write_model, write_rows
 
@@ -127,7 +127,7 @@ def test_a_run_of_the_future_is_named_by_every_verb_and_left_alone(
     assert main(words) == 1
     assert f"written by a newer Sapwood: it is a run directory of version {SCHEMA + 6}" in capsys.readouterr().err
     assert everything(run) == before
-    assert "newer Sapwood" in list_runs(tmp_path).strangers["run"]
+    assert "newer Sapwood" in runs(tmp_path).strangers["run"]
 
 
 def test_a_run_of_version_0_can_be_read_used_and_trained_anew(

@@ -14,7 +14,7 @@ from sapwood.errors import ConfigError
 from sapwood.evaluate.compare_page import write_comparison
 from sapwood.evaluate.compare_runs import compare_runs
 from sapwood.recipes.run_detail import detail_of
-from sapwood.recipes.runs import SWEEP, list_runs
+from sapwood.recipes.runs import SWEEP, runs
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tidy import Removal, old_checkpoints, remove, whole_runs
 
@@ -92,7 +92,7 @@ def _list(names: list[str], flags: list[str], json: Json) -> None:
     if names and (folder / "config.yaml").is_file() and not (folder / SWEEP).is_file():
         _show(names, flags, json)
         return
-    found = list_runs(folder)
+    found = runs(folder)
     show_list(found, screen_for(json))
     json.write(found.to_dict())
 
@@ -119,8 +119,8 @@ def _compare(names: list[str], flags: list[str], json: Json) -> None:
 
 def _prune(names: list[str], flags: list[str], json: Json) -> None:
     config = parse(PruneConfig(), "runs prune", flags, DESCRIPTIONS["prune"])
-    runs = [Path(name) for name in names] or [one.path for one in list_runs(HOME).runs if one.kind != "sweep"]
-    removal = old_checkpoints(runs, config.keep, lose_resume=config.lose_resume)
+    named = [Path(name) for name in names] or [one.path for one in runs(HOME).runs if one.kind != "sweep"]
+    removal = old_checkpoints(named, config.keep, lose_resume=config.lose_resume)
     _confirmed(removal, "checkpoint", config.yes, screen_for(json), json)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from sapwood.cli.options import parse, screen_for, take_json, take_names
-from sapwood.recipes.runs import SWEEP
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.sweep import SweepConfig, SweepResult, config_of, sweep
-from sapwood.recipes.tune import TuneConfig
+from sapwood.recipes.sweep import SweepResult, config_for, sweep
 from sapwood.stats import Difference
 
 DESCRIPTION = (
@@ -25,9 +22,7 @@ def run(words: list[str]) -> None:
     """Parse, train the grid, show."""
     json, words = take_json(words)
     names, flags = take_names(words)
-    is_sweep = len(names) == 1 and (Path(names[0]) / SWEEP).is_file()
-    base = config_of(Path(names[0])) if is_sweep else SweepConfig(tune=TuneConfig(data=tuple(names)))
-    config = parse(base, "sweep", gathered(flags), DESCRIPTION)
+    config = parse(config_for(tuple(names)), "sweep", gathered(flags), DESCRIPTION)
     screen = screen_for(json)
     result = sweep(config, screen=screen)
     show(result, screen)

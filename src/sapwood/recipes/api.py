@@ -8,7 +8,7 @@ sapwood.evaluate(result.path)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any, TypeVar
 
@@ -24,6 +24,9 @@ from sapwood.recipes.plan import Plan
 from sapwood.recipes.planner import PlanConfig
 from sapwood.recipes.planner import plan as run_plan
 from sapwood.recipes.screen import Screen
+from sapwood.recipes.sweep import SweepResult, as_over
+from sapwood.recipes.sweep import config_for as sweep_for
+from sapwood.recipes.sweep import sweep as run_sweep
 from sapwood.recipes.tune import TuneConfig, tune
 from sapwood.records import Sampler
 
@@ -56,6 +59,15 @@ def plan(data: Files, *, quiet: bool = False, **knobs: Any) -> Plan:
     return run_plan(with_knobs(PlanConfig(tune=TuneConfig(data=_names(data))), knobs), Screen(quiet=quiet))
 
 
+def sweep(data: Files, over: Mapping[str, Sequence[Any]], *, quiet: bool = False, **knobs: Any) -> SweepResult:
+    """Train a grid, such as `over={"lr": [1e-4, 1e-3]}`, on the same rows: `sapwood sweep` as a function. Raises like `sft`.
+
+    `data` may be the directory of a sweep, to go on with it.
+    """
+    config = sweep_for(_names(data))
+    return run_sweep(with_knobs(config, {**knobs, "over": as_over(over) or config.over}), screen=Screen(quiet=quiet))
+
+
 def evaluate(data: Files, *, quiet: bool = False, **knobs: Any) -> AssessResult:
     """Measure a run (give its directory) or a model on files of rows: `sapwood eval` as a function."""
     return assess(with_knobs(evaluation_for(_names(data)), knobs), screen=Screen(quiet=quiet))
@@ -69,4 +81,4 @@ def _names(data: Files) -> tuple[str, ...]:
     return tuple(fspath(entry) for entry in entries)
 
 
-__all__ = ["decide", "evaluate", "plan", "sft", "with_knobs"]
+__all__ = ["decide", "evaluate", "plan", "sft", "sweep", "with_knobs"]

@@ -70,8 +70,9 @@ class Runs:
         return "\n".join(f"{run.path}: {run.state}, {run.verdict or 'no verdict'}" for run in self.runs) or f"no runs in {self.folder}"
 
 
-def list_runs(folder: Path = Path("runs")) -> Runs:
+def runs(folder: str | Path = Path("runs")) -> Runs:
     """Every run directory in `folder`, which for a sweep is the sweep's. Raises `ConfigError` where there is no such folder."""
+    folder = Path(folder)
     place = folder / "points" if (folder / SWEEP).is_file() else folder
     if not place.is_dir():
         raise ConfigError(f"There is no folder {folder}. Runs are made by `sapwood sft my.jsonl`; name the folder that they lie in.")

@@ -15,6 +15,7 @@ import itertools
 import re
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,14 +98,23 @@ def sweep(config: SweepConfig, *, screen: Screen | None = None) -> SweepResult:
     return SweepResult(run.path, table, _next(run.path, table), time.monotonic() - began)
 
 
-def config_of(path: Path) -> SweepConfig:
-    """The config of a sweep, to go on with it. Raises `ConfigError` where the folder holds none."""
+def config_for(names: tuple[str, ...]) -> SweepConfig:
+    """For files of rows, or for the directory of a sweep, to go on with it. Raises `CheckpointError` for a newer version."""
+    if len(names) != 1 or not (Path(names[0]) / SWEEP).is_file():
+        return SweepConfig(tune=TuneConfig(data=names))
+    path = Path(names[0])
     require_known(path)
-    if not (path / SWEEP).is_file():
-        raise ConfigError(f"{path} holds no sweep. Name files of rows, or the directory of a sweep.")
     saved = _read(path)
     made = from_dict(SweepConfig, {"over": saved.get("over"), "tune": saved.get("tune")}, str(path / SWEEP))
     return replace(made, tune=replace(made.tune, out=path))
+
+
+def as_over(grid: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    """A grid as it is written on the command line."""
+    return tuple(
+        f"{name}={','.join(_shown(list(value) if isinstance(value, tuple) else value) for value in values)}"
+        for name, values in grid.items()
+    )
 
 
 def grid_of(over: tuple[str, ...]) -> dict[str, list[Any]]:
