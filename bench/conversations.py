@@ -72,6 +72,19 @@ def conversations(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
             yield {"messages": messages, "id": first + place}
 
 
+class Words:
+    """Texts of words drawn with Zipf's frequencies, as many as are asked for."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._words, self._shares = _vocabulary(rng)
+
+    def text(self, count: int) -> str:
+        """A text of `count` words."""
+        places = np.searchsorted(self._shares, self._rng.random(count))
+        return " ".join(self._words[np.minimum(places, len(self._words) - 1)]).capitalize()
+
+
 def _vocabulary(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The words, and the cumulated share of each: Zipf's law, common words first."""
     stems = _STEMS.split()

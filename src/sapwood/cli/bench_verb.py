@@ -14,6 +14,7 @@ from sapwood.errors import AssetError, ConfigError
 
 WORKLOADS = {
     "data": ("data", "a file of conversations made ready to train on, against TRL"),
+    "sft": ("sft", "a training step: time against TRL and against the machine's limit, memory, losses"),
     "sharing": ("sharing", "a training pass as a forest, against the same rows with nothing shared"),
     "parity": ("parity", "the losses of a training, step by step, against TRL"),
     "fused-lora": ("fused_lora", "a training pass with the fused layers, against peft's and transformers' own"),

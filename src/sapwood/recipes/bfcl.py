@@ -41,19 +41,20 @@ def conversations_from(folder: Path) -> list[Conversation]:
 
     `meta` holds `family` and `allowed`, the answers that count as right. Raises `AssetError` for a folder of another kind.
     """
-    rows = [row for subset in SUBSETS for row in _rows(folder, subset)]
+    rows = [row for subset in SUBSETS for row in rows_of(folder, subset)]
     family = _families([[function["name"] for function in row["function"]] for _, row, _ in rows])
     conversations = []
     for source, row, allowed in rows:
         request = _request(row)
         if len(request) <= LONGEST:
             meta = {"family": family[row["function"][0]["name"]], "allowed": allowed, "id": row["id"]}
-            turns = (Message("system", SYSTEM), Message("user", request), Message("assistant", _answer(allowed)))
+            turns = (Message("system", SYSTEM), Message("user", request), Message("assistant", answer_of(allowed)))
             conversations.append(Conversation(turns, meta=meta, source=source))
     return conversations
 
 
-def _rows(folder: Path, subset: str) -> Iterator[tuple[Source, dict[str, Any], dict[str, Any]]]:
+def rows_of(folder: Path, subset: str) -> Iterator[tuple[Source, dict[str, Any], dict[str, Any]]]:
+    """Place, row and allowed calls of one subset's requests. Raises `AssetError` for a folder of another kind."""
     file = folder / f"BFCL_v4_{subset}.json"
     answers = folder / "possible_answer" / file.name
     try:
@@ -82,7 +83,7 @@ def _request(row: dict[str, Any]) -> str:
     return "Functions:\n" + "\n".join(orjson.dumps(function).decode() for function in functions) + f"\n\n{asked}"
 
 
-def _answer(allowed: dict[str, Any]) -> str:
+def answer_of(allowed: dict[str, Any]) -> str:
     """The first allowed value of each argument; one that may be left out is left out."""
     ((name, arguments),) = allowed.items()
     return orjson.dumps({"name": name, "arguments": _first(arguments)}).decode()

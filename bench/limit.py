@@ -1,0 +1,187 @@
+"""The limit of a step: the time that the matrix products which LoRA training cannot do without take, each at the speed measured for it.
+
+Counted, for T unique tokens, U distinct places that something is predicted from, and P (query, key) pairs of the forest:
+
+    each linear with an adapter   forward   x Wᵀ, x Aᵀ, h Bᵀ
+                                  backward  g B, (g B)ᵀ x, gᵀ h, and where an input needs a gradient g W and (g B) A
+    the head, U places            forward   x Wᵀ;  backward  g W
+    attention, P pairs a head     forward   2 products;  backward  4
+
+Left out on purpose: everything that is no product of matrices (norms, rotary, softmax, SwiGLU, casts, the update, Python), what
+an implementation computes twice (recomputed logits or attention), and what it could save beyond shared beginnings (the last
+layer's places that nothing is predicted from). The speed of a shape is the best of several tries, in bf16 or fp32, all T
+rows at once or in pieces, with output in place and operands that stay in the cache: a hard limit, which no step reaches.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+from sapwood.forest import plant
+from sapwood.model import LanguageModel
+from sapwood.records import Example
+
+PIECES = (512, 1024, 2048)
+"""Rows of a product that are tried beside all at once."""
+TRIES = 3
+TYPES = (torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of product. `rows`: [n, inner] · [inner, outer] over the n tokens; `sums`: [inner, n] · [n, outer]."""
+
+    kind: str
+    inner: int
+    outer: int
+
+    def flops(self, n: int) -> int:
+        """Multiplications and additions over n tokens."""
+        return 2 * n * self.inner * self.outer
+
+
+@dataclass(frozen=True)
+class Products:
+    """How often each shape comes in one pass, forward and backward, and the sizes of head and attention."""
+
+    forward: Counter[Shape]
+    backward: Counter[Shape]
+    head: tuple[int, int]
+    """Width and vocabulary."""
+    attention: tuple[int, int, int]
+    """Layers, query heads, width of a head."""
+
+    def forward_flops(self, size: Size) -> int:
+        """Of a forward pass."""
+        layers, heads, width = self.attention
+        return self._flops(self.forward, size) + 2 * layers * heads * 2 * size.pairs * width
+
+    def step_flops(self, size: Size) -> int:
+        """Of forward and backward."""
+        layers, heads, width = self.attention
+        return self.forward_flops(size) + self._flops(self.backward, size) + 4 * layers * heads * 2 * size.pairs * width
+
+    def _flops(self, shapes: Counter[Shape], size: Size) -> int:
+        linears = sum(count * shape.flops(size.tokens) for shape, count in shapes.items())
+        return linears + Shape("rows", *self.head).flops(size.places)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one step with every common beginning computed once."""
+
+    tokens: int
+    places: int
+    """Distinct places that something is predicted from."""
+    pairs: int
+    """(query, key) pairs: each token with itself and all before it."""
+
+
+def size_of(step: Sequence[Example]) -> Size:
+    """The size of a step's forest."""
+    forest = plant([row for example in step for row in example.rows], min_saving=1)
+    return Size(forest.num_tokens, len(np.unique(forest.hidden_N)), int((forest.positions_T + 1).sum()))
+
+
+def products_of(model: LanguageModel) -> Products:
+    """What a model with a LoRA adapter multiplies: its stock layers without weights, seen by hooks in one pass of shapes.
+
+    The fast paths have no part in it: what is counted does not change with them. Which inputs need a gradient is seen, too.
+    """
+    forward: Counter[Shape] = Counter()
+    backward: Counter[Shape] = Counter()
+    config = copy.deepcopy(model.base.config)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stock: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        (described,) = model.module.peft_config.values()
+        stock = peft.get_peft_model(stock, copy.deepcopy(described))
+        for layer in stock.modules():
+            if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear):
+                layer.register_forward_pre_hook(_counted(layer, forward, backward))
+        mask = torch.zeros(1, 1, 2, 2)  # one of four dimensions is taken as it is: making one looks at values, and there are none
+        stock(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask, use_cache=False)
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    return Products(forward, backward, (int(text.hidden_size), model.vocabulary), (int(text.num_hidden_layers), heads, width))
+
+
+def _counted(layer: Any, forward: Counter[Shape], backward: Counter[Shape]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    base = layer.get_base_layer()
+    (adapter,) = layer.active_adapters
+    inner, outer, rank = base.in_features, base.out_features, layer.r[adapter]
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        forward.update([Shape("rows", inner, outer), Shape("rows", inner, rank), Shape("rows", rank, outer)])
+        backward.update([Shape("rows", outer, rank), Shape("sums", rank, inner), Shape("sums", outer, rank)])
+        if inputs[0].requires_grad:
+            backward.update([Shape("rows", outer, inner), Shape("rows", rank, inner)])
+
+    return look
+
+
+class Limit:
+    """Measures the limit of steps on this machine, now. Tensors are made once; which type is best of a shape is found once."""
+
+    def __init__(self, products: Products) -> None:
+        self.products = products
+        self._best: dict[tuple[Any, ...], torch.dtype] = {}
+
+    def seconds(self, step: Sequence[Example]) -> dict[str, float]:
+        """The limit of one step, by part: `linears`, `head`, `attention`."""
+        size = size_of(step)
+        both = self.products.forward + self.products.backward
+        linears = sum(count * self._over_tokens(shape, size.tokens) for shape, count in both.items())
+        width, vocabulary = self.products.head
+        head = self._over_tokens(Shape("rows", width, vocabulary), size.places)
+        head += self._over_tokens(Shape("rows", vocabulary, width), size.places)
+        return {"linears": linears, "head": head, "attention": self._attention(size)}
+
+    def _over_tokens(self, shape: Shape, tokens: int) -> float:
+        """Seconds of one product over `tokens` rows, at the best of all at once and in pieces."""
+        pieces = [tokens, *(piece for piece in PIECES if piece < tokens)]
+        return min(self._one(shape, piece) * tokens / piece for piece in pieces)
+
+    def _one(self, shape: Shape, n: int) -> float:
+        sizes = ((n, shape.inner), (shape.inner, shape.outer)) if shape.kind == "rows" else ((shape.inner, n), (n, shape.outer))
+        return self._fastest((shape, n), *sizes)
+
+    def _attention(self, size: Size) -> float:
+        """Six products of as many pairs, at the speed of blocks as long as the keys that a query sees in the mean."""
+        layers, heads, width = self.products.attention
+        n = max(1, size.pairs // size.tokens)
+        narrow = self._fastest(("scores", n), (heads, n, width), (heads, width, n))
+        wide = self._fastest(("values", n), (heads, n, n), (heads, n, width))
+        return layers * (2 * narrow + 4 * wide) * size.pairs / (n * n)
+
+    def _fastest(self, key: tuple[Any, ...], left: tuple[int, ...], right: tuple[int, ...]) -> float:
+        """Seconds of one product at its best type."""
+        if key not in self._best:
+            self._best[key] = min(TYPES, key=lambda kind: _clocked(left, right, kind))
+        return _clocked(left, right, self._best[key])
+
+
+def _clocked(left: tuple[int, ...], right: tuple[int, ...], kind: torch.dtype) -> float:
+    """The least seconds of `TRIES` products, after one that is not counted."""
+    a, b = torch.ones(left, dtype=kind), torch.ones(right, dtype=kind)
+    out = torch.matmul(a, b)
+    taken = []
+    for _ in range(TRIES):
+        begin = time.perf_counter()
+        torch.matmul(a, b, out=out)
+        taken.append(time.perf_counter() - begin)
+    return min(taken)

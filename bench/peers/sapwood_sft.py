@@ -1,0 +1,95 @@
+"""Sapwood's training, asked for timed steps: what `sapwood sft` does between its rehearsal and its result.
+
+load    the model, an adapter (drawn and saved into `adapter`, for the peer to begin with), the rows, the rehearsal's budget
+train   put the adapter back to its start, take all steps, give the seconds of those behind the first
+limit   the seconds that the matrix products of the same steps would take alone
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.contestant import Request, serve, versions_of
+from bench.limit import Limit, products_of, size_of
+from bench.workloads import read_steps
+from sapwood.model import LanguageModel, LoraConfig, add_lora, load_model, save_adapter, trainable_parameters
+from sapwood.records import Example
+from sapwood.train import SftConfig
+from sapwood.train.optimizer import OptimConfig, Optimizer
+from sapwood.train.rehearsal import rehearse
+from sapwood.train.step import accumulate
+
+
+class _Training:
+    """What `load` leaves for the other tasks."""
+
+    def __init__(self, model: LanguageModel, steps: list[list[Example]], optim: OptimConfig, budget: int) -> None:
+        self.model, self.steps, self.optim, self.budget = model, steps, optim, budget
+        self.start = {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
+        self.limit = Limit(products_of(model))
+
+
+_now: list[_Training] = []
+
+
+def load(request: Request) -> dict[str, Any]:
+    """Everything in front of the first step."""
+    _now.clear()
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    steps = read_steps(Path(request["rows"]))
+    model = add_lora(load_model(Path(request["model"]), request["dtype"]), LoraConfig(), request["seed"])
+    if request["adapter"] is not None:
+        save_adapter(model, Path(request["adapter"]))
+    optim = OptimConfig(lr=request["learning_rate"], schedule="constant", warmup=0.0, beta2=request["beta2"])
+    budget = request["budget"] or _rehearsed(model, [example for step in steps for example in step], optim, len(steps[0]))
+    _now.append(_Training(model, steps, optim, budget))
+    return {"budget": budget, "dtype": str(model.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
+
+
+def _rehearsed(model: LanguageModel, examples: list[Example], optim: OptimConfig, batch: int) -> int:
+    """The budget that `sapwood sft` would choose."""
+    optimizer = Optimizer(trainable_parameters(model), optim)
+    with tempfile.TemporaryDirectory() as run:
+        return rehearse(model, optimizer, examples, [], Path(run), SftConfig().budget, batch=batch).budget
+
+
+def train(request: Request) -> dict[str, Any]:
+    """All steps from the adapter's start, as the loop of `sapwood.train.sft` takes them."""
+    now = _now[0]
+    parameters = trainable_parameters(now.model)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(now.start[name])
+    optimizer = Optimizer(parameters, now.optim)
+    losses, ends, computed = [], [], []
+    for number, step in enumerate(now.steps[: request["steps"]]):
+        sums = accumulate(now.model, step, now.budget, draw=(0, number))
+        optimizer.step(now.optim.lr)
+        losses.append(sums.mean_loss)
+        computed.append(sums.unique_tokens)
+        ends.append(time.perf_counter())
+    seconds = [end - begin for begin, end in itertools.pairwise(ends)]
+    return {"seconds": seconds, "losses": losses, "computed_tokens": computed[1:]}
+
+
+def limit(request: Request) -> dict[str, Any]:
+    """Of each step that `train` times: seconds by part, floating-point operations, tokens."""
+    now = _now[0]
+    steps = now.steps[1 : request["steps"]]
+    sizes = [size_of(step) for step in steps]
+    return {
+        "seconds": [now.limit.seconds(step) for step in steps],
+        "flops": [now.limit.products.step_flops(size) for size in sizes],
+        "sizes": [vars(size) for size in sizes],
+    }
+
+
+if __name__ == "__main__":
+    serve({"load": load, "train": train, "limit": limit}, versions_of(["sapwood", "torch", "transformers", "peft", "numpy"]))

@@ -1,0 +1,340 @@
+"""`sapwood bench sft`: how fast and in how much memory a training step is, against TRL and against the machine's limit.
+
+Contestants are processes that load the same model folder, begin each round with the same adapter, and train the same rows in the
+same steps with the same mask: A B A B …, medians, ratios of what ran next to each other. The losses of all steps are
+compared: where they differ there is no result, only an error. Between them the limit is measured (`bench.limit`). Peak memory
+comes from processes of its own, in which nothing is timed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from bench.losses import compare_losses
+from bench.picture import Bar, draw
+from bench.process import Answer, Contestant
+from bench.rounds import Times, alternate, at_least, ratio, summary
+from bench.setting import ROOT, busy, commit, machine, peer_python
+from bench.sweep import TrlSetting, candidates, default_setting, earlier, search
+from bench.workloads import ROWS, USUAL_ROWS, WORKLOADS, Work, work_of, write_work
+from sapwood.assets import DEFAULT_MODEL
+from sapwood.cli.options import Json, parse, screen_for
+from sapwood.config import did_you_mean
+from sapwood.errors import ConfigError, storage
+from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import fetch_model
+from sapwood.run import write_atomic
+
+DESCRIPTION = "Train the same rows with a peer and here; compare time, memory, losses, and the time that matrix products alone take."
+AGAINST = ["trl", "tuned", "none"]
+OURS, TUNED, BY_DEFAULT, LIMIT = "Sapwood", "TRL, tuned", "TRL, its defaults", "limit"
+LEARNING_RATE, BETA2 = 2e-4, 0.999
+"""Of all contestants; the rate is constant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftBench:
+    """The training workloads."""
+
+    workload: str = "tools"
+    """What is trained: tools, chat, multiturn, multiturn-reasoning, long or natural."""
+    against: str = "trl"
+    """The peer: trl (its defaults, and tuned), tuned (that one alone), or none."""
+    rounds: int = 3
+    """Rounds of A B …; each begins with the same adapter."""
+    steps: int = 3
+    """Timed steps a round, after one that is not."""
+    rows: int = 0
+    """Conversations a step; 0 takes 8, or 2 for `long`."""
+    shared: int = 1000
+    """Tokens of the tool list of `tools`, 500 to 2,000."""
+    data: tuple[str, ...] = ()
+    """Files of `natural`; bfcl where none is named."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of the frozen weights, ours and, with fp32, the peer's as well."""
+    threads: int = 0
+    """Threads of every contestant; 0 leaves it to torch, and lets the peer's sweep try fewer."""
+    budget: int = 0
+    """Unique tokens of our micro-batches; 0 takes what the rehearsal chooses."""
+    model: str = DEFAULT_MODEL
+    """A name, a local folder, or a hub id."""
+    seed: int = 0
+    """Seed of the rows and of the adapter's start."""
+    sweep: Path | None = None
+    """An earlier result of the same workload, whose best setting of the peer is taken without a new sweep."""
+    memory: bool = True
+    """Whether to measure peak memory, too."""
+    out: Path = Path("runs/bench")
+    """Folder for sft-WORKLOAD.json and sft-WORKLOAD.svg."""
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("workload", self.workload, list(WORKLOADS)), ("against", self.against, AGAINST)):
+            if value not in allowed:
+                raise ConfigError(f"{name} is {value!r}.{did_you_mean(value, allowed)} Choose one of: {', '.join(allowed)}.")
+        at_least(1, rounds=self.rounds, steps=self.steps)
+        at_least(0, rows=self.rows, threads=self.threads, budget=self.budget)
+        if not 500 <= self.shared <= 2000:
+            raise ConfigError(f"shared is {self.shared}; give 500 to 2,000 tokens.")
+        if self.data and self.workload != "natural":
+            raise ConfigError(f"data names files, but workload {self.workload} makes its own rows. Give --workload natural with it.")
+
+    @property
+    def conversations(self) -> int:
+        """Conversations a step."""
+        return self.rows or ROWS.get(self.workload, USUAL_ROWS)
+
+
+def run(words: list[str], json: Json) -> None:
+    """Measure, show, write. Raises `SapwoodError` where a contestant fails or has done other work."""
+    config = parse(SftBench(), "bench sft", words, DESCRIPTION)
+    screen = screen_for(json)
+    with storage(config.out, "make the folder"):
+        config.out.mkdir(parents=True, exist_ok=True)
+    result = measure(config, screen)
+    show(result, screen)
+    path = config.out / f"sft-{config.workload}.json"
+    with storage(config.out, "write the result"):
+        write_atomic(path, orjson.dumps(result, option=orjson.OPT_INDENT_2, default=str) + b"\n")
+        picture(path.with_suffix(".svg"), result)
+    screen.say(f"Result {path}, picture {path.with_suffix('.svg')}")
+    json.write(result)
+
+
+def measure(config: SftBench, screen: Screen) -> dict[str, Any]:
+    """All numbers of one result."""
+    model = fetch_model(config.model, screen).resolve()
+    python = peer_python(screen) if config.against != "none" else None
+    work = work_of(
+        config.workload,
+        model,
+        steps=config.steps + 1,
+        rows=config.conversations,
+        shared=config.shared,
+        seed=config.seed,
+        data=config.data,
+        screen=screen,
+    )
+    tokens = work.counts()
+    screen.title(f"{config.workload}: {work.told}")
+    screen.say(
+        f"{tokens['steps']} steps of {config.conversations} conversations: {tokens['row_tokens']:,} row tokens, "
+        f"{tokens['peer_tokens']:,} as a peer trains them, {tokens['unique_tokens']:,} unique "
+        f"({tokens['saved_share']:.0%} saved), {tokens['trained_tokens']:,} trained"
+    )
+    busy(screen)
+    with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
+        bench = _Bench(config, screen, Path(folder).resolve(), model, python, work)
+        found = bench.speed()
+        if config.memory:
+            found |= bench.memory()
+    settings = {**asdict(config), "rows": config.conversations, "learning_rate": LEARNING_RATE, "beta2": BETA2}
+    return {"workload": config.workload, "settings": settings, "tokens": tokens, **found, "commit": commit(), "machine": machine()}
+
+
+class _Bench:
+    """One measurement: its folder, its rows, its contestants."""
+
+    def __init__(self, config: SftBench, screen: Screen, folder: Path, model: Path, python: Path | None, work: Work) -> None:
+        self.config, self.screen, self.folder, self.model, self.python = config, screen, folder, model, python
+        self.tokens = work.counts()
+        self.rows, self.adapter = folder / "rows.json", folder / "adapter"
+        self.peer_rows = work.peer_rows_a_step() if python is not None else 0
+        self.replies: dict[str, list[Mapping[str, Any]]] = {}
+        self.sweep: dict[str, Any] = {}
+        write_work(self.rows, work)
+
+    def speed(self) -> dict[str, Any]:
+        """A B A B …, the losses compared, the limit beside them."""
+        with ExitStack() as stack:
+            ours = stack.enter_context(self._ours())
+            loaded = {OURS: self._load_ours(ours, adapter=True).reply}
+            self.screen.say(f"{OURS}: {loaded[OURS]['dtype']}, {loaded[OURS]['threads']} threads, {loaded[OURS]['budget']:,} tokens a pass")
+            work: dict[str, Callable[[], float]] = {OURS: partial(self._train, OURS, ours)}
+            versions = {OURS: dict(ours.versions)}
+            for name, setting in self._peers().items():
+                peer = stack.enter_context(self._trl(setting))
+                loaded[name] = self._load_trl(peer, setting).reply
+                versions["TRL"] = dict(peer.versions)
+                work[name] = partial(self._train, name, peer)
+            work[LIMIT] = partial(self._limit, ours)
+            times = alternate(work, self.config.rounds, self._say)
+        return self._speed_result(times, loaded, versions)
+
+    def _speed_result(self, times: Times, loaded: dict[str, Any], versions: dict[str, Any]) -> dict[str, Any]:
+        limit = times.pop(LIMIT)
+        fp32 = {name: reply["dtype"] == "float32" for name, reply in loaded.items()}
+        losses = {name: [reply["losses"] for reply in replies] for name, replies in self.replies.items() if name != LIMIT}
+        alike = compare_losses(losses, OURS, exact={name for name in losses if fp32[OURS] and fp32[name]})
+        last = self.replies[LIMIT][-1]
+        tokens = self.tokens
+        return {
+            "ratio_to_tuned": ratio(times[TUNED], times[OURS]) if TUNED in times else None,
+            "ratio_to_defaults": ratio(times[BY_DEFAULT], times[OURS]) if BY_DEFAULT in times else None,
+            "share_of_limit": ratio(limit, times[OURS]),
+            **alike,
+            "row_tokens_per_second": tokens["row_tokens"] / statistics.median(times[OURS]),
+            "unique_tokens_per_second": tokens["unique_tokens"] / statistics.median(times[OURS]),
+            "contestants": {name: {**summary(taken, tokens["row_tokens"]), **loaded[name]} for name, taken in times.items()},
+            "limit": {
+                **summary(limit, tokens["row_tokens"]),
+                "parts": _parts(last["seconds"]),
+                "flops": sum(last["flops"]),
+                "sizes": last["sizes"],
+            },
+            "computed_tokens": sum(self.replies[OURS][-1]["computed_tokens"]),
+            "losses": {name: rounds[0] for name, rounds in losses.items()},
+            "sweep": self.sweep,
+            "versions": versions,
+        }
+
+    def memory(self) -> dict[str, Any]:
+        """Peak resident memory of a fresh process each, from its start to the end of its steps."""
+        peaks = {OURS: self._peak(self._ours(), partial(self._load_ours, watch=True))}
+        for name, setting in self._peers().items():
+            peaks[name] = self._peak(self._trl(setting), partial(self._load_trl, setting=setting, watch=True))
+        for name, peak in peaks.items():
+            self.screen.say(f"peak memory of {name}: {peak['peak_bytes'] / 1e6:,.0f} MB")
+        ours = peaks[OURS]["peak_bytes"]
+        return {
+            "memory_ratio": ours / peaks[TUNED]["peak_bytes"] if TUNED in peaks else None,
+            "memory_ratio_to_defaults": ours / peaks[BY_DEFAULT]["peak_bytes"] if BY_DEFAULT in peaks else None,
+            "memory": peaks,
+        }
+
+    def _peak(self, contestant: Contestant, load: Callable[[Contestant], Answer]) -> dict[str, int]:
+        with contestant:
+            idle = contestant.resident_bytes()
+            loading = load(contestant).peak_bytes
+            training = contestant.ask("train", watch=True, steps=min(2, self.config.steps + 1)).peak_bytes
+        return {"peak_bytes": max(loading, training), "idle_bytes": idle, "loading_bytes": loading, "training_bytes": training}
+
+    def _peers(self) -> dict[str, TrlSetting]:
+        """The peer's contestants; what tuned means is found once, on the first call."""
+        if self.python is None:
+            return {}
+        if not self.sweep:
+            before = earlier(self.config.sweep, self.config.workload) if self.config.sweep else None
+            space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32")
+            self.sweep = before or search(space, self._try, self.screen)
+        tuned = {TUNED: TrlSetting(**self.sweep["best"])}
+        return tuned | ({BY_DEFAULT: default_setting(self.peer_rows, self.config.threads)} if self.config.against == "trl" else {})
+
+    def _try(self, setting: TrlSetting) -> float:
+        """Seconds of one step in a fresh process with this setting."""
+        with self._trl(setting) as peer:
+            self._load_trl(peer, setting)
+            return float(peer.ask("train", steps=2).reply["seconds"][0])
+
+    def _ours(self) -> Contestant:
+        environment = {"PYTHONPATH": str(ROOT / "src"), **threads_of(self.config.threads)}
+        return Contestant(OURS, [sys.executable, "-m", "bench.peers.sapwood_sft"], folder=ROOT, environment=environment)
+
+    def _trl(self, setting: TrlSetting) -> Contestant:
+        assert self.python is not None
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(self.folder / "hf")}
+        environment = {**offline, **setting.environment()}
+        return Contestant("TRL", [self.python, "-m", "bench.peers.trl_sft"], folder=ROOT, environment=environment)
+
+    def _load_ours(self, ours: Contestant, *, adapter: bool = False, watch: bool = False) -> Answer:
+        return ours.ask(
+            "load",
+            watch=watch,
+            model=str(self.model),
+            dtype=self.config.dtype,
+            rows=str(self.rows),
+            adapter=str(self.adapter) if adapter else None,
+            seed=self.config.seed,
+            threads=self.config.threads,
+            budget=self.config.budget,
+            learning_rate=LEARNING_RATE,
+            beta2=BETA2,
+        )
+
+    def _load_trl(self, peer: Contestant, setting: TrlSetting, *, watch: bool = False) -> Answer:
+        return peer.ask(
+            "load",
+            watch=watch,
+            model=str(self.model),
+            rows=str(self.rows),
+            adapter=str(self.adapter),
+            out=str(self.folder / "trl"),
+            learning_rate=LEARNING_RATE,
+            beta2=BETA2,
+            rows_a_pass=setting.rows,
+            **{key: value for key, value in asdict(setting).items() if key != "rows"},
+        )
+
+    def _train(self, name: str, contestant: Contestant) -> float:
+        reply = contestant.ask("train", steps=self.config.steps + 1).reply
+        self.replies.setdefault(name, []).append(reply)
+        return float(sum(reply["seconds"]))
+
+    def _limit(self, ours: Contestant) -> float:
+        reply = ours.ask("limit", steps=self.config.steps + 1).reply
+        self.replies.setdefault(LIMIT, []).append(reply)
+        return sum(_parts(reply["seconds"]).values())
+
+    def _say(self, number: int, name: str, seconds: float) -> None:
+        tokens = self.tokens
+        speeds = f"{tokens['row_tokens'] / seconds:,.0f} row tokens/s, {tokens['unique_tokens'] / seconds:,.0f} unique tokens/s"
+        self.screen.say(f"round {number + 1} of {self.config.rounds}, {name}: {seconds:.2f} s, {speeds}")
+
+
+def threads_of(threads: int) -> dict[str, str]:
+    """The environment in which torch takes so many threads from the start; 0 changes nothing."""
+    return {"OMP_NUM_THREADS": str(threads)} if threads else {}
+
+
+def _parts(steps: list[Mapping[str, float]]) -> dict[str, float]:
+    return {part: sum(step[part] for step in steps) for part in steps[0]}
+
+
+def show(result: dict[str, Any], screen: Screen) -> None:
+    """The numbers, for people."""
+    screen.title("Result")
+    tokens = result["tokens"]
+    for name, taken in [*result["contestants"].items(), (LIMIT, result["limit"])]:
+        middle = taken["median_seconds"]
+        screen.say(
+            f"{name:<18}{tokens['row_tokens'] / middle:>9,.0f} row tokens/s {tokens['unique_tokens'] / middle:>8,.0f} unique tokens/s "
+            f"({middle / tokens['steps']:.2f} s a step)"
+        )
+    screen.say(f"{result['share_of_limit']:.1%} of what the matrix products alone allow", "bold")
+    for key, peer in (("tuned", "TRL at its best setting"), ("defaults", "TRL with its defaults")):
+        if result[f"ratio_to_{key}"] is not None:
+            screen.say(f"{result[f'ratio_to_{key}']:.2f} times as fast as {peer}", "bold")
+    if result["max_loss_difference"] is not None:
+        screen.say(
+            f"losses of all steps differ by {result['max_loss_difference']:.1e} nats at most, "
+            f"{result['max_relative_loss_difference']:.2%} of the loss"
+        )
+    if result.get("memory_ratio") is not None:
+        screen.say(f"peak memory: {result['memory_ratio']:.2f} times that of TRL tuned")
+
+
+def picture(path: Path, result: dict[str, Any]) -> Path:
+    """Row tokens a second, as bars; the limit is one of them."""
+    tokens, where, settings = result["tokens"]["row_tokens"], result["machine"], result["settings"]
+    bars = [
+        Bar(name, taken["per_second"], tokens / taken["most_seconds"], tokens / taken["least_seconds"], ours=name == OURS)
+        for name, taken in [*result["contestants"].items(), ("the matrix products alone", result["limit"])]
+    ]
+    trl = result["versions"].get("TRL")
+    notes = [
+        f"{settings['model']}, LoRA r=16; {settings['rows']} conversations a step; medians of {settings['rounds']} alternating rounds",
+        f"{where['processor']}, {where['usable_cores']} cores; Sapwood at {result['commit'] or 'no commit'}"
+        + (f"; TRL {trl['trl']}, transformers {trl['transformers']}" if trl else ""),
+        f"{result['share_of_limit']:.0%} of the limit; {result['tokens']['saved_share']:.0%} of the row tokens saved by sharing",
+    ]
+    times = f": {result['ratio_to_tuned']:.1f} times as fast as TRL tuned" if result["ratio_to_tuned"] is not None else ""
+    return draw(path, f"A training step, workload {result['workload']}{times}", f"{tokens:,} row tokens", bars, "tokens/s", notes)

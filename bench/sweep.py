@@ -1,0 +1,144 @@
+"""What "TRL, tuned" means: the best of its settings on the workload at hand, found by trying them.
+
+A setting is precision, rows a pass (the rest accumulates to the same step), activation checkpointing, padding or one flat row
+of each pass (TRL's `padding_free`, which trains the same tokens), threads, and what the allocator keeps. They are searched
+one after the other, each around the best so far; each try is a fresh process, one step to warm up and one that counts. The
+table of all tries is part of the result. Left out on purpose: packing, which changes how many rows a step holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from sapwood.errors import ConfigError, SapwoodError
+from sapwood.recipes.screen import Screen
+
+DEFAULT_ROWS = 8
+"""TRL's `per_device_train_batch_size`."""
+KEEPING = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864"}
+"""glibc's allocator, told to keep what was freed instead of giving it back to the system."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrlSetting:
+    """How TRL trains."""
+
+    precision: Literal["bf16", "autocast", "fp32"]
+    """`bf16`: frozen weights in it, adapters in fp32; `autocast`: weights in fp32, TRL's own default; or all in fp32."""
+    rows: int
+    """Rows of a pass."""
+    accumulation: int
+    """Passes of a step."""
+    checkpointing: bool
+    flat: bool
+    """One flat row of a pass instead of padding (`padding_free`)."""
+    threads: int
+    """0 leaves it to torch."""
+    keeping: bool
+    """Whether the allocator keeps what was freed."""
+
+    def environment(self) -> dict[str, str]:
+        """Of the process."""
+        return ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}) | (KEEPING if self.keeping else {})
+
+
+Candidates = list[list[dict[str, Any]]]
+"""Stage after stage, the changes that are tried in each."""
+
+
+def default_setting(peer_rows: int, threads: int) -> TrlSetting:
+    """TRL's own defaults for a step of so many rows."""
+    rows = min(DEFAULT_ROWS, peer_rows)
+    while peer_rows % rows:
+        rows -= 1
+    return TrlSetting(
+        precision="autocast", rows=rows, accumulation=peer_rows // rows, checkpointing=True, flat=False, threads=threads, keeping=False
+    )
+
+
+def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False) -> tuple[TrlSetting, Candidates]:
+    """Where the search begins, and what is tried around it."""
+    sizes = [rows for rows in (1, 2, 4, 8) if peer_rows % rows == 0]
+    passes = [{"rows": rows, "accumulation": peer_rows // rows} for rows in sizes]
+    precisions = [{"precision": kind} for kind in (["fp32"] if only_fp32 else ["bf16", "autocast", "fp32"])]
+    fewer = [{"threads": count} for count in range(1, os.cpu_count() or 1)] if not threads else []
+    start = TrlSetting(
+        precision=precisions[0]["precision"],  # type: ignore[arg-type]
+        **passes[min(1, len(passes) - 1)],
+        checkpointing=False,
+        flat=False,
+        threads=threads,
+        keeping=True,
+    )
+    return start, [
+        passes,
+        precisions,
+        [{"flat": True, **one} for one in passes[1:]],
+        [{"checkpointing": True}],
+        [{"keeping": False}],
+        fewer,
+    ]
+
+
+def search(space: tuple[TrlSetting, Candidates], seconds_of: Callable[[TrlSetting], float], screen: Screen) -> dict[str, Any]:
+    """`best` and the table of all tries. Raises `SapwoodError` where not even the first one works."""
+    best, stages = space
+    screen.say("Finding the peer's best setting for this workload:")
+    table: list[dict[str, Any]] = []
+    fastest = _tried(best, seconds_of, table, screen)
+    if fastest is None:
+        raise SapwoodError(f"TRL failed with the first setting of its sweep, so there is nothing to compare with. {table[0]['error']}")
+    for stage in stages:
+        before = best
+        for setting in (replace(before, **change) for change in stage):
+            if any(asdict(setting).items() <= row.items() for row in table):
+                continue
+            seconds = _tried(setting, seconds_of, table, screen)
+            if seconds is not None and seconds < fastest:
+                best, fastest = setting, seconds
+    return {"best": asdict(best), "table": table}
+
+
+def _tried(setting: TrlSetting, seconds_of: Callable[[TrlSetting], float], table: list[dict[str, Any]], screen: Screen) -> float | None:
+    """Seconds of a step, or None for a setting with which the peer fails; either is a line of the table."""
+    try:
+        seconds = seconds_of(setting)
+    except SapwoodError as error:
+        table.append({**asdict(setting), "seconds": None, "error": str(error)[-1500:]})
+        screen.say(f"{words_of(setting)}: it failed")
+        return None
+    table.append({**asdict(setting), "seconds": seconds})
+    screen.say(f"{words_of(setting)}: {seconds:.2f} s a step")
+    return seconds
+
+
+def words_of(setting: TrlSetting) -> str:
+    """A setting in a few words."""
+    return ", ".join(
+        [
+            setting.precision,
+            f"{setting.rows} × {setting.accumulation} rows{' flat' if setting.flat else ''}",
+            *(["checkpointing"] if setting.checkpointing else []),
+            *([f"{setting.threads} threads"] if setting.threads else []),
+            "allocator keeps" if setting.keeping else "allocator as it is",
+        ]
+    )
+
+
+def earlier(file: Path, workload: str) -> dict[str, Any]:
+    """The sweep in an earlier result. Raises `ConfigError` where it holds none, or one of another workload."""
+    try:
+        result = orjson.loads(file.read_bytes())
+        found: dict[str, Any] = result["sweep"]
+        TrlSetting(**found["best"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"sweep is {file}: no earlier result with a sweep ({error!r}). Leave it out to search anew.") from None
+    if result["workload"] != workload:
+        raise ConfigError(f"sweep is {file}: it is of workload {result['workload']}, not {workload}. Leave it out to search anew.")
+    return found
