@@ -47,7 +47,7 @@ def made_curves(
     for at in np.linspace(0, steps, evals).round():
         now = floor + (start - floor) * np.exp(-at / steps / time) + rise * (at / steps) ** 2
         now *= 1 + wobble * min(1.0, at) * rng.normal()
-        parts = now + hard_P + 0.03 * (1 - np.exp(-5 * at / steps)) * rng.normal(size=len(hard_P))
+        parts = now + hard_P + 0.03 * (start - now) / (start - floor) * rng.normal(size=len(hard_P))
         records.append({"kind": "eval", "step": int(at), "loss": float(parts.mean()), "parts": parts.tolist()})
     return records
 

@@ -39,7 +39,9 @@ ERRORS = 5.0
 """Standard errors by which two stretches of a training curve must differ."""
 RISE = 0.05
 """A held-out loss that rises by less than this share of what it had fallen is not worth a word."""
-UNMOVED = 0.02
+MATTERS = 0.02
+"""A held-out loss that rises by less than this share of itself is not worth a word either."""
+UNMOVED = 0.01
 """A loss that fell by less than this share did not move."""
 LITTLE = 0.10
 """A loss that fell by less than this share fell little."""
@@ -159,7 +161,7 @@ def _overfitting(c: Curves, windows: list[Window], chosen: int | None) -> CurveF
     best, last = c.best, len(c.held_K) - 1
     rise = c.change(best, last, 1 - (1 - SURE) / max(1, last))
     fell = float(c.held_K[0] - c.held_K[best])
-    if rise.mean < max(RISE * fell, UNMOVED * float(c.held_K[best])):
+    if rise.mean < max(RISE * fell, MATTERS * float(c.held_K[best])):
         return None
     if rise.known and rise.low <= 0:
         return None
@@ -230,7 +232,7 @@ def _too_little(c: Curves, windows: list[Window]) -> CurveFinding | None:
     if high >= LITTLE * begin or begin <= end or late is None or late < 0.8 * (1 - LATE):
         return None
     text = f"the {what} fell little ({fell}), and at the end as fast as at the beginning: the learning has hardly begun."
-    return CurveFinding("underfitting", True, text, f"Raise the rate ({_rate(c, 10)}), or train longer (--epochs).", None, evidence)
+    return CurveFinding("underfitting", True, text, f"Raise the rate ({_rate(c, 3)}), or train longer (--epochs).", None, evidence)
 
 
 def _settled(c: Curves, windows: list[Window]) -> CurveFinding | None:
