@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from sapwood.errors import ConfigError
+from sapwood.recipes import track
 from sapwood.train.optimizer import learning_rate
 from sapwood.trl import SFTConfig
 from sapwood.trl.config import known_options, understood
@@ -193,7 +194,7 @@ ELSEWHERE_TESTED = {
     "model_init_kwargs": "test_trl_trainer",
     "disable_tqdm": "test_trl_trainer",
     "log_level": "test_trl_trainer",
-    "report_to": "test_what_this_version_lacks_is_refused",
+    "report_to": "test_services_are_told_where_they_are_named_and_installed",
     "load_best_model_at_end": "test_the_best_state_is_chosen_by_evaluations",
     "metric_for_best_model": "test_every_answer_is_given",
     "resume_from_checkpoint": "test_trl_trainer",
@@ -298,10 +299,21 @@ def test_numbers_out_of_range_are_refused_by_trl_s_names(options: dict[str, Any]
     assert "optim.lr" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"report_to": "wandb"}, {"report_to": ["x"]}])
+@pytest.mark.parametrize("options", [{"report_to": "mlflow"}, {"report_to": ["tensorboard", "x"]}])
 def test_what_this_version_lacks_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="cannot be honoured by this version"):
         plan(**options)
+
+
+def test_services_are_told_where_they_are_named_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(track, "find_spec", lambda name: name if name == "tensorboard" else None)
+    assert plan(report_to="none")[0].track == plan(report_to=None)[0].track == ()
+    assert plan(report_to="tensorboard")[0].track == plan(report_to=["tensorboard"])[0].track == ("tensorboard",)
+    found, notes = plan(report_to="all")
+    assert found.track == ()
+    assert "name the services" in notes[0]
+    with pytest.raises(ConfigError, match=r"wandb, whose package is not installed\. Install it with pip install 'sapwood\[track\]'"):
+        plan(report_to=["wandb", "tensorboard"])
 
 
 def test_the_best_state_is_chosen_by_evaluations() -> None:

@@ -8,7 +8,7 @@ Left out on purpose: colours that carry meaning, keys to press, and anything tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -59,12 +59,12 @@ class WatchConfig:
 class Watch:
     """One sitting of a training, as it is shown. Made by `watching`."""
 
-    def __init__(self, screen: Screen, run: Run, tell: Callable[[list[Record]], None]) -> None:
+    def __init__(self, screen: Screen, run: Run, tell: Callable[[list[Record]], None], lines: bool) -> None:
         self.course = Course()
         self.answers: Sequence[Answer] = ()
         self._screen, self._feed, self._tell = screen, Feed(run.path), tell
         self._doing = "rehearsing: the worst-case step, an evaluation, a save, a reload"
-        self._panel: Live | None = None
+        self._lines = lines
         self.follow()
 
     def follow(self) -> None:
@@ -78,7 +78,7 @@ class Watch:
         self._doing = ""
         self.course.stepped(done.step, done.num_steps, done.seconds)
         self.follow()
-        if self._panel is None and self.course.is_worth_a_line():
+        if self._lines and self.course.is_worth_a_line():
             self._screen.say(self.course.line(resident_memory()))
 
     def evaluated(self, step: int) -> None:
@@ -87,13 +87,13 @@ class Watch:
         self.course.evaluated(step)
         self.follow()
         held_out = self.course.held_out.get(step)
-        if self._panel is None and held_out is not None:
+        if self._lines and held_out is not None:
             self._screen.say(f"{_when(step)}  held-out loss {held_out:.3f}", style="bold")
 
     def answered(self, step: int, answers: Sequence[Answer]) -> None:
         """The questions of an evaluation have been answered."""
         self._doing, self.answers = "", answers
-        if self._panel is None and answers:
+        if self._lines and answers:
             self._screen.show(answer_lines(answers, self._screen.console.width))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -124,15 +124,17 @@ class Watch:
 
 
 @contextmanager
-def watching(screen: Screen, run: Run, tell: Callable[[list[Record]], None] = lambda records: None) -> Iterator[Watch]:
-    """Show a training while the block runs, and `tell` its records as they come. Whatever ends the block, the panel is gone after it."""
-    watch = Watch(screen, run, tell)
+def watching(
+    screen: Screen, run: Run, tell: Callable[[list[Record]], None] = lambda records: None, *, lines: bool = True
+) -> Iterator[Watch]:
+    """Show a training while the block runs, and `tell` its records as they come. Whatever ends the block, the panel is gone after it.
+
+    Without `lines`, a log is left to the caller.
+    """
+    panel = has_panel(screen.console)
+    watch = Watch(screen, run, tell, lines and not panel)
     try:
-        if not has_panel(screen.console):
-            yield watch
-            return
-        with Live(watch, console=screen.console, transient=True, refresh_per_second=FRAMES_A_SECOND) as panel:
-            watch._panel = panel
+        with Live(watch, console=screen.console, transient=True, refresh_per_second=FRAMES_A_SECOND) if panel else nullcontext():
             yield watch
     finally:
         watch.follow()  # a signal may have come between a record and its report

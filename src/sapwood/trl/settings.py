@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError
 from sapwood.model import LoraConfig
+from sapwood.recipes.track import Service, require_services
 from sapwood.train import OptimConfig, SftConfig
 from sapwood.train.order import num_steps
 from sapwood.trl.config import SFTConfig
@@ -43,6 +45,7 @@ class Settings:
     """Steps between lines of progress; `NEVER` for none."""
     evaluates: bool
     """Whether held-out rows are evaluated while training."""
+    track: tuple[Service, ...]
 
 
 def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None, notes: list[str], patience: int = 0) -> Settings:
@@ -61,7 +64,6 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
         batch = rows
     if not 0 < args.num_train_epochs < math.inf:
         raise ConfigError(f"num_train_epochs is {args.num_train_epochs}; give a number above 0.")
-    _refuse_unbuilt(args, notes)
     steps = args.max_steps if args.max_steps > 0 else num_steps(rows, batch, args.num_train_epochs)
     epoch = max(1, round(rows / batch))
     every = {
@@ -87,17 +89,24 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
         lora=lora or LoraConfig(),
         optim=optimizer(args, steps, notes),
     )
-    return Settings(train, steps, every["logging"], args.eval_strategy != "no" or args.eval_on_start)
+    return Settings(train, steps, every["logging"], args.eval_strategy != "no" or args.eval_on_start, _services(args, notes))
 
 
-def _refuse_unbuilt(args: SFTConfig, notes: list[str]) -> None:
-    """Raise `ConfigError` for what this version does not have."""
-    services = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
-    if "all" in services:
-        notes.append("report_to='all': no service is told of a run; metrics.jsonl in its folder holds everything.")
-    for service in services:
-        if service not in ("none", "all"):
-            raise ConfigError(f"report_to={service!r} cannot be honoured by this version. Use 'none'; metrics.jsonl holds everything.")
+def _services(args: SFTConfig, notes: list[str]) -> tuple[Service, ...]:
+    """Who is told of the run. Raises `ConfigError` for a service that Sapwood does not know, or whose package is missing."""
+    asked = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
+    if "all" in asked:
+        notes.append("report_to='all': name the services; none is told of a run that was not named. metrics.jsonl holds everything.")
+    known: tuple[Service, ...] = typing.get_args(Service)
+    for service in asked:
+        if service not in ("none", "all", *known):
+            raise ConfigError(
+                f"report_to={service!r} cannot be honoured by this version. Allowed: 'none', {', '.join(map(repr, known))}; metrics.jsonl "
+                "holds everything."
+            )
+    named = tuple(service for service in known if service in asked)
+    require_services(named)
+    return named
 
 
 def _chooses(args: SFTConfig, patience: int, notes: list[str]) -> bool:

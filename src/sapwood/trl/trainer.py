@@ -22,7 +22,9 @@ from sapwood.config import did_you_mean, save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, storage
 from sapwood.model import Dtype, LanguageModel, learn_tokens, save_adapter
 from sapwood.recipes import Screen, TuneConfig
+from sapwood.recipes.live import watching
 from sapwood.recipes.prepare import Prepared
+from sapwood.recipes.track import tracking
 from sapwood.records import Example
 from sapwood.run import Run, new_run_path, open_run, step_records
 from sapwood.train import SftResult, StepReport, sft
@@ -190,11 +192,12 @@ class SFTTrainer:
 
     def _fit(self, run: Run, plan: Settings) -> SftResult:
         screen, since = self._screen, list[float]()
-        with screen.progress("training") as advance:
+        tracked = tracking(run, plan.track, to_dict(plan.train), screen.say)
+        with tracked as tell, watching(screen, run, tell, lines=False) as watch:
 
             def report(done: StepReport) -> None:
                 since.append(done.loss)
-                advance(done.step, done.num_steps, f"loss {done.loss:.3f}  {done.row_tokens / done.seconds:,.0f} tokens/s")
+                watch.report(done)
                 if done.step % plan.log_every == 0 or (self.args.logging_first_step and done.step == 1):
                     mean = sum(since) / len(since)
                     screen.say(f"step {done.step} of {done.num_steps}  loss {mean:.4f}  lr {done.lr:.2e}  gradient {done.grad_norm:.3f}")
@@ -202,6 +205,7 @@ class SFTTrainer:
 
             def observe(step: int, model: LanguageModel) -> None:
                 self._model = model  # with its adapter, also where the training is stopped
+                watch.evaluated(step)
 
             held_out = self._examples(self._held_out) if plan.evaluates else []
             result = sft(
