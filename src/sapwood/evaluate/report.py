@@ -15,7 +15,8 @@ from sapwood.evaluate.charts import plain, signed
 from sapwood.evaluate.report_decision import COSTS, as_verdict, decision_view
 from sapwood.evaluate.report_files import RunFiles, flat, mapping, read_run
 from sapwood.evaluate.report_items import items_view
-from sapwood.evaluate.report_sections import ledger_view, samples_view, skill_view, training_view
+from sapwood.evaluate.report_samples import samples_view
+from sapwood.evaluate.report_sections import ledger_view, skill_view, training_view
 from sapwood.evaluate.report_verdict import VerdictView, arms_view, verdict_view
 from sapwood.pages import Pages
 from sapwood.run import write_atomic

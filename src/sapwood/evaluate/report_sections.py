@@ -1,4 +1,4 @@
-"""The lower half of a report: metrics, samples, ledger and skill records in, what the page shows of them out.
+"""The lower half of a report: metrics, ledger and skill records in, what the page shows of them out.
 
 Numbers are shown as recorded. Long lists are cut for the page, and the view says by how many.
 """
@@ -14,12 +14,11 @@ from sapwood.evaluate import charts
 from sapwood.evaluate.charts import Series
 from sapwood.evaluate.curves import CurveFinding, read_curves
 from sapwood.evaluate.report_files import Record, mapping, number, text_of
-from sapwood.evaluate.report_items import shortened
 
 SMOOTH_FROM = 40
 """Steps from which on the training loss also gets a running mean."""
 DISTRUST = " Trust no number on this page until that is explained."
-MOST_REFUSED, MOST_QUESTIONS = 500, 60
+MOST_REFUSED = 500
 """Rows that the page itself lists; the rest is counted and named."""
 
 
@@ -63,32 +62,6 @@ class SkillView:
     statements: list[str]
     """What the measurement itself says about its meaning, each once."""
     unreadable: list[str]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One answer to a sample question. `right` is None where nobody judged it."""
-
-    when: str
-    answer: str
-    right: bool | None
-
-
-@dataclass(frozen=True)
-class Question:
-    """A sample question with its answers in the order of training."""
-
-    question: str
-    reference: str
-    answers: list[Answered]
-
-
-@dataclass(frozen=True)
-class SamplesView:
-    """Sample questions; `left_out` of them are only in samples.jsonl."""
-
-    questions: list[Question]
-    left_out: int
 
 
 @dataclass(frozen=True)
@@ -150,22 +123,6 @@ def skill_view(bits: Record) -> SkillView:
     ]
     statements = dict.fromkeys(text_of(mapping(bits[name]).get("statement")) for name in whole)
     return SkillView(rows, charts.axis(scale), list(filter(None, statements)), [name for name in spans if name not in whole])
-
-
-def samples_view(samples: list[Record]) -> SamplesView:
-    """Questions in the order they were first asked, each with its answers in the order they were given."""
-    grouped: dict[tuple[str, str], list[Answered]] = {}
-    for record in samples:
-        key = (shortened(text_of(record.get("question")), "samples.jsonl"), shortened(text_of(record.get("reference")), "samples.jsonl"))
-        right = record.get("right")
-        answer = Answered(
-            text_of(record.get("when")),
-            shortened(text_of(record.get("answer")), "samples.jsonl"),
-            right if isinstance(right, bool) else None,
-        )
-        grouped.setdefault(key, []).append(answer)
-    questions = [Question(question, reference, answers) for (question, reference), answers in grouped.items()]
-    return SamplesView(questions[:MOST_QUESTIONS], max(0, len(questions) - MOST_QUESTIONS))
 
 
 def ledger_view(records: list[Record]) -> LedgerView | None:
