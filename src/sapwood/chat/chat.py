@@ -25,28 +25,24 @@ from sapwood.chat.files import Folder, read_folder
 from sapwood.chat.media import MediaProcessor, grown_text, refuse_kinds, refuse_placeholders, spans
 from sapwood.chat.parsing import Answer, AnswerStream, Form, learn_form, parse
 from sapwood.chat.properties import rendering_faults
+from sapwood.chat.rendering import Rendering
 from sapwood.chat.saving import saved_files
 from sapwood.chat.steps import Steps
 from sapwood.chat.stops import Stops, learn_stops
 from sapwood.chat.templating import Template
 from sapwood.chat.tokens import StreamDecoder, Tokens, named
-from sapwood.chat.tools import Folding, fold, learn_folding
 from sapwood.chat.trained import Turn
-from sapwood.chat.turns import THOUGHT_TAGS, Refusal, taken_apart
+from sapwood.chat.turns import Refusal, taken_apart
 from sapwood.chat.vocabulary import Extended, extended
 from sapwood.errors import DataError, TemplateError
 from sapwood.records import Conversation, Example, Message, Prompt
 
-COVERS = 1000
-"""Covered messages that are remembered."""
 THINKING = ("enable_thinking", "thinking")
 """Template arguments that switch thinking on or off, in the order in which they are tried."""
 
 
 class Chat:
     """A model's tokenizer and chat template. Made by `Chat.load`; immutable afterwards."""
-
-    _folding: Folding | None = None
 
     def __init__(self, folder: Folder, today: datetime, given: Extended | None = None) -> None:
         self.folder = folder.path
@@ -60,21 +56,22 @@ class Chat:
         self.context_length = folder.context_length
         """Tokens that the model can attend to, where its files say so."""
         self.tokens = Tokens(folder.tokenizer, frozenset(folder.stops))
-        self._templates = {
-            name: Template(source, folder.template_origin, today, folder.special) for name, source in folder.templates.items()
-        }
-        self._stops: Stops = learn_stops(self._probe, self.tokens, folder.stops)
+        self._rendering = Rendering(
+            {name: Template(source, folder.template_origin, today, folder.special) for name, source in folder.templates.items()},
+            self.tokens.shield,
+            folder.special,
+        )
+        self._stops: Stops = learn_stops(self._rendering.drawn, self.tokens, folder.stops)
         self.stop_ids = self._stops.ids
         """Ids at which generation stops: those of the model's files, and the one with which a turn ends."""
         self.turn_end = self._stops.turn_end
         """The id with which the template ends an assistant turn; None if it ends in no stop token."""
         self.notes: tuple[str, ...] = tuple(self._stops.notes) if given is None else given.notes(self.tokens, self.turn_end)
         """Sentences that a person should read once."""
-        self._covers: dict[int, tuple[Message, Message]] = {}
         self._checked: set[Hashable] = set()  # shapes of prompts that need no second rendering any more, see `checks`
-        self._steps = Steps(self._templates["default"], self.tokens, self._stops, self.special_tokens, self._cover_one)
-        self._opening = opening_of(self._drawn)
-        self.faults = tuple(rendering_faults(self._drawn, self.special_tokens.get("bos_token")))
+        self._steps = Steps(self._rendering.template(), self.tokens, self._stops, self.special_tokens, self._rendering.cover_one)
+        self._opening = opening_of(self._rendering.drawn)
+        self.faults = tuple(rendering_faults(self._rendering.drawn, self.special_tokens.get("bos_token")))
         """What the template does to texts; `properties.faults` adds what its turns end in."""
         self._content, self._given = folder, given is not None
         self._media: MediaProcessor | None = None
@@ -124,16 +121,16 @@ class Chat:
         """The same chat, with tools offered in the system message, calls and results as text: for templates without a place for them."""
         chat = copy.copy(self)
         chat.__dict__.pop("form", None)
-        chat._folding = learn_folding(lambda messages: self._drawn(messages, True))
+        chat._rendering = self._rendering.folded()
         chat._checked = set()
         chat._stops = replace(self._stops, implied_call=self._stops.implied)  # calls are text there, and results a user's
-        chat.fingerprint = hashlib.sha256(f"{self.fingerprint} {chat._folding}".encode()).hexdigest()
+        chat.fingerprint = hashlib.sha256(f"{self.fingerprint} {chat._rendering.folding}".encode()).hexdigest()
         return chat
 
     @property
     def tools_in_system(self) -> bool:
         """Whether tools are offered in the system message (`with_tools_in_system`)."""
-        return self._folding is not None
+        return self._rendering.folding is not None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -144,7 +141,7 @@ class Chat:
     @property
     def template(self) -> str:
         """The source of the default template."""
-        return self._templates["default"].source
+        return self._rendering.template().source
 
     def saved_files(self) -> dict[str, bytes]:
         """Files that lie beside trained weights, so that others chat alike: tokenizer, template, stop tokens; by name."""
@@ -153,7 +150,7 @@ class Chat:
     @property
     def template_sources(self) -> list[str]:
         """The sources of all templates of the model, the one for tools included."""
-        return [template.source for template in self._templates.values()]
+        return [template.source for template in self._rendering.templates.values()]
 
     def plan(self) -> bytes | None:
         """All that another process needs to make rows as this chat does (`planned`), as JSON; None where that is not enough (media)."""
@@ -198,7 +195,7 @@ class Chat:
         if protected := self.protected(conversation):
             meta["protected_specials"] = protected
         trained = conversation.trained(last_turn_only)
-        short = self._media is None is self._folding
+        short = self._media is None and not self.tools_in_system
         rows = self._steps.rows(conversation, trained, self._longest(context)) if short else None
         if rows is None:
             turns = self.turns(conversation, context=context, last_turn_only=last_turn_only)
@@ -230,7 +227,7 @@ class Chat:
 
     def protected(self, conversation: Conversation) -> int:
         """How many control tokens stand as text in messages and tools; they stay text."""
-        odd = [message for message in conversation.messages if not message.plain or self._cover_one(message) is not message]
+        odd = [message for message in conversation.messages if not message.plain or self._rendering.cover_one(message) is not message]
         if not odd and not conversation.tools:
             return 0
         return self.tokens.shield.count([[message.for_template() for message in odd], list(conversation.tools)])
@@ -266,8 +263,8 @@ class Chat:
 
     def render(self, conversation: Conversation, *, generation_prompt: bool = False) -> str:
         """The whole conversation as the template writes it, for people to read. Raises `TemplateError`."""
-        text = self._covered(
-            self._cover(conversation.messages),
+        text = self._rendering.covered(
+            self._rendering.cover(conversation.messages),
             self.tokens.shield.cover(conversation.tools),
             conversation.template_arguments,
             generation_prompt,
@@ -277,7 +274,7 @@ class Chat:
 
     def written(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template is given them: what to hand to another renderer of the same template."""
-        return [self._templates["default"].written(message) for message in messages]
+        return [self._rendering.template().written(message) for message in messages]
 
     def _longest(self, context: int | None) -> int | None:
         return self.context_length if context is None else context
@@ -308,18 +305,18 @@ class Chat:
     def _thinking_arguments(self, conversation: Conversation, thinking: bool) -> Iterator[dict[str, Any]]:
         yield {}
         for name in THINKING:
-            if name not in conversation.template_arguments and self._template(conversation.tools).knows(name):
+            if name not in conversation.template_arguments and self._rendering.template(conversation.tools).knows(name):
                 yield {name: thinking}
 
     def _completion(self, conversation: Conversation, index: int, prompt: str, arguments: Mapping[str, Any], where: str) -> str | Refusal:
         """The covered text behind the covered prompt; the stop token's string is its end."""
-        messages = self._cover(conversation.messages[: index + 1])
-        full = self._covered(messages, self.tokens.shield.cover(conversation.tools), arguments, False, where)
+        messages = self._rendering.cover(conversation.messages[: index + 1])
+        full = self._rendering.covered(messages, self.tokens.shield.cover(conversation.tools), arguments, False, where)
 
         def render(some: Sequence[Message], generation_prompt: bool) -> str:
-            return self._covered(some, (), arguments, generation_prompt, where)
+            return self._rendering.covered(some, (), arguments, generation_prompt, where)
 
-        source = self._template(conversation.tools).source
+        source = self._rendering.template(conversation.tools).source
         return completion(messages, prompt, full, source, self._stops, self._opening, render)
 
     def _completion_ids(self, prompt: Prompt, covered: str, text: str, where: str) -> tuple[int, ...]:
@@ -342,10 +339,10 @@ class Chat:
         if not messages:
             raise DataError(f"{where}: there is no message to answer. Begin the conversation with a system or user message.")
         refuse_kinds(messages, self._media or self._no_media, where)
-        covered_messages, covered_tools = self._cover(messages), self.tokens.shield.cover(tuple(tools))
+        covered_messages, covered_tools = self._rendering.cover(messages), self.tokens.shield.cover(tuple(tools))
 
         def render(some: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-            return self._covered(some, tools, arguments, True, where)
+            return self._rendering.covered(some, tools, arguments, True, where)
 
         covered = render(covered_messages, covered_tools)
         refusal = check_prompt(covered_messages, covered_tools, covered, render, self._checked)
@@ -355,45 +352,5 @@ class Chat:
         with named(where):
             ids = (*lead, *self.tokens.encode(grown))
         media = () if self._media is None else spans(ids, contents, self._media, where)
-        if self._folding is not None:
-            messages, tools = fold(messages, tools, self._folding, where), ()
+        messages, tools = self._rendering.laid_out(messages, tools, where)
         return Prompt(tuple(messages), ids, self.tokens.shield.reveal(covered), tuple(tools), dict(arguments), media), covered
-
-    def _covered(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]],
-        arguments: Mapping[str, Any],
-        generation_prompt: bool,
-        where: str,
-    ) -> str:
-        if self._folding is not None:
-            messages, tools = fold(messages, tools, self._folding, where), ()
-        text = self._template(tools).render(
-            messages, tools=tools, generation_prompt=generation_prompt, special=self.special_tokens, arguments=arguments, where=where
-        )
-        return self.tokens.shield.settle(text)
-
-    def _drawn(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        return self._covered(messages, (), {}, generation_prompt, "a probe")
-
-    def _probe(self, messages: Sequence[Message]) -> str:
-        return self._covered(messages, (), {}, False, "a probe")
-
-    def _cover(self, messages: Sequence[Message]) -> list[Message]:
-        return [self._cover_one(message) for message in messages]
-
-    def _cover_one(self, message: Message) -> Message:
-        """The message covered. Each is covered for many renderings, so the last few are remembered."""
-        known = self._covers.get(id(message))
-        if known is not None and known[0] is message:
-            return known[1]
-        covered = self.tokens.shield.cover_message(message, THOUGHT_TAGS)
-        if len(self._covers) >= COVERS:
-            self._covers.clear()
-        self._covers[id(message)] = (message, covered)
-        return covered
-
-    def _template(self, tools: Sequence[Mapping[str, Any]]) -> Template:
-        """The template for tools, where the folder has one of its own and there are tools."""
-        return self._templates["tool_use" if tools and "tool_use" in self._templates else "default"]
