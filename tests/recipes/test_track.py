@@ -110,6 +110,7 @@ def test_wandb_is_kept_here_and_sends_nothing(run: Run, tmp_path: Path, monkeypa
     assert len(said) == 2
     assert all("nothing is sent" in sentence for sentence in said)
     assert len(list((run.path / "wandb").glob("offline-run-*/*.wandb"))) == 2
+    assert not list((run.path / "wandb").rglob("requirements.txt")), "what is installed here is nobody's business"
     names = {path.name.rpartition("-")[2] for path in (run.path / "wandb").glob("offline-run-*")}
     assert names == {(run.path / "wandb" / "id.txt").read_text()}, "both sittings are one run"
 

@@ -151,6 +151,7 @@ class _WandB:
             x_disable_meta=True,
             x_disable_stats=True,
             x_disable_machine_info=True,
+            x_save_requirements=False,
         )
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "sapwood"),
