@@ -287,7 +287,7 @@ class Scripted:
         self.model, self.ids = model, ids
 
     def generate(self, prompts: list[Prompt], params: SamplingParams, *, on_token: Callable[[int, int], None]) -> list[Completion]:
-        answer = Sampled(0, prompts[0], params, self.model)
+        answer = Sampled(prompts[0], params, self.model)
         for token in self.ids:
             answer.push(token, -1.0)
             on_token(0, token)
