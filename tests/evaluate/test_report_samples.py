@@ -61,9 +61,10 @@ def test_more_questions_than_a_page_holds_are_counted(more: int, left_out: int) 
 def test_the_page_shows_scores_as_the_chain_records_them(tmp_path: Path) -> None:
     folder = full_run(tmp_path / "run")
     run = open_run(folder)
-    run.append("samples", sample("before", "it is red", 0.0), sample("step 4", "it is <blue>", 1.0), sample("step 8", "it is", 0.25))
+    run.append("samples", sample("before", "it is red", 0.0), sample("step 4", "it is <blue>", 1.0), sample("step 8", "\n", 0.25))
     run.close()
     page = write_report(folder).read_text()
     assert "it is <mark>&lt;blue&gt;</mark>" in page
     assert "25% right" in page
+    assert "(nothing but white space)" in page
     assert page.count("✓ right</span></dt>") >= 1
