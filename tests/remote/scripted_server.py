@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class Scripted:
 
 
 @contextmanager
-def serving(script: Script, models: bytes | None = None) -> Iterator[Scripted]:
+def serving(script: Script, models: bytes | None = None, tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
     """Serve until the block ends. `models` answers every GET."""
     closing, lock = threading.Event(), threading.Lock()
     now = 0
@@ -50,6 +51,9 @@ def serving(script: Script, models: bytes | None = None) -> Iterator[Scripted]:
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             nonlocal now
+            if tls is not None:
+                with suppress(OSError):  # a client that does not trust us leaves
+                    self.request.do_handshake()
             while (line := self.rfile.readline()) and not closing.is_set():
                 pairs = (header.decode().partition(":") for header in iter(self.rfile.readline, b"\r\n"))
                 headers = {key.lower(): value.strip() for key, _, value in pairs}
@@ -78,8 +82,10 @@ def serving(script: Script, models: bytes | None = None) -> Iterator[Scripted]:
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as tcp:
         tcp.daemon_threads = True
+        if tls is not None:
+            tcp.socket = tls.wrap_socket(tcp.socket, server_side=True, do_handshake_on_connect=False)
         tcp.block_on_close = False
-        server = Scripted(f"http://127.0.0.1:{tcp.server_address[1]}/v1")
+        server = Scripted(f"{'https' if tls else 'http'}://127.0.0.1:{tcp.server_address[1]}/v1")
         thread = threading.Thread(target=tcp.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:

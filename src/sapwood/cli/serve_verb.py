@@ -119,8 +119,6 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     try:
         access = Access(tokens, config.limits.requests_a_minute)
         run_server(lambda: Front(worker, served, access), listener, grace=config.grace, ready=ready)
-    except KeyboardInterrupt:  # how a stop is told; all that was under way has been answered by now
-        pass
     finally:
         worker.close()
     screen.say("Stopped.")
