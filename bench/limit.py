@@ -2,7 +2,7 @@
 
 Counted, for T unique tokens, U distinct places that something is predicted from, and P (query, key) pairs of the forest:
 
-    each linear with an adapter   forward   x Wᵀ, x Aᵀ, h Bᵀ
+    each linear and its adapter   forward   x Wᵀ, x Aᵀ, h Bᵀ
                                   backward  g B, (g B)ᵀ x, gᵀ h, and where an input needs a gradient g W and (g B) A
     the head, U places            forward   x Wᵀ;  backward  g W
     attention, P pairs a head     forward   2 products;  backward  4
@@ -10,7 +10,8 @@ Counted, for T unique tokens, U distinct places that something is predicted from
 Left out on purpose: everything that is no product of matrices (norms, rotary, softmax, SwiGLU, casts, the update, Python), what
 an implementation computes twice (recomputed logits or attention), and what it could save beyond shared beginnings (the last
 layer's places that nothing is predicted from). The speed of a shape is the best of several tries, in bf16 or fp32, all T
-rows at once or in pieces, with output in place and operands that stay in the cache: a hard limit, which no step reaches.
+rows at once or in pieces, with output in place and operands that stay in the cache: a hard limit, which no step reaches. Where the
+first layer's queries and keys have no adapter, three products of its attention are counted too many.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import copy
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +110,8 @@ def products_of(model: LanguageModel) -> Products:
         stock: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         (described,) = model.module.peft_config.values()
         stock = peft.get_peft_model(stock, copy.deepcopy(described))
-        for layer in stock.modules():
-            if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear):
-                layer.register_forward_pre_hook(_counted(layer, forward, backward))
+        for layer, rank in _linears(stock):
+            layer.register_forward_pre_hook(_counted(layer, rank, forward, backward))
         mask = torch.zeros(1, 1, 2, 2)  # one of four dimensions is taken as it is: making one looks at values, and there are none
         stock(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask, use_cache=False)
     text = config.get_text_config()
@@ -120,16 +120,30 @@ def products_of(model: LanguageModel) -> Products:
     return Products(forward, backward, (int(text.hidden_size), model.vocabulary), (int(text.num_hidden_layers), heads, width))
 
 
-def _counted(layer: Any, forward: Counter[Shape], backward: Counter[Shape]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    base = layer.get_base_layer()
-    (adapter,) = layer.active_adapters
-    inner, outer, rank = base.in_features, base.out_features, layer.r[adapter]
+def _linears(stock: Any) -> Iterator[tuple[nn.Module, int]]:
+    """The linear layers of a peft model and the rank of each's adapter, 0 where it has none; not the head, which is counted apart."""
+    inside = {id(part) for layer in stock.modules() if isinstance(layer, LoraLayer) for part in layer.modules() if part is not layer}
+    head = stock.get_base_model().get_output_embeddings()
+    for layer in stock.modules():
+        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear):
+            (rank,) = layer.r.values()
+            yield layer, int(rank)
+        elif isinstance(layer, nn.Linear) and layer is not head and id(layer) not in inside:
+            yield layer, 0
+
+
+def _counted(layer: Any, rank: int, forward: Counter[Shape], backward: Counter[Shape]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    inner, outer = layer.in_features, layer.out_features
 
     def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        forward.update([Shape("rows", inner, outer), Shape("rows", inner, rank), Shape("rows", rank, outer)])
-        backward.update([Shape("rows", outer, rank), Shape("sums", rank, inner), Shape("sums", outer, rank)])
+        forward.update([Shape("rows", inner, outer)])
         if inputs[0].requires_grad:
-            backward.update([Shape("rows", outer, inner), Shape("rows", rank, inner)])
+            backward.update([Shape("rows", outer, inner)])
+        if rank:
+            forward.update([Shape("rows", inner, rank), Shape("rows", rank, outer)])
+            backward.update([Shape("rows", outer, rank), Shape("sums", rank, inner), Shape("sums", outer, rank)])
+            if inputs[0].requires_grad:
+                backward.update([Shape("rows", rank, inner)])
 
     return look
 

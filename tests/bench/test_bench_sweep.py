@@ -1,0 +1,82 @@
+"""What tuned means: the fastest of everything that was tried, and the table says what that was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from bench.sweep import TrlSetting, candidates, default_setting, earlier, search, words_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapwood.errors import ConfigError, SapwoodError
+from sapwood.recipes.screen import Screen
+
+QUIET = Screen(quiet=True)
+
+
+@given(st.integers(1, 60), st.integers(0, 2), st.booleans(), st.randoms(use_true_random=False))
+def test_the_best_of_the_table_is_taken_and_no_setting_is_tried_twice(rows: int, threads: int, only_fp32: bool, random: object) -> None:
+    tried: list[TrlSetting] = []
+
+    def seconds_of(setting: TrlSetting) -> float:
+        tried.append(setting)
+        return float(random.uniform(1, 9))  # type: ignore[attr-defined]
+
+    found = search(candidates(rows, threads, only_fp32=only_fp32), seconds_of, QUIET)
+    fastest = min(found["table"], key=lambda line: line["seconds"])
+    assert found["best"] == {key: value for key, value in fastest.items() if key != "seconds"}
+    assert len(set(tried)) == len(tried) == len(found["table"])
+    assert all(setting.rows * setting.accumulation == rows for setting in tried), "the same rows a step, whatever a pass holds"
+    assert {setting.precision for setting in tried} == ({"fp32"} if only_fp32 else {"bf16", "autocast", "fp32"})
+    assert {setting.checkpointing for setting in tried} == {setting.keeping for setting in tried} == {True, False}
+    if rows % 2 == 0:
+        assert any(setting.flat for setting in tried)
+
+
+def test_what_fails_is_a_line_of_the_table_and_never_the_best() -> None:
+    def seconds_of(setting: TrlSetting) -> float:
+        if setting.precision == "autocast":
+            raise SapwoodError("TRL failed at `train`")
+        return 2.0
+
+    table = search(candidates(8, 0), seconds_of, QUIET)["table"]
+    assert [line["error"] for line in table if line["precision"] == "autocast"] == ["TRL failed at `train`"]
+
+
+def test_a_peer_that_never_works_is_no_peer() -> None:
+    def fails(setting: TrlSetting) -> float:
+        raise SapwoodError("no memory")
+
+    with pytest.raises(SapwoodError, match=r"nothing to compare with\. no memory"):
+        search(candidates(8, 0), fails, QUIET)
+
+
+@pytest.mark.parametrize(("rows", "a_pass"), [(8, 8), (48, 8), (2, 2), (30, 6), (13, 1)])
+def test_the_default_is_trls_own_batch_where_it_divides(rows: int, a_pass: int) -> None:
+    setting = default_setting(rows, 0)
+    assert (setting.rows, setting.rows * setting.accumulation) == (a_pass, rows)
+    assert setting.checkpointing
+    assert setting.precision == "autocast"
+    assert setting.environment() == {}
+    assert "checkpointing" in words_of(setting)
+
+
+def test_threads_and_allocator_are_the_processs_environment() -> None:
+    start, _ = candidates(8, 2)
+    assert start.environment()["OMP_NUM_THREADS"] == "2"
+    assert "MALLOC_TRIM_THRESHOLD_" in start.environment()
+
+
+def test_an_earlier_sweep_is_taken_only_for_its_own_workload(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    sweep = {"best": asdict(default_setting(8, 0)), "table": []}
+    file.write_text(json.dumps({"workload": "chat", "sweep": sweep}))
+    assert earlier(file, "chat") == sweep
+    with pytest.raises(ConfigError, match="of workload chat, not tools"):
+        earlier(file, "tools")
+    file.write_text(json.dumps({"workload": "chat", "sweep": {}}))
+    with pytest.raises(ConfigError, match="no earlier result"):
+        earlier(file, "chat")
