@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 from sapwood.cli.main import main
-from sapwood.run import read_records
-from sapwood.train.checkpoint import saved_steps
+from sapwood.run import read_records, saved_steps
 from tiny.folder import write_model, write_rows
 
 

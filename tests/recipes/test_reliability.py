@@ -18,8 +18,7 @@ import torch
 import sapwood
 from sapwood.cli.main import main
 from sapwood.errors import CheckpointError, StorageError, storage
-from sapwood.run import read_records
-from sapwood.train.checkpoint import saved_steps
+from sapwood.run import read_records, saved_steps
 from sapwood.train.step import is_out_of_memory
 from tiny.folder import write_model, write_rows
 

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.errors import CheckpointError, StorageError
+from sapwood.run import saved_steps
 from sapwood.train import checkpoint as checkpoint_file
-from sapwood.train.checkpoint import made_with, newest_checkpoint, save_checkpoint, saved_steps
+from sapwood.train.checkpoint import made_with, newest_checkpoint, save_checkpoint
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:

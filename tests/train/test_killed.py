@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sapwood.run import read_records
-from sapwood.train.checkpoint import saved_steps
+from sapwood.run import read_records, saved_steps
 from train.killed_runs import STEPS, kill_after, last_step, start
 from train.tiny_training import trained_steps
 

@@ -12,8 +12,8 @@ import safetensors.torch
 
 from sapwood.config import from_dict, known_keys, to_dict
 from sapwood.model import LanguageModel
+from sapwood.run import saved_steps
 from sapwood.train import SftConfig
-from sapwood.train.checkpoint import saved_steps
 from train.tiny_training import random_examples, tiny_lm, train, trained_steps
 
 BASE: dict[str, Any] = {"batch": 2, "epochs": 2, "budget": 1000, "lora": {"r": 4}, "optim": {"lr": 2e-3}}

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sapwood.errors import TrainingError
+from sapwood.run import saved_steps
 from sapwood.train import OptimConfig, SftConfig
-from sapwood.train.checkpoint import saved_steps
 from sapwood.train.optimizer import Optimizer
 from train.tiny_training import random_examples, train, trained_steps
 

@@ -16,9 +16,8 @@ import transformers
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.model import LanguageModel
 from sapwood.records import Example, Source
-from sapwood.run import read_records, step_records
+from sapwood.run import read_records, saved_steps, step_records
 from sapwood.train import OptimConfig, SftConfig, StepReport
-from sapwood.train.checkpoint import saved_steps
 from train.tiny_training import opened, random_examples, tiny_lm, train, trained_steps
 
 SHORT = SftConfig(batch=2, epochs=3, budget=1000, save_every=4, eval_every=4)

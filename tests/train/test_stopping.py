@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from sapwood.errors import CheckpointError, ConfigError
 from sapwood.records import Example, Row, Source
-from sapwood.run import step_records
+from sapwood.run import saved_steps, step_records
 from sapwood.train import OptimConfig, SftConfig, SftResult, StepReport
-from sapwood.train.checkpoint import save_checkpoint, saved_steps
+from sapwood.train.checkpoint import save_checkpoint
 from sapwood.train.step import evaluate
 from sapwood.train.stopping import PARTS, Evaluation, best_of, is_over
 from train.tiny_training import random_examples, tiny_lm, train, trained_steps

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sapwood.errors import CheckpointError, storage
-from sapwood.run import SCHEMA
+from sapwood.run import SCHEMA, saved_steps
 
 PARTS = {"rows": "other rows", "settings": "other settings", "model": "another model"}
 """What a fingerprint holds, and what is said where a part of it differs."""
@@ -104,12 +104,6 @@ def save_checkpoint(
     return path
 
 
-def saved_steps(run: Path) -> list[int]:
-    """Steps of which a checkpoint stands in the run directory, ascending."""
-    names = (path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*"))
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def newest_checkpoint(run: Path, fingerprint: Mapping[str, str], say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are named through `say` and passed over, and so is what computes otherwise now.
 
@@ -148,7 +142,9 @@ def _read(path: Path, fingerprint: Mapping[str, str], say: Callable[[str], None]
         raise _DamagedError(f"{Path(str(error.filename)).name} is missing") from None
     except (OSError, orjson.JSONDecodeError) as error:
         raise _DamagedError(f"state.json or state.safetensors cannot be read: {error}") from None
-    if not isinstance(state, dict) or state.pop("seal", None) != _seal(state):
+    if isinstance(state, dict) and "seal" not in state:
+        raise _DamagedError("state.json has no checksum: an earlier Sapwood wrote it, or another program")
+    if not isinstance(state, dict) or state.pop("seal") != _seal(state):
         raise _DamagedError("state.json does not match its checksum")
     if hashlib.sha256(data).hexdigest() != state["sha256"]:
         raise _DamagedError("state.safetensors does not match its checksum")

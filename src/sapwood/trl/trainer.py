@@ -26,9 +26,8 @@ from sapwood.recipes.live import watching
 from sapwood.recipes.prepare import Prepared
 from sapwood.recipes.track import tracking
 from sapwood.records import Example
-from sapwood.run import Run, new_run_path, open_run, step_records
+from sapwood.run import Run, new_run_path, open_run, saved_steps, step_records
 from sapwood.train import SftResult, StepReport, sft
-from sapwood.train.checkpoint import saved_steps
 from sapwood.train.result import save_whole
 from sapwood.train.step import evaluate
 from sapwood.trl.config import SFTConfig, known_options, understood
