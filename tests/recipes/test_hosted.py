@@ -10,6 +10,8 @@ import pytest
 
 from remote.scripted_server import Scripted, response, said, serving
 from sapwood.cli.main import main
+from sapwood.recipes.hosted import HostedConfig
+from sapwood.remote import Remote
 from sapwood.run import read_records
 from tiny.folder import write_model, write_rows
 
@@ -80,6 +82,33 @@ def test_odd_uses_are_refused_before_any_work(place: Path, capsys: pytest.Captur
     assert "Name a --scorer" in capsys.readouterr().err
     assert evaluate(place, server) == 1
     assert "Check that the server runs" in capsys.readouterr().err
+
+
+def test_every_option_reaches_the_server() -> None:
+    config = HostedConfig(
+        hosted_url="https://a.example/v1",
+        hosted_model="m",
+        hosted_key="K",
+        hosted_at_once=2,
+        hosted_timeout=3.0,
+        hosted_requests=4,
+        hosted_tokens=5,
+        hosted_leave_out=("seed",),
+        hosted_answers=Path("kept"),
+    )
+    expected = Remote(
+        url="https://a.example/v1",
+        model="m",
+        key="K",
+        at_once=2,
+        timeout=3.0,
+        requests_a_minute=4,
+        tokens_a_minute=5,
+        leave_out=("seed",),
+        cache=Path("kept"),
+    )
+    assert config.remote(Path("run")) == expected
+    assert HostedConfig().remote(Path("run")) is None
 
 
 def test_decide_asks_a_hosted_model(place: Path) -> None:

@@ -321,6 +321,32 @@ def test_cancelling_leaves_what_was_answered() -> None:
     assert [answer.error for answer in answers[1:]] == ["Cancelled."] * 2
 
 
+def test_fields_that_a_server_refuses_are_left_out_where_told() -> None:
+    def script(body: dict[str, Any], _: int) -> bytes:
+        return response({"error": {"message": "temperature is not supported"}}, 400) if "temperature" in body else said("fine")
+
+    with serving(script) as server:
+        refused = ask(server)
+        assert "temperature is not supported" in str(refused.error)
+        assert ask(server, leave_out=("temperature",)).text == "fine"
+        assert ask(server, params=SAMPLED, leave_out=("temperature", "seed")).text == "fine"
+    assert "seed" not in server.bodies[-1]
+
+
+@pytest.mark.parametrize("limits", [{"requests_a_minute": 1}, {"tokens_a_minute": 20}])
+def test_a_minute_holds_what_was_allowed(limits: dict[str, int]) -> None:
+    with serving(lambda body, _: said("x")) as server:
+        looks: list[int] = []
+
+        def cancelled() -> bool:
+            looks.append(len(server.bodies))
+            return looks[-6:] == [1] * 6  # the second would have gone out by now
+
+        answers = sampler(server, **limits).generate([asked("a"), asked("b")], GREEDY, cancelled=cancelled)
+    assert len(server.bodies) == 1
+    assert sorted(str(answer.ended) for answer in answers) == ["error", "stop"]
+
+
 def test_it_works_inside_a_running_loop() -> None:
     async def notebook(server: Scripted) -> Completion:
         return ask(server)
