@@ -88,12 +88,17 @@ def ids_of(completions: Sequence[Completion]) -> list[list[int]]:
 
 def greedy_by_transformers(name: str, ids: Sequence[int], new: int) -> list[int]:
     """transformers' own `generate`, one prompt at a time."""
+    return list(_greedy(name, tuple(map(int, ids)), new))
+
+
+@cache
+def _greedy(name: str, ids: tuple[int, ...], new: int) -> tuple[int, ...]:
     out = stock_model(name).generate(
-        input_ids=torch.tensor([list(ids)]),
+        input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         max_new_tokens=new,
         do_sample=False,
         eos_token_id=1,
         pad_token_id=0,
     )
-    return list(out[0, len(ids) :].tolist())
+    return tuple(out[0, len(ids) :].tolist())
