@@ -44,9 +44,13 @@ class Answer:
 class Contestant:
     """One child process. A context manager: it is ended, with its children, on the way out."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], *, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str | Path], *, folder: Path, environment: Mapping[str, str | None] | None = None
+    ) -> None:
+        """`environment` is added to this process's own; what is None there is taken out of it."""
         self.name, self._command, self._folder = name, [str(word) for word in command], folder
-        self._environment = {**os.environ, **(environment or {})}
+        whole = {**os.environ, **(environment or {})}
+        self._environment = {key: value for key, value in whole.items() if value is not None}
         self._process: subprocess.Popen[str] | None = None
         self.versions: Mapping[str, str] = {}
         """What the contestant says it runs on."""

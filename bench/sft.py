@@ -74,6 +74,8 @@ class SftBench:
     """An earlier result of the same workload, whose best setting of the peer is taken without a new sweep."""
     memory: bool = True
     """Whether to measure peak memory, too."""
+    profile: bool = False
+    """Whether to say where the time of one of our steps goes: torch's operations, by their own time."""
     out: Path = Path("runs/bench")
     """Folder for sft-WORKLOAD.json and sft-WORKLOAD.svg."""
 
@@ -161,6 +163,7 @@ class _Bench:
             self.screen.say(f"{OURS}: {loaded[OURS]['dtype']}, {loaded[OURS]['threads']} threads, {loaded[OURS]['budget']:,} tokens a pass")
             work: dict[str, Callable[[], float]] = {OURS: partial(self._train, OURS, ours)}
             versions = {OURS: dict(ours.versions)}
+            self._find_tuned(ours, loaded[OURS]["dtype"])
             for name, setting in self._peers().items():
                 peer = stack.enter_context(self._trl(setting))
                 loaded[name] = self._load_trl(peer, setting).reply
@@ -168,7 +171,8 @@ class _Bench:
                 work[name] = partial(self._train, name, peer)
             work[LIMIT] = partial(self._limit, ours)
             times = alternate(work, self.config.rounds, self._say)
-        return self._speed_result(times, loaded, versions)
+            profile = ours.ask("profile").reply["operations"] if self.config.profile else None
+        return self._speed_result(times, loaded, versions) | ({"profile": profile} if profile else {})
 
     def _speed_result(self, times: Times, loaded: dict[str, Any], versions: dict[str, Any]) -> dict[str, Any]:
         limit = times.pop(LIMIT)
@@ -218,22 +222,31 @@ class _Bench:
             training = contestant.ask("train", watch=True, steps=min(2, self.config.steps + 1)).peak_bytes
         return {"peak_bytes": max(loading, training), "idle_bytes": idle, "loading_bytes": loading, "training_bytes": training}
 
+    def _find_tuned(self, ours: Contestant, our_dtype: str) -> None:
+        """What tuned means on this workload; every try must have our losses."""
+        if self.python is None:
+            return
+        if self.config.sweep is not None:
+            self.sweep = earlier(self.config.sweep, self.config.workload)
+            return
+        losses = ours.ask("train", steps=2).reply["losses"]
+        space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32")
+        self.sweep = search(space, partial(self._try, losses, our_dtype), self.screen)
+
     def _peers(self) -> dict[str, TrlSetting]:
-        """The peer's contestants; what tuned means is found once, on the first call."""
+        """The peer's contestants."""
         if self.python is None:
             return {}
-        if not self.sweep:
-            before = earlier(self.config.sweep, self.config.workload) if self.config.sweep else None
-            space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32")
-            self.sweep = before or search(space, self._try, self.screen)
         tuned = {TUNED: TrlSetting(**self.sweep["best"])}
         return tuned | ({BY_DEFAULT: default_setting(self.peer_rows, self.config.threads)} if self.config.against == "trl" else {})
 
-    def _try(self, setting: TrlSetting) -> float:
-        """Seconds of one step in a fresh process with this setting."""
+    def _try(self, ours: list[float], our_dtype: str, setting: TrlSetting) -> float:
+        """Seconds of one step in a fresh process with this setting. Raises `SapwoodError` where its losses are not `ours`."""
         with self._trl(setting) as peer:
-            self._load_trl(peer, setting)
-            return float(peer.ask("train", steps=2).reply["seconds"][0])
+            exact = self._load_trl(peer, setting).reply["dtype"] == our_dtype == "float32"
+            reply = peer.ask("train", steps=2).reply
+        compare_losses({OURS: [ours], peer.name: [reply["losses"]]}, OURS, {peer.name} if exact else set())
+        return float(reply["seconds"][0])
 
     def _ours(self) -> Contestant:
         environment = {"PYTHONPATH": str(ROOT / "src"), **threads_of(self.config.threads)}
@@ -318,6 +331,8 @@ def show(result: dict[str, Any], screen: Screen) -> None:
             f"losses of all steps differ by {result['max_loss_difference']:.1e} nats at most, "
             f"{result['max_relative_loss_difference']:.2%} of the loss"
         )
+    for line in result.get("profile", []):
+        screen.say(f"{line['share']:6.1%} {line['seconds']:7.3f} s {line['calls']:>7,} × {line['operation']}")
     if result.get("memory_ratio") is not None:
         screen.say(f"peak memory: {result['memory_ratio']:.2f} times that of TRL tuned")
 

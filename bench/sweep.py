@@ -43,9 +43,10 @@ class TrlSetting:
     keeping: bool
     """Whether the allocator keeps what was freed."""
 
-    def environment(self) -> dict[str, str]:
-        """Of the process."""
-        return ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}) | (KEEPING if self.keeping else {})
+    def environment(self) -> dict[str, str | None]:
+        """What the process gets besides, and what it must not inherit."""
+        threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        return threads | (KEEPING if self.keeping else dict.fromkeys(KEEPING))
 
 
 Candidates = list[list[dict[str, Any]]]

@@ -2,6 +2,7 @@
 
 load    the model, an adapter (drawn and saved into `adapter`, for the peer to begin with), the rows, the rehearsal's budget
 train   put the adapter back to its start, take all steps, give the seconds of those behind the first
+profile where the time of one step goes
 limit   the seconds that the matrix products of the same steps would take alone
 """
 
@@ -24,6 +25,9 @@ from sapwood.train import SftConfig
 from sapwood.train.optimizer import OptimConfig, Optimizer
 from sapwood.train.rehearsal import rehearse
 from sapwood.train.step import accumulate
+
+PROFILED = 30
+"""Operations that a profile names."""
 
 
 class _Training:
@@ -79,6 +83,26 @@ def train(request: Request) -> dict[str, Any]:
     return {"seconds": seconds, "losses": losses, "computed_tokens": computed[1:]}
 
 
+def profile(request: Request) -> dict[str, Any]:
+    """Torch's operations in one step by their own time, the longest first, and what is no operation of torch's."""
+    now = _now[0]
+    step, optimizer = now.steps[-1], Optimizer(trainable_parameters(now.model), now.optim)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        begin = time.perf_counter()
+        accumulate(now.model, step, now.budget)
+        optimizer.step(now.optim.lr)
+        whole = time.perf_counter() - begin
+    events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    lines = [(event.key, event.self_cpu_time_total / 1e6, event.count) for event in events]
+    lines.append(("outside of torch's operations", whole - sum(seconds for _, seconds, _ in lines), 1))
+    longest = sorted(lines, key=lambda line: -line[1])[:PROFILED]
+    return {
+        "operations": [
+            {"operation": name, "seconds": seconds, "share": seconds / whole, "calls": calls} for name, seconds, calls in longest
+        ]
+    }
+
+
 def limit(request: Request) -> dict[str, Any]:
     """Of each step that `train` times: seconds by part, floating-point operations, tokens."""
     now = _now[0]
@@ -92,4 +116,7 @@ def limit(request: Request) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve({"load": load, "train": train, "limit": limit}, versions_of(["sapwood", "torch", "transformers", "peft", "numpy"]))
+    serve(
+        {"load": load, "train": train, "profile": profile, "limit": limit},
+        versions_of(["sapwood", "torch", "transformers", "peft", "numpy"]),
+    )

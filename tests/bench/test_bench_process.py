@@ -70,6 +70,16 @@ def test_what_cannot_start_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_the_environment_is_added_to_and_taken_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OF_THE_PARENT", "1")
+    code = (
+        "import json, os; print(json.dumps({'ready': {key: os.environ.get(key, 'none') for key in ('OF_THE_PARENT', 'NEW')}}), flush=True)"
+    )
+    for environment, found in (({"NEW": "2"}, ["1", "2"]), ({"OF_THE_PARENT": None}, ["none", "none"])):
+        with Contestant("Told", [sys.executable, "-c", code], folder=ROOT, environment=environment) as told:
+            assert list(told.versions.values()) == found
+
+
 def test_nothing_is_left_running() -> None:
     with scripted() as running:
         assert running._process is not None

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from bench.workloads import WORKLOADS
 
 from sapwood.cli.bench_verb import checkout
 from sapwood.cli.main import main
 from tiny.folder import write_model
 
 KEYS = ("ratio_to_defaults", "ratio_to_tuned", "share_of_limit", "max_loss_difference", "memory_ratio")
+MEMORY = {"memory", "memory_ratio", "memory_ratio_to_defaults"}
+"""Keys of a result whose memory was measured."""
 
 
 @pytest.mark.parametrize(
@@ -40,11 +44,19 @@ def measured(model: Path, tmp_path: Path, *words: str) -> dict[str, Any]:
     return found
 
 
-def test_ours_alone_through_the_verb(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", context=4096)
-    words = ("--workload", "chat", "--against", "none", "--rounds", "2", "--steps", "2", "--rows", "2", "--memory", "False")
-    found = measured(model, tmp_path, *words)
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run without a peer left: `found.json`, and the folder `out`."""
+    folder = tmp_path_factory.mktemp("alone")
+    model = write_model(folder / "model", context=4096)
+    words = ("--workload", "chat", "--against", "none", "--rounds", "2", "--steps", "2", "--rows", "2", "--memory", "False", "--profile")
+    measured(model, folder, *words)
+    return folder
+
+
+def test_ours_alone_through_the_verb(alone: Path) -> None:
+    out = alone / "out"
+    found = json.loads((alone / "found.json").read_text())
     assert found == json.loads((out / "sft-chat.json").read_text())
     ElementTree.parse(out / "sft-chat.svg")
     assert sorted(path.name for path in out.iterdir()) == ["sft-chat.json", "sft-chat.svg"], "the rows and the adapter are gone"
@@ -58,6 +70,16 @@ def test_ours_alone_through_the_verb(tmp_path: Path) -> None:
     assert len(found["losses"]["Sapwood"]) == 3, "the step that warms up has a loss, and no time"
     assert found["settings"]["rows"] == found["tokens"]["conversations"] / 2 == 2
     assert ours["dtype"] == "float32"
+    assert sum(line["share"] for line in found["profile"]) <= 1.0001
+
+
+def test_the_page_names_the_workloads_and_the_keys_of_a_result(alone: Path) -> None:
+    page = (checkout() / "docs" / "performance.md").read_text().partition("## A training step against TRL")[2]
+    assert all(f"| `{workload}` |" in page for workload in WORKLOADS)
+    table = page.partition("**The keys of the result.**")[2]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))))
+    found = set(json.loads((alone / "found.json").read_text()))
+    assert named == (found | MEMORY) - {"workload", "profile"}
 
 
 @pytest.mark.slow
@@ -68,6 +90,7 @@ def test_the_real_trl_takes_the_same_steps(workload: str, tmp_path: Path) -> Non
     found = measured(model, tmp_path, "--workload", workload, "--rounds", "2", "--steps", "2", "--rows", "2")
     assert found["max_loss_difference"] < 1e-4
     assert all(found[key] > 0 for key in KEYS)
+    assert set(found) >= MEMORY
     assert {"Sapwood", "TRL, tuned", "TRL, its defaults"} == set(found["contestants"]) == set(found["memory"])
     fastest = min((line for line in found["sweep"]["table"] if line["seconds"]), key=lambda line: line["seconds"])
     assert found["sweep"]["best"].items() <= fastest.items()

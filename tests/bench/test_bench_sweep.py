@@ -60,7 +60,7 @@ def test_the_default_is_trls_own_batch_where_it_divides(rows: int, a_pass: int) 
     assert (setting.rows, setting.rows * setting.accumulation) == (a_pass, rows)
     assert setting.checkpointing
     assert setting.precision == "autocast"
-    assert setting.environment() == {}
+    assert set(setting.environment().values()) == {None}, "the allocator is as it is, whatever this process was given"
     assert "checkpointing" in words_of(setting)
 
 
