@@ -51,11 +51,14 @@ def serving(
     models: dict[str, str | None] | None = None,
     arguments: dict[str, Any] | None = None,
     adapters: Sequence[Path] = (),
+    tools_in_system: bool = False,
     **knobs: Any,
 ) -> Iterator[Serving]:
     """Serve the model of a folder until the block ends, with adapters that are called like their folders."""
     limits = limits or ServeLimits()
     chat = Chat.load(folder)
+    if tools_in_system:
+        chat = chat.with_tools_in_system()
     model = load_model(folder, "fp32")
     for adapter in adapters:
         model = add_adapter(model, adapter, adapter.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -159,3 +160,9 @@ def test_deltas_joined_are_the_whole_for_any_answer(server: Serving) -> None:
                 for piece in delta.get("tool_calls", ()):
                     arguments[piece["index"]] = arguments.get(piece["index"], "") + piece["function"]["arguments"]
             assert [json.loads(one) for one in arguments.values()] == [call.arguments for call in message.tool_calls]
+
+
+def test_a_template_without_a_place_for_tools_offers_them_in_the_system_message(tmp_path: Path) -> None:
+    with serving(write_model(tmp_path / "model"), tools_in_system=True) as server:
+        call = server.ask(tools=[TOOL], tool_choice="required", max_tokens=200, temperature=1, seed=1).json()["choices"][0]
+    assert [one["function"]["name"] for one in call["message"]["tool_calls"]] == ["look_up"]

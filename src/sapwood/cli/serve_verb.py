@@ -45,6 +45,8 @@ class ServeConfig:
     """Ask nobody for a token. On loopback only: whoever uses this machine may ask then."""
     template: str | None = None
     """A chat template, where the model has none: `chatml`, `plain`, or a Jinja file. A run brings its own."""
+    tools_in_system: bool = False
+    """Offer tools in the system message, for templates without a place for them. A run that was trained so brings it."""
     dtype: Dtype = "auto"
     """Type of the base weights; `auto` takes a run's own."""
     slots: int = 32
@@ -95,6 +97,8 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     tokens, screen = _tokens(config), screen_for(json)
     listener = listen(config.host, config.port)  # before the model loads: a port that is taken is known at once
     model, chat = open_model(name, ChatConfig(template=config.template, dtype=config.dtype), screen)
+    if config.tools_in_system and not chat.tools_in_system:
+        chat = chat.with_tools_in_system()
     for note in (*chat.notes, *chat.warnings):
         screen.say(note)
     called = config.name or (Path(name).resolve().name if Path(name).exists() else name)
