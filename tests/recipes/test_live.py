@@ -16,7 +16,7 @@ from rich.console import Console
 from sapwood.errors import ConfigError
 from sapwood.recipes import Screen
 from sapwood.recipes.blocks import BLOCKS, chart, sparkline
-from sapwood.recipes.course import clock
+from sapwood.recipes.course import Course, clock
 from sapwood.recipes.feed import Feed
 from sapwood.recipes.live import PANEL, Watch, WatchConfig, show_course, watching
 from sapwood.recipes.samples import Answer, evenly
@@ -160,6 +160,20 @@ def test_a_resumed_run_shows_its_whole_curve_and_nothing_of_a_lost_future(tmp_pa
         watch.report(report(7, 12))
         assert watch.course.losses[7] == 4.0
     run.close()
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_shape() -> None:
+    for steps in (1, 2, 3, 399, 401, 12_345):
+        course = Course()
+        course.take([{**record(step), "loss": None if step == 2 else 5.0 - step / steps} for step in range(1, steps + 1)])
+        curve = course.curve()
+        assert len(curve) <= 400
+        places = [place for place, _ in curve]
+        assert places == sorted(set(places))
+        assert 0 <= places[0] <= places[-1] < steps
+        assert all(abs(loss - (5.0 - (place + 1) / steps)) < max(0.05, 1.5 / steps) for place, loss in curve)
+        assert course.smoothed() == pytest.approx(curve[-1][1], abs=max(0.1, 1.5 / steps))
+    assert Course().curve() == []
 
 
 def test_a_feed_gives_each_record_once_and_begins_anew_with_its_file(tmp_path: Path) -> None:

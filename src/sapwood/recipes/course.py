@@ -9,6 +9,9 @@ import math
 import time
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 Record = dict[str, Any]
 
 LINES = 10
@@ -18,6 +21,8 @@ TOKENS_A_LINE = 50_000
 MOST_LINES = 500
 RECENT = 20
 """Steps over which speed is measured."""
+POINTS = 400
+"""Of a curve, at most."""
 GIB = 2**30
 
 
@@ -76,18 +81,30 @@ class Course:
         return False
 
     def curve(self) -> list[tuple[float, float]]:
-        """(step, the mean loss of it and of its neighbours): each loss is measured before its step. What is not finite is left out."""
-        known = [(step - 1, loss) for step, loss in sorted(self.losses.items()) if math.isfinite(loss)]
-        half = max(1, len(known) // 40)
-        losses = [loss for _, loss in known]
-        near = [losses[max(0, place - half) : place + half + 1] for place in range(len(known))]
-        return [(step, sum(part) / len(part)) for (step, _), part in zip(known, near, strict=True)]
+        """(step, the mean loss of it and of its neighbours): each loss is measured before its step. What is not finite is left out.
+
+        A long run is thinned to some hundred points: this is drawn twice a second, beside the training.
+        """
+        step_S, loss_S = self._finite()
+        size = -(-len(loss_S) // POINTS) or 1
+        starts = np.arange(0, len(loss_S), size)
+        counts = np.diff([*starts, len(loss_S)])
+        means = (np.add.reduceat(loss_S, starts) / counts).tolist() if len(starts) else []
+        half = max(1, len(means) // 40)
+        near = [means[max(0, place - half) : place + half + 1] for place in range(len(means))]
+        return [(float(step) - 1, sum(part) / len(part)) for step, part in zip(step_S[starts + (counts - 1) // 2], near, strict=True)]
 
     def smoothed(self) -> float:
         """The mean loss of the last twentieth of the steps, of five at least."""
-        losses = [loss for _, loss in sorted(self.losses.items()) if math.isfinite(loss)]
-        tail = losses[-max(5, len(losses) // 20) :]
-        return sum(tail) / len(tail) if tail else math.nan
+        _, loss_S = self._finite()
+        tail = loss_S[-max(5, len(loss_S) // 20) :]
+        return float(tail.mean()) if len(tail) else math.nan
+
+    def _finite(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        step_S, loss_S = np.fromiter(self.losses.keys(), np.int64), np.fromiter(self.losses.values(), np.float64)
+        order = np.argsort(step_S, kind="stable")
+        order = order[np.isfinite(loss_S[order])]
+        return step_S[order], loss_S[order]
 
     def progress(self) -> str:
         """How far, how long, and how long still; empty before it is known."""
