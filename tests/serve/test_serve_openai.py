@@ -129,3 +129,7 @@ def test_the_remote_sampler_gets_the_very_tokens(server: Serving, monkeypatch: p
     assert (answer.ended, answer.counted) == (expected.ended, (len(expected.prompt.ids), len(expected.ids)))
     assert answer.message is not None
     assert answer.message.content == expected.message.content
+    told: list[str] = []
+    streamed = sampler.stream(Prompt(MESSAGES, (), ""), SamplingParams(max_new_tokens=10), lambda delta: told.append(delta.content))
+    assert "".join(told) == streamed.text == answer.text
+    assert (streamed.ended, streamed.counted) == (answer.ended, answer.counted)

@@ -2,7 +2,8 @@
 
 Equal prompts are asked in one request where they are sampled, and once where they are not (temperature 0). Sample k of a prompt
 has a seed of its own, made of (seed, k), so that an answer is found again in the cache whatever else was asked. What a server
-does not take is left out only where it changes no answer, and `notes` says so. Left out on purpose: streaming to `on_token`.
+does not take is left out only where it changes no answer, and `notes` says so. Left out on purpose: `on_token`, for few servers
+tell their tokens; `stream` tells what they mean.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import os
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import orjson
 
+from sapwood.chat import Delta
 from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError, RemoteError
 from sapwood.records import Completion, Ended, Prompt, SamplingParams
 from sapwood.records.protocols import OnToken
 from sapwood.remote.answering import choices_of, completion_of, ended_whole, usage_of
 from sapwood.remote.cache import AnswerCache
+from sapwood.remote.growing import Growing
 from sapwood.remote.pacing import Pace
 from sapwood.remote.requesting import body_of
 from sapwood.remote.sending import Line, UnansweredError
@@ -111,6 +114,7 @@ class RemoteSampler:
         self._key = _key(remote.key)
         self._cache = AnswerCache(remote.cache) if remote.cache is not None else None
         self._extras: dict[str, Any] = {"logprobs": True, "return_token_ids": True} if remote.token_ids else {}
+        self._stream_extras: dict[str, Any] = {"stream_options": {"include_usage": True}}
         self._pace = Pace(remote.requests_a_minute, remote.tokens_a_minute)
         self._limit = "max_tokens"
         self._several = True
@@ -128,11 +132,43 @@ class RemoteSampler:
         Raises `ConfigError` for what the server cannot be asked, `RemoteError` where every further request would fail alike.
         """
         if on_token is not None:
-            raise ConfigError("A server's answers come whole: leave out on_token.")
+            raise ConfigError("A server's tokens are not told one by one: leave out on_token, or use `stream`.")
         questions = self._questions(prompts, params)
         answers: list[Completion | None] = [None] * len(prompts)
         _run(self._all(questions, answers, params, cancelled))
         return [answer or _failed(prompt, "Cancelled.") for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def stream(self, prompt: Prompt, params: SamplingParams, on_delta: Callable[[Delta], None]) -> Completion:
+        """One answer, told piece by piece as it comes; never kept, and asked again only before its first piece.
+
+        A stream that breaks is a completion with `Ended.ERROR` and what was said by then. Raises as `generate` does.
+        """
+        (question,) = self._questions([prompt], params)
+        growing = Growing()
+        failures: list[str] = []
+
+        def tell(deltas: Sequence[Delta]) -> None:
+            for delta in deltas:
+                on_delta(delta)
+
+        async def follow() -> None:
+            async with self._client() as client:
+                while True:
+                    body = self._body(question, 1, 0, params) | {"stream": True} | self._stream_extras
+                    try:
+                        await self._line(client).follow(body, self._cost(question, 1, params), growing.push, tell)
+                    except UnansweredError as failure:
+                        if failure.status in (400, 422) and self._adapts(str(failure), body):
+                            continue
+                        failures.append(str(failure))
+                    return
+
+        _run(follow())
+        tell(growing.finish())
+        if growing.counted is not None:
+            self.counted = [self.counted[0] + growing.counted[0], self.counted[1] + growing.counted[1]]
+        completion = completion_of(prompt, growing.choice(), growing.counted)
+        return replace(completion, ended=Ended.ERROR, error=failures[0]) if failures else completion
 
     def check(self) -> None:
         """See that the server is there, takes the key and has the model, before anything is paid. Raises `RemoteError`."""
@@ -193,16 +229,9 @@ class RemoteSampler:
         """At least one more choice, with the tokens that it stands for. Raises `UnansweredError`."""
         while True:
             count = len(missing) if self._several else 1
-            body = question.body | self._extras
-            if self._limit != "max_tokens" and "max_tokens" in body:
-                body[self._limit] = body.pop("max_tokens")
-            if "seed" not in self.remote.leave_out and params.temperature > 0:
-                body["seed"] = seed_of(params.seed, missing[0])
-            if count > 1:
-                body["n"] = count
-            tokens_in = len(question.prompt.ids) or len(orjson.dumps(question.body)) / _LETTERS_A_TOKEN
+            body = self._body(question, count, missing[0], params)
             try:
-                choices, usage = await line.ask(body, tokens_in + count * params.max_new_tokens, _choices_and_usage)
+                choices, usage = await line.ask(body, self._cost(question, count, params), _choices_and_usage)
             except UnansweredError as failure:
                 if failure.status in (400, 422) and self._adapts(str(failure), body):
                     continue
@@ -216,6 +245,20 @@ class RemoteSampler:
             shares = None if usage is None else [[usage[0] * (place == 0), usage[1] // len(choices)] for place in range(len(choices))]
             return [{"choice": choice, "counted": shares and shares[place]} for place, choice in enumerate(choices)]
 
+    def _body(self, question: _Question, count: int, k: int, params: SamplingParams) -> dict[str, Any]:
+        """What is sent for samples from the k-th on."""
+        body = question.body | self._extras
+        if self._limit != "max_tokens" and "max_tokens" in body:
+            body[self._limit] = body.pop("max_tokens")
+        if "seed" not in self.remote.leave_out and params.temperature > 0:
+            body["seed"] = seed_of(params.seed, k)
+        return body | ({"n": count} if count > 1 else {})
+
+    def _cost(self, question: _Question, count: int, params: SamplingParams) -> float:
+        """Tokens that a request takes at most, as far as they are known here."""
+        tokens_in = len(question.prompt.ids) or len(orjson.dumps(question.body)) / _LETTERS_A_TOKEN
+        return tokens_in + count * params.max_new_tokens
+
     def _adapts(self, said: str, body: dict[str, Any]) -> bool:
         """Whether the request can be sent in another form that asks the same; `said` is the refusal."""
         if "max_completion_tokens" in said and "max_tokens" in body:
@@ -224,11 +267,12 @@ class RemoteSampler:
         if "n" in body and re.search(r"[`'\"]n[`'\"]|\bn [=>]|multiple (choices|completions)", said):
             self._several = False
             return True
-        for name in self._extras:
-            if name in body and name in said:
-                del self._extras[name]
-                self.notes.append(f"The server refuses `{name}`, so its answers come without token ids or log-probabilities.")
-                return True
+        for extras, lost in ((self._extras, "token ids or log-probabilities"), (self._stream_extras, "counts of their tokens")):
+            for name in extras:
+                if name in body and name in said:
+                    del extras[name]
+                    self.notes.append(f"The server refuses `{name}`, so its answers come without {lost}.")
+                    return True
         return False
 
     def _name(self, body: dict[str, Any], seed: int, k: int) -> dict[str, Any]:

@@ -16,15 +16,17 @@ import email.utils
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import orjson
 
 from sapwood.errors import RemoteError
 from sapwood.remote.pacing import Pace
+
+T = TypeVar("T")
 
 LARGEST = 64 * 2**20
 """Bytes of an answer that are read."""
@@ -73,10 +75,20 @@ class Line:
 
         Raises `UnansweredError` or `RemoteError`.
         """
+        return await self._persist(lambda: self._once(body, read), expected_tokens)
+
+    async def follow(self, body: Mapping[str, Any], expected_tokens: float, read: Callable[[Any], T], tell: Callable[[T], None]) -> None:
+        """Tell what `read` makes of each chunk of a streamed answer. What has begun is not asked again: it fails where it breaks.
+
+        Raises as `ask` does; `read` raises `ValueError` for a chunk that is none. The time-out holds between two chunks.
+        """
+        await self._persist(lambda: self._stream(body, read, tell), expected_tokens)
+
+    async def _persist(self, once: Callable[[], Awaitable[T]], expected_tokens: float) -> T:
         for attempt in range(1, self.tries + 1):
             await self.pace.enter(expected_tokens)
             try:
-                return await self._once(body, read)
+                return await once()
             except _AgainError as again:
                 if attempt == self.tries or again.wait > LONGEST_WAIT:
                     tried = "once" if attempt == 1 else f"{attempt} times"
@@ -116,9 +128,56 @@ class Line:
         except ValueError as error:
             raise _AgainError(f"answered 200, but not as the protocol says: {error}") from None
 
+    async def _stream(self, body: Mapping[str, Any], read: Callable[[Any], T], tell: Callable[[T], None]) -> None:
+        began = unreachable = False
+        try:
+            async with asyncio.timeout(self.timeout) as limit, self.client.stream("POST", self.url, **self._content(body)) as response:
+                if response.status_code != 200 or "event-stream" not in response.headers.get("content-type", ""):
+                    self._refuse_stream(response.status_code, response.headers, await response.aread())
+                async for line in response.aiter_lines():
+                    limit.reschedule(asyncio.get_running_loop().time() + self.timeout)
+                    if not line.startswith("data:"):
+                        continue
+                    if line[5:].strip() == "[DONE]":
+                        return
+                    found = self._chunk(line[5:], read)
+                    began = True
+                    tell(found)
+            reason = "the stream ended without saying so"
+        except TimeoutError:
+            reason = f"nothing more came within {self.timeout:g} s"
+        except httpx2.TransportError as error:
+            unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
+            reason = f"the connection broke ({self._clean(str(error)) or type(error).__name__})"
+        except _AgainError as again:
+            if not began:
+                raise
+            reason = again.reason
+        if began:
+            raise UnansweredError(f"{self.url}: {reason}, in the middle of the answer.")
+        raise _AgainError(reason, unreachable=unreachable)
+
+    def _chunk(self, text: str, read: Callable[[Any], T]) -> T:
+        try:
+            chunk = orjson.loads(text)
+            if isinstance(chunk, dict) and chunk.get("error"):
+                raise _AgainError(f"the stream broke off with an error: {self._clean(_excerpt(text.encode()))}")
+            return read(chunk)
+        except ValueError as error:
+            raise _AgainError(f"the stream is not what the protocol says: {error}") from None
+
+    def _refuse_stream(self, status: int, headers: httpx2.Headers, data: bytes) -> None:
+        """Raise what a response means that is no stream."""
+        if status != 200:
+            self._refuse(status, headers, data)
+        raise _AgainError(f"answered 200 with {_what(data)}, where a stream is expected: {self._clean(_excerpt(data))}")
+
+    def _content(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return {"content": orjson.dumps(body), "headers": self.headers}
+
     async def _exchange(self, body: Mapping[str, Any]) -> tuple[int, httpx2.Headers, bytes]:
         data = bytearray()
-        async with self.client.stream("POST", self.url, content=orjson.dumps(body), headers=self.headers) as response:
+        async with self.client.stream("POST", self.url, **self._content(body)) as response:
             async for piece in response.aiter_bytes():
                 data += piece
                 if len(data) > LARGEST:
