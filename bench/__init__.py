@@ -1,11 +1,14 @@
 """Measured comparisons: workloads, the peers they are measured against, and the harness that runs both side by side.
 
     sapwood bench data          preparing a file of conversations, against TRL
+    sapwood bench sft           a training step: against TRL at its defaults and tuned, and against the time of its matrix products
     sapwood bench parity        the losses of a training, step by step, against TRL
     sapwood bench sharing       a training pass as a forest, against the same rows with nothing shared
     sapwood bench fused-lora    a training pass with the fused layers, against peft's and transformers' own
 
     workload (data.py, …)       what is done, what counts as the same work, what the result says
+    workloads.py, losses.py     of sft: the rows that all train; whether they trained alike
+    sweep.py, limit.py          of sft: what a tuned peer is; the products that no step can do without
     contestant.py               one contestant's process, from the inside: JSON lines in, JSON lines out (standard library only)
     process.py                  the same process from the outside: asking, and watching its memory
     rounds.py                   A B A B …, medians and ratios

@@ -163,13 +163,13 @@ class _Bench:
             self.screen.say(f"{OURS}: {loaded[OURS]['dtype']}, {loaded[OURS]['threads']} threads, {loaded[OURS]['budget']:,} tokens a pass")
             work: dict[str, Callable[[], float]] = {OURS: partial(self._train, OURS, ours)}
             versions = {OURS: dict(ours.versions)}
+            work[LIMIT] = partial(self._limit, ours)  # next to the steps that it is compared with
             self._find_tuned(ours, loaded[OURS]["dtype"])
             for name, setting in self._peers().items():
                 peer = stack.enter_context(self._trl(setting))
                 loaded[name] = self._load_trl(peer, setting).reply
                 versions["TRL"] = dict(peer.versions)
                 work[name] = partial(self._train, name, peer)
-            work[LIMIT] = partial(self._limit, ours)
             times = alternate(work, self.config.rounds, self._say)
             profile = ours.ask("profile").reply["operations"] if self.config.profile else None
         return self._speed_result(times, loaded, versions) | ({"profile": profile} if profile else {})

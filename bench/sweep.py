@@ -68,7 +68,8 @@ def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False) -> tupl
     sizes = [rows for rows in (1, 2, 4, 8) if peer_rows % rows == 0]
     passes = [{"rows": rows, "accumulation": peer_rows // rows} for rows in sizes]
     precisions = [{"precision": kind} for kind in (["fp32"] if only_fp32 else ["bf16", "autocast", "fp32"])]
-    fewer = [{"threads": count} for count in range(1, os.cpu_count() or 1)] if not threads else []
+    fractions = [(os.cpu_count() or 1) // part for part in (2, 4)]
+    fewer = [{"threads": count} for count in fractions if count] if not threads else []
     start = TrlSetting(
         precision=precisions[0]["precision"],  # type: ignore[arg-type]
         **passes[min(1, len(passes) - 1)],

@@ -58,6 +58,11 @@ def test_a_conversation_whose_history_is_rewritten_is_one_row_a_turn() -> None:
     assert [one["input_ids"] for one in peer_rows(Example(rows))] == [[1, 2, 8, 9, 3, 5], [1, 2, 7, 8, 9]]
 
 
+def test_what_is_trained_twice_is_trained_twice_by_a_peer() -> None:
+    rows = (row([1, 2], [7, 8]), row([1, 2], [7, 8]), row([1, 2], [7]))
+    assert [one["labels"] for one in peer_rows(Example(rows))] == [[-100, -100, 7, 8], [-100, -100, 7, 8], [-100, -100, 7]]
+
+
 @pytest.mark.parametrize("workload", ["chat", "multiturn", "multiturn-reasoning", "long"])
 def test_same_seed_same_rows(workload: str, model: Path, tmp_path: Path) -> None:
     first, second, other = (made(workload, model, seed=seed) for seed in (3, 3, 4))
