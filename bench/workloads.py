@@ -255,10 +255,11 @@ def _long(chat: Chat, count: int, rng: np.random.Generator) -> list[Conversation
 
 
 def _natural(data: Sequence[str], chat: Chat, steps: int, rows: int, seed: int, screen: Screen) -> list[Example]:
-    prepared = prepare_files(list(data) or [bfcl.TASK], chat, DataConfig(held_out=0), screen)
+    names = list(data) or [bfcl.TASK]
+    prepared = prepare_files(names, chat, DataConfig(held_out=0), screen)
     if len(prepared.examples) < steps * rows:
         raise DataError(
-            f"{', '.join(data)}: {len(prepared.examples)} conversations, and {steps * rows} are needed. Give fewer --steps or --rows."
+            f"{', '.join(names)}: {len(prepared.examples)} conversations, and {steps * rows} are needed. Give fewer --steps or --rows."
         )
     order = [step_examples(step, num_examples=len(prepared.examples), batch=rows, epochs=1, seed=seed) for step in range(steps)]
     return [prepared.examples[int(place)] for places in order for place in places]
