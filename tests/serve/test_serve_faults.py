@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from sapwood.serve.app import Front, make_app
+from sapwood.serve.limits import Access
 from sapwood.serve.running import finish
 from serve.serving import TOKEN, Serving, serving, with_limits
 from tiny.folder import write_model
@@ -113,8 +116,19 @@ def test_what_is_no_json_or_too_much_of_it(server: Serving) -> None:
     assert "There is no GET /v1/nowhere" in complaint(httpx2.get(server.url + "/nowhere", trust_env=False), 404)
 
 
-def test_what_is_closed_after_an_answer_leaves_nothing_behind(server: Serving) -> None:
-    """Clients that leave in the middle, streaming or waiting, stop costing."""
+def slowed(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make answers with stop strings take seconds, however fast the machine is: each of their tokens is decoded once more."""
+    inner = server.chat.decode
+
+    def decode(*arguments: Any, **more: Any) -> str:
+        time.sleep(0.02)
+        return inner(*arguments, **more)
+
+    monkeypatch.setattr(server.chat, "decode", decode)
+
+
+def test_clients_that_leave_stop_costing(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed(server, monkeypatch)
     body = {"model": "tiny", "messages": MESSAGES, "temperature": 0, **LONG}
     headers = {"authorization": f"Bearer {TOKEN}"}
     with httpx2.stream(
@@ -127,6 +141,32 @@ def test_what_is_closed_after_an_answer_leaves_nothing_behind(server: Serving) -
         httpx2.post(server.url + "/chat/completions", json={**body, "n": 16}, headers=headers, trust_env=False, timeout=0.05)
     assert eventually(lambda: server.front.under_way == 0 and server.worker.load[0] == 0)
     assert server.ask().status_code == 200
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+def test_a_client_that_leaves_before_its_first_piece_leaves_nothing_behind(server: Serving, version: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, "temperature": 0, "stream": True, **LONG}).encode()
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+    scope |= {"asgi": {"spec_version": version}, "http_version": "1.1", "scheme": "http", "client": None, "server": None}
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        if version == "2.4":
+            raise OSError("the client has left")
+        await asyncio.sleep(30)
+
+    async def main() -> None:
+        front = Front(server.worker, server.front.served, Access((TOKEN,)))
+        with suppress(Exception):  # how the server hears that nobody is there is its own affair
+            await make_app(front)(scope, receive, send)
+        assert front.under_way == 0
+
+    asyncio.run(main())
+    assert eventually(lambda: server.worker.load == (0, 0))
 
 
 def test_more_than_there_is_room_for_come_back_later(server: Serving) -> None:
@@ -211,8 +251,9 @@ def test_a_slow_reader_gets_the_whole(server: Serving) -> None:
     assert b"data: [DONE]" in data
 
 
-def test_a_stop_lets_answers_end_and_cuts_the_rest_with_a_word(folder: Path) -> None:
+def test_a_stop_lets_answers_end_and_cuts_the_rest_with_a_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(folder) as server, ThreadPoolExecutor(2) as pool:
+        slowed(server, monkeypatch)
         whole = pool.submit(server.ask, **LONG)
         streamed = pool.submit(server.ask, stream=True, **LONG)
         assert eventually(lambda: server.front.under_way == 2)

@@ -35,6 +35,9 @@ SLOWEST = 60.0
 
 T = TypeVar("T")
 
+_LEAVING = "sapwood.leaving"
+"""Key of a request's scope: what to call when it ends."""
+
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
@@ -51,29 +54,25 @@ class Front:
     async def answer(self, request: Request, of_chat: bool) -> Response:
         """One request from its body to its answer. Raises `RefusalError`."""
         self.admit(request)
+        leaving = request.scope[_LEAVING]
         self.under_way += 1
-        passed_on = False
+        leaving.append(self._one_less)
         began = time.monotonic()
-        try:
-            body = await self._body(request)
-            async with self._reading:  # rendering and tokenising, one at a time, beside the loop and not in it
-                asked: Asked = await run_in_threadpool(read_chat if of_chat else read_text, body, self.served)
-            form, work = Form(asked.model, self.served.chat, of_chat), UnderWay(asked, self.worker)
-            work.begin()
-            if asked.stream:
-                passed_on = True
-                return StreamingResponse(
-                    self._events(work, form, began), media_type="text/event-stream", headers={"cache-control": "no-store"}
-                )
-            try:
-                completions = await _unless_gone(request, work.whole())
-            finally:
-                work.leave()
-            self._count(work, began)
-            return _json(form.whole(asked, completions))
-        finally:
-            if not passed_on:
-                self.under_way -= 1
+        body = await self._body(request)
+        async with self._reading:  # rendering and tokenising, one at a time, beside the loop and not in it
+            asked: Asked = await run_in_threadpool(read_chat if of_chat else read_text, body, self.served)
+        form, work = Form(asked.model, self.served.chat, of_chat), UnderWay(asked, self.worker)
+        leaving.append(work.leave)
+        work.begin()
+        if asked.stream:
+            headers = {"cache-control": "no-store"}
+            return StreamingResponse(self._events(work, form, began), media_type="text/event-stream", headers=headers)
+        completions = await _unless_gone(request, work.whole())
+        self._count(work, began)
+        return _json(form.whole(asked, completions))
+
+    def _one_less(self) -> None:
+        self.under_way -= 1
 
     def admit(self, request: Request) -> None:
         """Who asks, and whether there is room. Raises `RefusalError`."""
@@ -124,9 +123,6 @@ class Front:
             self.metrics.cut += 1
             told = error if isinstance(error, RefusalError) else _bug(error)
             yield b"data: " + orjson.dumps(_error(told)) + b"\n\n"
-        finally:
-            work.leave()
-            self.under_way -= 1
 
     def _count(self, work: UnderWay, began: float) -> None:
         self.metrics.whole.add(time.monotonic() - began)
@@ -187,18 +183,24 @@ def make_app(front: Front) -> ASGIApp:
     async def elsewhere(request: Request, error: Exception) -> Response:
         return _refusal(RefusalError(f"There is no {request.method} {request.url.path} here.", status=404))
 
-    return _patient(app)
+    return _watched(app)
 
 
-def _patient(app: ASGIApp) -> ASGIApp:
-    """A client that takes nothing for too long is left: its place belongs to those who read."""
+def _watched(app: ASGIApp) -> ASGIApp:
+    """What a request holds is given back however it ends, and a client that takes nothing for too long is left."""
 
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
         async def timed(message: Message) -> None:
             async with asyncio.timeout(SLOWEST):
                 await send(message)
 
-        await app(scope, receive, timed)
+        leaving: list[Callable[[], None]] = []
+        scope[_LEAVING] = leaving  # not in a generator's `finally`: one that never began has none
+        try:
+            await app(scope, receive, timed)
+        finally:
+            for leave in leaving:
+                leave()
 
     return inner
 
