@@ -9,8 +9,8 @@ table of all tries is part of the result. Left out on purpose: packing, which ch
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from sapwood.recipes.screen import Screen
 
 DEFAULT_ROWS = 8
 """TRL's `per_device_train_batch_size`."""
+FINALISTS = 3
+"""The fastest settings, which are tried once more: of each its better try counts."""
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864"}
 """glibc's allocator, told to keep what was freed instead of giving it back to the system."""
 
@@ -79,8 +81,8 @@ def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False) -> tupl
         keeping=True,
     )
     return start, [
-        passes,
         precisions,
+        passes,
         [{"flat": True, **one} for one in passes[1:]],
         [{"checkpointing": True}],
         [{"keeping": False}],
@@ -99,12 +101,22 @@ def search(space: tuple[TrlSetting, Candidates], seconds_of: Callable[[TrlSettin
     for stage in stages:
         before = best
         for setting in (replace(before, **change) for change in stage):
-            if any(asdict(setting).items() <= row.items() for row in table):
+            if any(asdict(setting).items() <= line.items() for line in table):
                 continue
             seconds = _tried(setting, seconds_of, table, screen)
             if seconds is not None and seconds < fastest:
                 best, fastest = setting, seconds
-    return {"best": asdict(best), "table": table}
+    finalists = sorted((line for line in table if line["tries"]), key=lambda line: line["seconds"])[:FINALISTS]
+    for line in finalists:  # a lucky second must not choose a weaker peer
+        line["tries"].append(seconds_of(_setting_of(line)))
+        line["seconds"] = min(line["tries"])
+        screen.say(f"{words_of(_setting_of(line))}, again: {line['tries'][-1]:.2f} s a step")
+    fastest_line = min((line for line in table if line["tries"]), key=lambda line: line["seconds"])
+    return {"best": asdict(_setting_of(fastest_line)), "table": table}
+
+
+def _setting_of(line: Mapping[str, Any]) -> TrlSetting:
+    return TrlSetting(**{field.name: line[field.name] for field in fields(TrlSetting)})
 
 
 def _tried(setting: TrlSetting, seconds_of: Callable[[TrlSetting], float], table: list[dict[str, Any]], screen: Screen) -> float | None:
@@ -112,10 +124,10 @@ def _tried(setting: TrlSetting, seconds_of: Callable[[TrlSetting], float], table
     try:
         seconds = seconds_of(setting)
     except SapwoodError as error:
-        table.append({**asdict(setting), "seconds": None, "error": str(error)[-1500:]})
+        table.append({**asdict(setting), "seconds": None, "tries": [], "error": str(error)[-1500:]})
         screen.say(f"{words_of(setting)}: it failed")
         return None
-    table.append({**asdict(setting), "seconds": seconds})
+    table.append({**asdict(setting), "seconds": seconds, "tries": [seconds]})
     screen.say(f"{words_of(setting)}: {seconds:.2f} s a step")
     return seconds
 
