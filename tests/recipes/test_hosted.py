@@ -84,6 +84,13 @@ def test_odd_uses_are_refused_before_any_work(place: Path, capsys: pytest.Captur
     assert "Check that the server runs" in capsys.readouterr().err
 
 
+def test_a_server_without_the_model_is_known_before_anything_is_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(knows, response({"data": [{"id": "bigger"}]})) as server:
+        assert evaluate(place, server) == 1
+    assert "no model 'big'" in capsys.readouterr().err
+    assert not server.bodies
+
+
 def test_every_option_reaches_the_server() -> None:
     config = HostedConfig(
         hosted_url="https://a.example/v1",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -336,15 +338,45 @@ def test_fields_that_a_server_refuses_are_left_out_where_told() -> None:
 @pytest.mark.parametrize("limits", [{"requests_a_minute": 1}, {"tokens_a_minute": 20}])
 def test_a_minute_holds_what_was_allowed(limits: dict[str, int]) -> None:
     with serving(lambda body, _: said("x")) as server:
-        looks: list[int] = []
-
-        def cancelled() -> bool:
-            looks.append(len(server.bodies))
-            return looks[-6:] == [1] * 6  # the second would have gone out by now
-
-        answers = sampler(server, **limits).generate([asked("a"), asked("b")], GREEDY, cancelled=cancelled)
+        answers = sampler(server, **limits).generate([asked("a"), asked("b")], GREEDY, cancelled=settled(server))
     assert len(server.bodies) == 1
     assert sorted(str(answer.ended) for answer in answers) == ["error", "stop"]
+
+
+def settled(server: Scripted) -> Callable[[], bool]:
+    """A `cancelled` that ends a call once something was sent and nothing more follows."""
+    looks: list[int] = []
+
+    def cancelled() -> bool:
+        looks.append(len(server.bodies))
+        return looks[-1] > 0 and looks[-8:] == looks[-1:] * 8
+
+    return cancelled
+
+
+def test_a_wait_that_the_server_asks_for_holds_for_all_requests() -> None:
+    with serving(lambda body, _: response({"error": "slow down"}, 429, {"retry-after": "60"})) as server:
+        answers = sampler(server, at_once=2).generate([asked(f"{number}") for number in range(6)], GREEDY, cancelled=settled(server))
+    assert len(server.bodies) <= 2, "none is sent again, and no other begins"
+    assert {answer.error for answer in answers} == {"Cancelled."}
+
+
+def test_time_that_a_request_waits_for_its_turn_is_not_its_own() -> None:
+    def script(body: dict[str, Any], _: int) -> bytes:
+        time.sleep(0.3)
+        return said("x")
+
+    with serving(script) as server:
+        answers = sampler(server, at_once=1, timeout=1.2, tries=1).generate([asked(f"{number}") for number in range(6)], GREEDY)
+    assert [answer.text for answer in answers] == ["x"] * 6
+
+
+def test_choices_are_told_apart_by_their_indices() -> None:
+    found = json.loads(said("0", "1", "2").partition(b"\r\n\r\n")[2])
+    found["choices"].reverse()
+    with serving(lambda body, _: response(found)) as server:
+        answers = sampler(server).generate([asked()] * 3, SAMPLED)
+    assert [answer.text for answer in answers] == ["0", "1", "2"]
 
 
 def test_it_works_inside_a_running_loop() -> None:
