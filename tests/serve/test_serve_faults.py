@@ -66,6 +66,20 @@ def test_strangers_learn_nothing(server: Serving) -> None:
     assert httpx2.get(server.url.removesuffix("/v1") + "/health", trust_env=False).json() == {"status": "ok"}
 
 
+def test_without_tokens_only_this_machine_is_answered(server: Serving) -> None:
+    """A page in a browser can turn its own name to this machine, but not the name that it asks under."""
+
+    async def status(host: str) -> int:
+        app = make_app(Front(server.worker, server.front.served, Access(())))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as client:
+            return (await client.get("http://127.0.0.1/v1/models", headers={"host": host})).status_code
+
+    for host in ("127.0.0.1:8000", "localhost", "[::1]:8000"):
+        assert asyncio.run(status(host)) == 200
+    for host in ("evil.example", "evil.example:8000", "10.0.0.3", "[", ""):
+        assert asyncio.run(status(host)) == 403
+
+
 MESSAGES = [{"role": "user", "content": "hi"}]
 ODD: dict[str, tuple[Any, str]] = {
     "no object": ([1], "JSON object"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from sapwood.model import Dtype, LanguageModel
 from sapwood.model.routes import BASE
 from sapwood.model.several import adapter_names, add_adapter
 from sapwood.recipes import Screen
+from sapwood.remote.addresses import is_loopback
 from sapwood.serve.limits import Access, ServeLimits
 from sapwood.serve.worker import Worker
 
@@ -64,16 +64,8 @@ class ServeConfig:
             raise ConfigError(f"grace is {self.grace}; give seconds, 0 or more.")
         if self.unlocked and self.token_file is not None:
             raise ConfigError("unlocked asks for no token, and token_file names some. Give one of them.")
-        if self.unlocked and not self.loopback:
+        if self.unlocked and not is_loopback(self.host):
             raise ConfigError(f"unlocked opens the server to everybody who reaches {self.host}. Leave it out, or listen on 127.0.0.1.")
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine reaches the server."""
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 def run(words: list[str]) -> None:
@@ -155,7 +147,7 @@ def _welcome(url: str, names: Sequence[str], tokens: tuple[str, ...], config: Se
         screen.say("The token is shown this once; --token-file FILE keeps one of your own.", "dim")
     else:
         screen.lines([f"Token        one of the {len(tokens)} in {config.token_file}"])
-    if not config.loopback:
+    if not is_loopback(config.host):
         screen.say("Tokens and texts cross the network as they are: put a proxy with TLS in front.", "yellow")
 
 

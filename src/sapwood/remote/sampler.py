@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Coroutine, Sequence
@@ -27,6 +26,7 @@ from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError, RemoteError
 from sapwood.records import Completion, Ended, Prompt, SamplingParams
 from sapwood.records.protocols import OnToken
+from sapwood.remote.addresses import is_loopback
 from sapwood.remote.answering import choices_of, completion_of, ended_whole, usage_of
 from sapwood.remote.cache import AnswerCache
 from sapwood.remote.growing import Growing
@@ -86,7 +86,7 @@ class Remote:
     @property
     def loopback(self) -> bool:
         """Whether the server runs on this machine."""
-        return _is_loopback(httpx2.URL(self.url).host)
+        return is_loopback(httpx2.URL(self.url).host)
 
     def address(self, path: str) -> str:
         """The address of an endpoint."""
@@ -361,15 +361,6 @@ def _key(variable: str | None) -> str:
     return key
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _check_url(text: str, key: str | None) -> None:
     try:
         url = httpx2.URL(text)
@@ -382,5 +373,5 @@ def _check_url(text: str, key: str | None) -> None:
     if url.userinfo or url.query:
         shown = url.copy_with(username=None, password=None, query=None)
         raise ConfigError(f"url holds a user or a query (shown without: {shown}). It is written to files, so a key has no place in it.")
-    if key is not None and url.scheme == "http" and not _is_loopback(url.host):
+    if key is not None and url.scheme == "http" and not is_loopback(url.host):
         raise ConfigError(f"url is {text!r}: a key would cross the network in the clear. Use https, or leave the key out.")

@@ -15,12 +15,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+import httpx2
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sapwood.remote.addresses import is_loopback
 from sapwood.serve.answers import Form
 from sapwood.serve.asking import Asked, RefusalError, Served, read_chat, read_text
 from sapwood.serve.limits import Access
@@ -79,6 +81,8 @@ class Front:
         pace = self.access.pace_of(request.headers.get("authorization"))
         if pace is None:
             raise RefusalError("The token is missing or wrong: send `Authorization: Bearer TOKEN`.", status=401, code="invalid_api_key")
+        if self.access.open and not is_loopback(_host(request)):  # a page whose name was turned to this machine asks under that name
+            raise RefusalError("Without tokens this server answers to the names of this machine alone.", status=403)
         if self.stopping:
             raise RefusalError(STOPPED, status=503, wait=5)
         if request.method == "POST":
@@ -132,7 +136,6 @@ class Front:
 
 def make_app(front: Front) -> ASGIApp:
     """The application."""
-    app = FastAPI(openapi_url=None)
 
     async def guarded(request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:
         try:
@@ -147,15 +150,12 @@ def make_app(front: Front) -> ASGIApp:
         front.metrics.requests[request.url.path, response.status_code] += 1
         return response
 
-    @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return await guarded(request, lambda: front.answer(request, of_chat=True))
 
-    @app.post("/v1/completions")
     async def text(request: Request) -> Response:
         return await guarded(request, lambda: front.answer(request, of_chat=False))
 
-    @app.get("/v1/models")
     async def models(request: Request) -> Response:
         async def answer() -> Response:
             front.admit(request)
@@ -165,7 +165,6 @@ def make_app(front: Front) -> ASGIApp:
 
         return await guarded(request, answer)
 
-    @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         async def answer() -> Response:
             front.admit(request)
@@ -174,15 +173,18 @@ def make_app(front: Front) -> ASGIApp:
 
         return await guarded(request, answer)
 
-    @app.get("/health")
     async def health() -> Response:
         return _json({"status": "stopping" if front.stopping else "ok"}, 503 if front.stopping else 200)
 
-    @app.exception_handler(404)
-    @app.exception_handler(405)
     async def elsewhere(request: Request, error: Exception) -> Response:
         return _refusal(RefusalError(f"There is no {request.method} {request.url.path} here.", status=404))
 
+    app = FastAPI(openapi_url=None, exception_handlers={404: elsewhere, 405: elsewhere})
+    for path, answers in (("/v1/chat/completions", chat), ("/v1/completions", text)):
+        app.add_api_route(path, answers, methods=["POST"])
+    app.add_api_route("/v1/models", models)
+    app.add_api_route("/metrics", metrics)
+    app.add_api_route("/health", health)
     return _watched(app)
 
 
@@ -225,6 +227,14 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     finally:
         answer.cancel()
         gone.cancel()
+
+
+def _host(request: Request) -> str:
+    """The name under which the server was asked; empty where it is none."""
+    try:
+        return httpx2.URL(f"http://{request.headers.get('host', '')}").host
+    except httpx2.InvalidURL:
+        return ""
 
 
 def _json(content: Any, status: int = 200) -> Response:

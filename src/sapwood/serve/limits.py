@@ -40,6 +40,11 @@ class Access:
         self._tokens = [token.encode() for token in tokens]
         self._paces = [Pace(requests_a_minute) for _ in tokens or ("",)]
 
+    @property
+    def open(self) -> bool:
+        """Whether nobody is asked for a token."""
+        return not self._tokens
+
     def pace_of(self, authorization: str | None) -> Pace | None:
         """The pace of whoever sends this header; None for a stranger. Takes as long for a wrong token as for a right one."""
         if not self._tokens:
