@@ -33,9 +33,10 @@ def compare_losses(losses: Losses, ours: str, exact: set[str]) -> dict[str, Any]
                 equal = abs(a - b) <= (EXACT_NATS if name in exact else ROUNDED_SHARE * abs(b))
                 if not equal:  # so that nan, which compares false with everything, is no result either
                     allowed = f"{EXACT_NATS:g} nats" if name in exact else f"{ROUNDED_SHARE:.0%} of the loss"
+                    advice = "" if name in exact else " Few trained tokens round apart: give more --rows, or --dtype fp32 to be sure."
                     raise SapwoodError(
                         f"The losses differ: in step {step}, {a:.6f} here and {b:.6f} with {name}; equal is {allowed}. Other work is no "
-                        "comparison, so there is no result. Please report it."
+                        f"comparison, so there is no result.{advice} If it stays, please report it."
                     )
                 differences.append((abs(a - b), abs(a - b) / abs(b)))
     return {
