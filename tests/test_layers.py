@@ -19,7 +19,7 @@ LAYERS = [
     ["forest", "remote"],
     ["evaluate", "review"],
     # ---------------------------------- torch below this line
-    ["attention", "model"],
+    ["kernels", "attention", "model"],
     ["generate", "export"],
     ["train", "serve"],
     ["recipes"],

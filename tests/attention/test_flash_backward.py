@@ -1,4 +1,4 @@
-"""The flash backward of bf16 goes through fp32 where that is faster, and is nearer to the truth there."""
+"""Without our own kernels the flash backward of bf16 goes through fp32 where that is faster, and is nearer to the truth there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from sapwood import kernels
 from sapwood.attention import TreeAttention, flash, flash_is_available
 from sapwood.attention.interface import LayerCall
 from sapwood.forest import Forest, plant
 from sapwood.records import Row
 
 pytestmark = pytest.mark.skipif(not flash_is_available(), reason="needs a CPU build with the kernel")
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here is the way back where none of our own kernels serves."""
+    monkeypatch.setattr(kernels, "serves", lambda *tensors: None)
 
 
 def tree_and_tensors() -> tuple[Forest, list[Tensor]]:

@@ -5,7 +5,8 @@
 
 The parts are joined by their log-sum-exp in fp32. The backward of each part is the ordinary flash backward, called with
 the *joined* output and log-sum-exp, which is exact: with out and lse of the whole row, exp(score - lse) is the row's own
-probability, and rowsum(grad · out) its own correction term (FlashAttention-2, arXiv:2307.08691, algorithm 2).
+probability, and rowsum(grad · out) its own correction term (FlashAttention-2, arXiv:2307.08691, algorithm 2). In bf16 one of our
+own kernels goes back through all parts at once, head by head, where it serves (`sapwood.kernels`).
 
 The operator is private to torch, so `flash_is_available` tries it against the plain call once, and the plain path serves
 where it is missing or disagrees.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sapwood import kernels
 from sapwood.forest import Forest
 
 Part = tuple[int, int, int, int, bool, bool]
@@ -107,6 +109,12 @@ class _TreeFlash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, joined, lse_BHT = ctx.saved_tensors
+        served = kernels.serves(query) if len(query) == 1 and query.shape[-1] % 32 == 0 else None  # heads that fill a register
+        if served is not None:
+            parts_P5 = torch.tensor([part[:5] for part in ctx.parts])
+            inputs = (_side_by_side(tensor[0]) for tensor in (grads[0], query, key, value, joined))
+            d_query, d_key, d_value = served.tree_backward(*inputs, lse_BHT[0], parts_P5, ctx.scale)
+            return d_query[None], d_key[None], d_value[None], None, None
         narrow = (grads[0], query, key, value, joined)
         wide = tuple(tensor.to(lse_BHT.dtype) for tensor in narrow)
         d_query, d_key, d_value = (torch.empty_like(tensor) for tensor in wide[1:4])
@@ -119,6 +127,11 @@ class _TreeFlash(torch.autograd.Function):
             _gather(d_key[:, :, c:d], dk, causal)  # a node's own part comes before those of its descendants
             _gather(d_value[:, :, c:d], dv, causal)
         return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), None, None
+
+
+def _side_by_side(tensor: Tensor) -> Tensor:
+    """With the numbers of a head side by side, as they nearly always are."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _gather(sums: Tensor, part: Tensor, first: bool) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
 from sapwood.model.fused import fuse
+from sapwood.model.gated import fuse_gates
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.new_tokens import fuse_tokens, make_room
 from sapwood.model.norms import fuse_norms
@@ -155,6 +156,7 @@ def wrapped_in(model: LanguageModel, module: Any) -> LanguageModel:
     """The model with `module`, which wraps its own, and the fast paths in it."""
     fuse(module)
     fuse_norms(module)
+    fuse_gates(module)
     fuse_tokens(module)
     wrapped = LanguageModel(module, probe=False)
     wrapped.shares_prefixes, wrapped.notes, wrapped._own_head = model.shares_prefixes, model.notes, model._own_head

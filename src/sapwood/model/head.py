@@ -1,11 +1,13 @@
 """The language-model head on target places only, in chunks, never a full matrix of logits.
 
-Forward keeps the hidden states and one log-sum-exp a place; backward recomputes each chunk's logits:
-
     log p(token | place)     = logit[token] - lse
     d log p / d logit[v]     = 1[v = token] - exp(logit[v] - lse)
+    d log p / d hidden       = W[token] - Σ exp(logit[v] - lse) W[v]
 
-so memory is chunk × V whatever the number of targets. A few rows of the head may be trained while the rest is frozen (see
+The last line does not know what comes after the log-probability, so where the head is frozen the forward pass computes it while
+it has the logits: one vector a target is kept, the backward pass scales it, and no logit is computed twice. Where the head, or
+rows of it, are trained, the backward pass computes each chunk's logits again. Memory is chunk × V whatever the number of targets.
+A few rows of the head may be trained while the rest is frozen (see
 `new_tokens`): they come as a small matrix of their own, and no copy of the head is made. A head with a bias is served; one
 that scales or caps its logits is not, and is called through the model instead (`LanguageModel` finds out at load).
 """
@@ -17,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK_ELEMENTS = 1 << 23
-"""Logits a chunk holds: 32 MiB in fp32."""
+from sapwood import kernels
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits a chunk holds: 32 MiB in bf16, 64 MiB in fp32."""
 
 
 def head_logprobs(
@@ -47,18 +51,30 @@ class _HeadLogProbs(torch.autograd.Function):
         wide = torch.promote_types(hidden_UD.dtype, torch.float32)
         lse_U = hidden_UD.new_empty(len(hidden_UD), dtype=wide)
         logprob_N = hidden_UD.new_empty(len(place_N), dtype=wide)
+        frozen = rows_KD is None and not any(ctx.needs_input_grad[1:3])
+        pull_ND = hidden_UD.new_empty((len(place_N), hidden_UD.shape[1])) if frozen and ctx.needs_input_grad[0] else None
         for first, last, begin, end in _chunks(len(hidden_UD), len(weight_VD), place_N):
-            logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD).to(wide)
-            lse_U[first:last] = logits.logsumexp(-1)
-            places = place_N[begin:end]
-            logprob_N[begin:end] = logits[places - first, token_N[begin:end]] - lse_U[places]
-        ctx.save_for_backward(hidden_UD, weight_VD, bias_V, place_N, token_N, index_K, rows_KD, lse_U)
+            logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD)
+            places, tokens = place_N[begin:end] - first, token_N[begin:end]
+            lse_U[first:last] = lse = _lse(logits)
+            logprob_N[begin:end] = logits[places, tokens].to(wide) - lse[places]
+            if pull_ND is not None:
+                torch.mm(_softmax_minus_token(logits, lse, places, tokens), weight_VD, out=pull_ND[begin:end])
+        if pull_ND is not None:
+            ctx.places = len(hidden_UD)
+            ctx.save_for_backward(pull_ND, place_N)
+        else:
+            ctx.save_for_backward(hidden_UD, weight_VD, bias_V, place_N, token_N, index_K, rows_KD, lse_U)
         return logprob_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, Tensor | None]:
-        hidden_UD, weight_VD, bias_V, place_N, token_N, index_K, rows_KD, lse_U = ctx.saved_tensors
         grad_N = grads[0]
+        if len(ctx.saved_tensors) == 2:
+            pull_ND, place_N = ctx.saved_tensors
+            sums = grad_N.new_zeros((ctx.places, pull_ND.shape[1])).index_add_(0, place_N, pull_ND * -grad_N[:, None])
+            return sums.to(pull_ND.dtype), None, None, None, None, None, None
+        hidden_UD, weight_VD, bias_V, place_N, token_N, index_K, rows_KD, lse_U = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden_UD)
         d_weight = torch.zeros_like(weight_VD, dtype=lse_U.dtype) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias_V, dtype=lse_U.dtype) if bias_V is not None and ctx.needs_input_grad[2] else None
@@ -90,6 +106,22 @@ def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, index_K
         return logits_NV
     bias_K = None if bias_V is None else bias_V[index_K]
     return logits_NV.index_copy_(1, index_K, nn.functional.linear(hidden_ND, rows_KD.to(hidden_ND.dtype), bias_K))
+
+
+def _lse(logits_NV: Tensor) -> Tensor:
+    """Log-sum-exp of each row, in fp32 or wider."""
+    if (served := kernels.serves(logits_NV)) is not None:
+        return served.row_lse(logits_NV)  # type: ignore[no-any-return]
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).logsumexp(-1)
+
+
+def _softmax_minus_token(logits_UV: Tensor, lse_U: Tensor, place_N: Tensor, token_N: Tensor) -> Tensor:
+    """Of each target, the probabilities of its place, less 1 at its token: (N, V), in the type of the logits."""
+    if (served := kernels.serves(logits_UV)) is not None:
+        return served.pull(logits_UV, lse_U, place_N, token_N)  # type: ignore[no-any-return]
+    probability_NV = (logits_UV[place_N].to(lse_U.dtype) - lse_U[place_N, None]).exp_()
+    probability_NV[torch.arange(len(place_N), device=place_N.device), token_N] -= 1
+    return probability_NV.to(logits_UV.dtype)
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:

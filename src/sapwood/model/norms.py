@@ -4,7 +4,8 @@
     grad x = (w g - n · mean(w g n)) / sqrt(mean(x²) + eps)
 
 The norms of transformers make some eight passes over fp32 copies of the whole input, and autograd keeps three of them. Here
-the rows are taken in blocks that stay in the processor's cache, and x itself with one number a row is what is kept.
+the rows are taken in blocks that stay in the processor's cache, and x itself with one number a row is what is kept. In bf16 the
+kernels do each row in one go, where they serve.
 
 In: a model. Out: the same model, whose norm instances carry another `forward`. A norm is recognised by what it computes, not by
 its name: one whose output differs from the formula (Gemma's scales by 1 + w) keeps its own. So does every norm while its
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from sapwood import kernels
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements of a block: 256 KiB in fp32."""
@@ -56,6 +59,11 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x_TD = x.reshape(-1, x.shape[-1])
+        ctx.served = kernels.serves(x, weight_D) if x.shape[-1] % 32 == 0 else None
+        if ctx.served is not None:
+            y_TD, inverse_T = ctx.served.rms_forward(x_TD.contiguous(), weight_D, eps)
+            ctx.save_for_backward(x, weight_D, inverse_T)
+            return y_TD.view(x.shape)  # type: ignore[no-any-return]
         y_TD, inverse_T = torch.empty_like(x_TD), x.new_empty((len(x_TD), 1), dtype=torch.float32)
         for rows in _blocks(x_TD):
             wide = x_TD[rows].to(torch.float32, copy=True)
@@ -71,6 +79,8 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight_D, inverse_T = ctx.saved_tensors
         x_TD, g_TD = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1])
+        if ctx.served is not None:
+            return ctx.served.rms_backward(g_TD.contiguous(), x_TD.contiguous(), weight_D, inverse_T).view(x.shape), None, None
         d_TD = torch.empty_like(x_TD)
         for rows in _blocks(x_TD):
             inverse = inverse_T[rows]

@@ -30,6 +30,7 @@ from sapwood.chat.vocabulary import extended
 from sapwood.errors import ConfigError, ModelError, SapwoodError, TemplateError
 from sapwood.model import Dtype, LanguageModel, load_model
 from sapwood.model.fused import fuse
+from sapwood.model.gated import fuse_gates
 from sapwood.model.norms import fuse_norms
 from sapwood.model.processor import processor_or_reason
 from sapwood.recipes import Screen
@@ -90,6 +91,7 @@ def _wrapped(module: Any, args: SFTConfig, notes: list[str]) -> LanguageModel:
     if isinstance(module, peft.PeftModel):
         fuse(module)
         fuse_norms(module)
+        fuse_gates(module)
     return model
 
 

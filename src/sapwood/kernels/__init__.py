@@ -1,0 +1,156 @@
+"""Kernels in C++ for training on a CPU, compiled once for this processor, used where they are seen to agree with torch.
+
+In: `cpu.cpp` beside this file, and a C++ compiler. Out: operators under `torch.ops.sapwood_cpu`, or nothing and the reason. What
+they replace stays in the code: without a compiler, on another processor, or with `SAPWOOD_KERNELS=0` everything runs on torch's
+own operators, slower and with the same results up to rounding in bf16. fp32 and fp64 never come here.
+
+The compiled file lies in the cache under a name made from the source, torch's version, the processor and the compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.cpp_extension import include_paths
+
+from sapwood.assets import cache_root
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
+
+
+@cache
+def cpu_kernels() -> Any | None:
+    """`torch.ops.sapwood_cpu`, or None. The first call on a machine compiles, which takes some ten seconds."""
+    return _load()[0]
+
+
+def why_not() -> str:
+    """The reason for which there are no kernels; empty where there are."""
+    return _load()[1]
+
+
+def is_compiled() -> bool:
+    """Whether the next call needs no compiler."""
+    return _target().is_file() or not _may_serve()
+
+
+def serves(*tensors: torch.Tensor) -> Any | None:
+    """The kernels, where all tensors are bf16 on a CPU; else None."""
+    if any(tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu" for tensor in tensors):
+        return None
+    return cpu_kernels()
+
+
+def _may_serve() -> bool:
+    wanted = os.environ.get("SAPWOOD_KERNELS", "1") != "0"
+    return wanted and platform.system() == "Linux" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _compiler() is not None
+
+
+@cache
+def _load() -> tuple[Any | None, str]:
+    if os.environ.get("SAPWOOD_KERNELS", "1") == "0":
+        return None, "SAPWOOD_KERNELS is 0"
+    if not _may_serve():
+        return None, "they need Linux, a processor with AVX-512, and a C++ compiler (c++, g++ or clang++, or the one that CXX names)"
+    target = _target()
+    if not target.is_file() and (words := _compile(target)):
+        return None, f"the compiler refused: {words}"
+    try:
+        torch.ops.load_library(str(target))
+        kernels = torch.ops.sapwood_cpu
+        agrees = _agrees(kernels)
+    except (OSError, RuntimeError) as error:  # another torch, or a processor that has no such products
+        return None, f"they do not run here: {error}".splitlines()[0]
+    return (kernels, "") if agrees else (None, "they do not give what torch gives")
+
+
+def _compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def _target() -> Path:
+    facts = (SOURCE.read_text(), torch.__version__, _processor(), _compiler(), FLAGS)
+    return cache_root() / "kernels" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.so"
+
+
+def _processor() -> str:
+    """What decides which instructions `-march=native` takes: a cache may lie on a disk that several machines share."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), platform.processor())
+
+
+def _compile(target: Path) -> str:
+    """Compile to a name of this process, then move into place, so that no other sees a half; the compiler's words where it fails."""
+    command = [_compiler() or "c++", *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    command += ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", *(f"-I{path}" for path in include_paths())]
+    library = Path(torch.__file__).parent / "lib"
+    part = target.with_suffix(f".{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [*command, str(SOURCE), "-o", str(part), f"-L{library}", "-ltorch_cpu", "-lc10"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            return next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
+        os.replace(part, target)
+    except OSError as error:
+        return str(error)
+    finally:
+        part.unlink(missing_ok=True)
+    return ""
+
+
+def _agrees(kernels: Any) -> bool:
+    """Is each kernel within bf16's rounding of the plain formula, on a few random numbers?"""
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device="cpu").bfloat16()
+
+    def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return bool((found.float() - expected.float()).norm() < 0.02 * expected.float().norm())
+
+    with torch.inference_mode(False), torch.enable_grad():
+        gate, up, grad = (draw(5, 64).requires_grad_() for _ in range(3))
+        weight = draw(64)
+        gated = torch.nn.functional.silu(gate.float()) * up.float()
+        normed = torch.nn.functional.rms_norm(gate.float(), (64,), weight.float(), 1e-6)
+        grads = torch.autograd.grad(gated, (gate, up), grad.detach().float())
+        (norm_grad,) = torch.autograd.grad(normed, gate, grad.detach().float())
+        query, key, value = (draw(heads, 40, 32).requires_grad_() for heads in (4, 2, 2))
+        wide = [tensor.float()[None] for tensor in (query, key, value)]
+        attended = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, enable_gqa=True)[0]
+        attended_grads = torch.autograd.grad(attended.sum(), (query, key, value))
+        scores = (wide[0] @ wide[1].repeat_interleave(2, 1).mT)[0] * 32**-0.5
+        lse = scores.masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf).logsumexp(-1)
+    with torch.no_grad():
+        ones = torch.ones_like(attended).bfloat16()
+        whole = torch.tensor([[0, 40, 0, 40, 1]])
+        found = kernels.tree_backward(ones, query, key, value, attended.bfloat16(), lse, whole, 32**-0.5)
+        y, inverse = kernels.rms_forward(gate, weight, 1e-6)
+        logits, token = draw(3, 70), torch.tensor([1, 69, 5])
+        row_lse = kernels.row_lse(logits)
+        pulled = kernels.pull(logits, row_lse, torch.arange(3), token)
+        expected = logits.float().softmax(-1) - torch.nn.functional.one_hot(token, 70)
+        return (
+            all(near(one, other) for one, other in zip(found, attended_grads, strict=True))
+            and all(near(one, other) for one, other in zip(kernels.swiglu_backward(grad, gate, up), grads, strict=True))
+            and near(kernels.swiglu_forward(gate, up), gated)
+            and near(y, normed)
+            and near(kernels.rms_backward(grad, gate, weight, inverse), norm_grad)
+            and torch.allclose(row_lse, logits.float().logsumexp(-1), atol=1e-3)
+            and near(pulled, expected)
+        )
