@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,18 @@ def test_a_data_set_is_brought_into_form(course: dict[str, Any], model: Path, tm
 def test_all_of_it_on_the_default_model(course: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     course["main"]()
     assert "celsius in Paris" in capsys.readouterr().out
+
+
+def test_intents_become_rows_with_their_list_in_the_prompt(tmp_path: Path) -> None:
+    main = runpy.run_path(str(EXAMPLES / "clinc150.py"))["main"]
+    sides = {
+        "train": [["hello there", "greet"], ["what time", "time"], ["hi", "greet"]],
+        "val": [["hey", "greet"]],
+        "oos_train": [["x", "oos"]],
+    }
+    (tmp_path / "source.json").write_text(json.dumps(sides))
+    assert main(tmp_path / "source.json", tmp_path / "all.jsonl", 2) == 3
+    assert main(tmp_path / "source.json", tmp_path / "one.jsonl", 9, ("greet",)) == 3
+    rows = [[message["content"] for message in json.loads(line)["messages"]] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert rows[0] == ["Name the intent of the request. Answer with one of: greet, time.", "hello there", "greet"]
+    assert [row[1:] for row in rows[1:]] == [["hi", "greet"], ["what time", "time"]]

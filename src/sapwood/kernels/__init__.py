@@ -65,7 +65,7 @@ def _load() -> tuple[Any | None, str]:
     if not target.is_file() and (words := _compile(target)):
         return None, f"the compiler refused: {words}"
     try:
-        torch.ops.load_library(str(target))
+        torch.ops.load_library(str(target))  # type: ignore[no-untyped-call]
         kernels = torch.ops.sapwood_cpu
         agrees = _agrees(kernels)
     except (OSError, RuntimeError) as error:  # another torch, or a processor that has no such products
@@ -131,10 +131,10 @@ def _agrees(kernels: Any) -> bool:
         grads = torch.autograd.grad(gated, (gate, up), grad.detach().float())
         (norm_grad,) = torch.autograd.grad(normed, gate, grad.detach().float())
         query, key, value = (draw(heads, 40, 32).requires_grad_() for heads in (4, 2, 2))
-        wide = [tensor.float()[None] for tensor in (query, key, value)]
-        attended = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, enable_gqa=True)[0]
+        q, k, v = (tensor.float()[None] for tensor in (query, key, value))
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0]
         attended_grads = torch.autograd.grad(attended.sum(), (query, key, value))
-        scores = (wide[0] @ wide[1].repeat_interleave(2, 1).mT)[0] * 32**-0.5
+        scores = (q @ k.repeat_interleave(2, 1).mT)[0] * 32**-0.5
         lse = scores.masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf).logsumexp(-1)
     with torch.no_grad():
         ones = torch.ones_like(attended).bfloat16()

@@ -71,11 +71,11 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     return found
 
 
-def _is_plain(block: nn.Module) -> bool:
+def _is_plain(block: Any) -> bool:
     """Is it three projections around silu, and does its class compute what the formula says? It is tried on a random row."""
     if any(not isinstance(getattr(block, name, None), nn.Module) for name in PROJECTIONS) or len(list(block.children())) != 4:
         return False
-    activation = getattr(block, "act_fn", None)
+    activation: Any = getattr(block, "act_fn", None)
     width = getattr(block.gate_proj, "in_features", None)
     if type(activation).__name__ not in ACTIVATIONS or not isinstance(width, int):
         return False
