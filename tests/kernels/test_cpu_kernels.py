@@ -233,6 +233,20 @@ def test_a_compiler_that_refuses_leaves_nothing_behind(tmp_path: Any, monkeypatc
     assert not kernels.is_compiled()
 
 
+def test_people_hear_of_the_compiler_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, served: Any) -> None:
+    said: list[str] = []
+    kernels.prepare(torch.bfloat16, said.append)
+    assert said == []
+    monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
+    monkeypatch.setattr(kernels, "why_not", lambda: "the compiler refused: so it is")
+    kernels.prepare(torch.float32, said.append)
+    assert said == []
+    kernels.prepare(torch.bfloat16, said.append)
+    assert said[0].startswith("Compiling")
+    assert said[1] == "They are left out, and training is slower: the compiler refused: so it is."
+
+
 @pytest.mark.parametrize("name", ["tree_backward", "rms_forward", "rms_backward", "swiglu_forward", "swiglu_backward", "row_lse", "pull"])
 def test_one_that_disagrees_is_seen(served: Any, name: str) -> None:
     class Other:

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,15 @@ def why_not() -> str:
 
 def is_compiled() -> bool:
     """Whether the next call needs no compiler."""
-    return _target().is_file() or not _may_serve()
+    return not _may_serve() or _target().is_file()
+
+
+def prepare(dtype: torch.dtype, say: Callable[[str], None]) -> None:
+    """Compile before a model of this type trains, where that is to be done; `say` hears why it takes time, and if it failed."""
+    if dtype == torch.bfloat16 and not is_compiled():
+        say("Compiling the training kernels for this processor: some ten seconds, once.")
+        if cpu_kernels() is None:
+            say(f"They are left out, and training is slower: {why_not()}.")
 
 
 def serves(*tensors: torch.Tensor) -> Any | None:

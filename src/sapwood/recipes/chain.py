@@ -21,6 +21,7 @@ import orjson
 import psutil
 import torch
 
+from sapwood import kernels
 from sapwood.chat import Chat, coloured
 from sapwood.config import to_dict
 from sapwood.errors import DataError
@@ -169,6 +170,7 @@ def prove(
     screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
+    kernels.prepare(model.dtype, screen.say)
     write_environment(run, folder, model, chat, prepared)
 
     scores: list[ArmScore] = []
@@ -312,6 +314,7 @@ def write_environment(run: Run, folder: Path, model: LanguageModel, chat: Chat, 
             "cores": psutil.cpu_count(logical=False),
             "threads": torch.get_num_threads(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "kernels": model.dtype == torch.bfloat16 and kernels.cpu_kernels() is not None,
         },
         "model": {"folder": folder.name, "dtype": str(model.dtype), "shares_prefixes": model.shares_prefixes},
         "template_and_tokenizer_sha256": chat.fingerprint,

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
 
+from sapwood import kernels
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml, to_dict
@@ -258,6 +259,7 @@ def _untuned(work: _Work, arms: Arms, answers: dict[str, Answer] | None) -> list
     chat = work.chat
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         work.screen.say(note)
+    kernels.prepare(model.dtype, work.screen.say)
     write_environment(work.run, work.folder, model, chat, work.prepared)
     scores = arms.free() + arms.base(Engine(model, chat)) + hosted
     if work.hosted is not None:
