@@ -107,7 +107,7 @@ def test_memory_adds_up_and_the_largest_pass_is_the_largest() -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_it_counts_what_training_will_have(place: Path, full: bool) -> None:
-    train = SftConfig(full=full, lora=LoraConfig(r=4))
+    train = SftConfig(full=True) if full else SftConfig(lora=LoraConfig(r=4))
     found, _ = estimate(place / "model", train, "fp32")
     model = load_model(place / "model", "fp32")
     if full:

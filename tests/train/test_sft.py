@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from sapwood.errors import CheckpointError, ConfigError, DataError
-from sapwood.model import LanguageModel
+from sapwood.model import LanguageModel, LoraConfig
 from sapwood.records import Example, Source
 from sapwood.run import read_records, saved_steps, step_records
 from sapwood.train import OptimConfig, SftConfig, StepReport
@@ -234,3 +234,8 @@ def test_a_whole_number_for_a_share_continues_after_its_config_was_written_and_r
     """`epochs=2` in Python is 2.0 once it was in config.yaml: the run must still know itself."""
     train(tmp_path / "run", SftConfig(epochs=2, batch=8, budget=4096))
     train(tmp_path / "run", SftConfig(epochs=2.0, batch=8, budget=4096))
+
+
+def test_full_training_refuses_options_that_it_does_not_read() -> None:
+    with pytest.raises(ConfigError, match="reads no option of lora"):
+        SftConfig(full=True, lora=LoraConfig(r=4))

@@ -90,6 +90,8 @@ class SftConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
         if not 0 < self.epochs < math.inf:
             raise ConfigError(f"epochs is {self.epochs}; give a number above 0.")
+        if self.full and self.lora != LoraConfig():
+            raise ConfigError("full trains all weights, and reads no option of lora. Leave out full, or what is set below lora.")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; give a number from 0 to 2**63 - 1.")
         for optional in ("max_steps", "budget"):
