@@ -229,7 +229,7 @@ class _Bench:
         if self.config.sweep is not None:
             self.sweep = earlier(self.config.sweep, self.config.workload)
             return
-        losses = ours.ask("train", steps=2).reply["losses"]
+        losses = ours.ask("train", steps=self.config.steps + 1).reply["losses"]
         space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32")
         self.sweep = search(space, partial(self._try, losses, our_dtype), self.screen)
 
@@ -241,12 +241,13 @@ class _Bench:
         return tuned | ({BY_DEFAULT: default_setting(self.peer_rows, self.config.threads)} if self.config.against == "trl" else {})
 
     def _try(self, ours: list[float], our_dtype: str, setting: TrlSetting) -> float:
-        """Seconds of one step in a fresh process with this setting. Raises `SapwoodError` where its losses are not `ours`."""
+        """Seconds of a step in a fresh process with this setting: the mean of those that the rounds will time, for a setting that suits
+        one step may not suit the next, whose longest row pads all others. Raises `SapwoodError` where its losses are not `ours`."""
         with self._trl(setting) as peer:
             exact = self._load_trl(peer, setting).reply["dtype"] == our_dtype == "float32"
-            reply = peer.ask("train", steps=2).reply
+            reply = peer.ask("train", steps=self.config.steps + 1).reply
         compare_losses({OURS: [ours], peer.name: [reply["losses"]]}, OURS, {peer.name} if exact else set())
-        return float(reply["seconds"][0])
+        return statistics.mean(reply["seconds"])
 
     def _ours(self) -> Contestant:
         environment = {"PYTHONPATH": str(ROOT / "src"), **threads_of(self.config.threads)}

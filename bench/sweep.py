@@ -2,8 +2,8 @@
 
 A setting is precision, rows a pass (the rest accumulates to the same step), activation checkpointing, padding or one flat row
 of each pass (TRL's `padding_free`, which trains the same tokens), threads, and what the allocator keeps. They are searched
-one after the other, each around the best so far; each try is a fresh process, one step to warm up and one that counts. The
-table of all tries is part of the result. Left out on purpose: packing, which changes how many rows a step holds.
+one after the other, each around the best so far; each try is a fresh process that takes the very steps of the comparison, the
+first uncounted. The table of all tries is part of the result. Left out on purpose: packing, which changes how many rows a step holds.
 """
 
 from __future__ import annotations
