@@ -17,13 +17,14 @@ Rounded copies of A and B are made in every call, a few µs each: kept ones woul
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from sapwood.model import by_instance
 
 BASE_TYPES = (torch.bfloat16, torch.float32, torch.float64)
 """Types of the base weight that are served. fp16 is not: small gradients of the adapters would vanish in it."""
@@ -34,23 +35,17 @@ FEW_TOKENS = 48
 
 def fuse(module: nn.Module) -> int:
     """Give every plain LoRA linear layer inside `module` the fused forward; returns how many have it. May be called again."""
-    layers = [layer for layer in module.modules() if _can_be_fused(layer)]
-    for layer in layers:
-        layer.__dict__["forward"] = MethodType(_forward, layer)
-    return len(layers)
+    return by_instance.attach(_forward, module, _can_be_fused)
 
 
 def unfuse(module: nn.Module) -> int:
     """Give the layers inside `module` peft's own forward again; returns how many had the fused one."""
-    layers = [layer for layer in module.modules() if is_fused(layer)]
-    for layer in layers:
-        del layer.__dict__["forward"]
-    return len(layers)
+    return by_instance.detach(_forward, module)
 
 
 def is_fused(layer: nn.Module) -> bool:
     """Has this very layer the fused forward?"""
-    return getattr(layer.__dict__.get("forward"), "__func__", None) is _forward
+    return by_instance.has(_forward, layer)
 
 
 def lora_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:

@@ -8,7 +8,6 @@ Out: the same model, whose gated blocks carry another `forward`. A block is reco
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sapwood import kernels
+from sapwood.model import by_instance
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ACTIVATIONS = ("SiLU", "SiLUActivation")
@@ -23,23 +23,17 @@ ACTIVATIONS = ("SiLU", "SiLUActivation")
 
 def fuse_gates(module: nn.Module) -> int:
     """Give every plain gated block inside `module` the fast forward; returns how many have it. May be called again."""
-    blocks = [block for block in module.modules() if _is_plain(block)]
-    for block in blocks:
-        block.__dict__["forward"] = MethodType(_forward, block)
-    return len(blocks)
+    return by_instance.attach(_forward, module, _is_plain)
 
 
 def unfuse_gates(module: nn.Module) -> int:
     """Give the blocks inside `module` the forward of their class again; returns how many had the fast one."""
-    blocks = [block for block in module.modules() if is_fused_gate(block)]
-    for block in blocks:
-        del block.__dict__["forward"]
-    return len(blocks)
+    return by_instance.detach(_forward, module)
 
 
 def is_fused_gate(block: nn.Module) -> bool:
     """Has this very block the fast forward?"""
-    return getattr(block.__dict__.get("forward"), "__func__", None) is _forward
+    return by_instance.has(_forward, block)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -60,7 +54,7 @@ class _SwiGLU(torch.autograd.Function):
 
 def _forward(self: Any, x: Tensor) -> Tensor:
     """What a fused block runs: the formula where the kernels serve, else the forward of its class."""
-    served = kernels.serves(x) if torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") else None
+    served = None if torch.is_autocast_enabled("cpu") else kernels.serves(x)  # with gradients or without: one loss, one sampler's logits
     if served is None:
         out: Tensor = type(self).forward(self, x)
         return out

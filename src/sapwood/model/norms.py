@@ -15,7 +15,6 @@ weight is trained, and on a GPU, in fp16 and in fp64.
 from __future__ import annotations
 
 import inspect
-from types import MethodType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sapwood import kernels
+from sapwood.model import by_instance
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements of a block: 256 KiB in fp32."""
@@ -30,23 +30,17 @@ BLOCK_ELEMENTS = 1 << 16
 
 def fuse_norms(module: nn.Module) -> int:
     """Give every plain RMSNorm inside `module` the fast forward; returns how many have it. May be called again."""
-    norms = [norm for norm in module.modules() if _is_plain(norm)]
-    for norm in norms:
-        norm.__dict__["forward"] = MethodType(_forward, norm)
-    return len(norms)
+    return by_instance.attach(_forward, module, _is_plain)
 
 
 def unfuse_norms(module: nn.Module) -> int:
     """Give the norms inside `module` the forward of their class again; returns how many had the fast one."""
-    norms = [norm for norm in module.modules() if is_fused_norm(norm)]
-    for norm in norms:
-        del norm.__dict__["forward"]
-    return len(norms)
+    return by_instance.detach(_forward, module)
 
 
 def is_fused_norm(norm: nn.Module) -> bool:
     """Has this very norm the fast forward?"""
-    return getattr(norm.__dict__.get("forward"), "__func__", None) is _forward
+    return by_instance.has(_forward, norm)
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
