@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "sapwood"
 
 LAYERS = [
-    ["errors", "records", "config", "run", "stats", "pages"],
+    ["errors", "records", "config", "requirements", "run", "stats", "pages"],
     ["store", "assets"],
     ["chat", "data"],
     ["forest", "remote"],

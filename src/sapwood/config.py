@@ -118,7 +118,15 @@ def _build(cls: type, data: Any, where: str, prefix: str) -> Any:
             raise ConfigError(
                 f"{where}: unknown option `{prefix}{key}`.{did_you_mean(str(key), known)} Known here: {', '.join(sorted(names))}."
             )
-    return cls(**{key: _coerce(hints[key], value, where, prefix + key) for key, value in data.items()})
+    given = {key: _coerce(hints[key], value, where, prefix + key) for key, value in data.items()}
+    if missing := [field.name for field in dataclasses.fields(cls) if field.name not in given and _must_be_given(field)]:
+        place = f"`{prefix.rstrip('.')}`" if prefix else "it"
+        raise ConfigError(f"{where}: {place} lacks {', '.join(f'`{name}`' for name in missing)}. Known here: {', '.join(sorted(names))}.")
+    return cls(**given)
+
+
+def _must_be_given(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _coerce(kind: Any, value: Any, where: str, key: str) -> Any:
@@ -134,8 +142,9 @@ def _coerce(kind: Any, value: Any, where: str, key: str) -> Any:
             return value
         raise ConfigError(f"{where}: `{key}` is {value!r}; allowed: {', '.join(map(repr, arguments))}.")
     if origin is tuple:
-        entries = value if isinstance(value, list | tuple) else [value]
-        return tuple(_coerce(arguments[0], entry, where, key) for entry in entries)
+        if not isinstance(value, list | tuple):
+            return (_coerce(arguments[0], value, where, key),)
+        return tuple(_coerce(arguments[0], entry, where, f"{key}[{place}]") for place, entry in enumerate(value))
     if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as text

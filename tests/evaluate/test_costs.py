@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate import ArmScore, exact
-from sapwood.evaluate.costs import Prices, break_even, hosted_cost, own_cost, prices_from
+from sapwood.evaluate.costs import break_even, hosted_cost, own_cost, prices_from
 from sapwood.evaluate.format_check import form_of, form_share
 from sapwood.evaluate.hosted import HOSTED, hosted_arm, read_answers
 from sapwood.records import Conversation, Item, Message
+from sapwood.requirements import Prices
 from sapwood.stats import mean_interval
 
 PRICE = st.floats(0.01, 1e3)

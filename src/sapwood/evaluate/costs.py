@@ -17,33 +17,8 @@ from sapwood.config import load_yaml
 from sapwood.errors import ConfigError
 from sapwood.evaluate.experiment import ArmScore
 from sapwood.evaluate.verdict import arm_result
+from sapwood.requirements import Prices
 from sapwood.stats import Interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """Prices, in dollars or any one currency. What is not given is not counted, and the answer says so."""
-
-    hosted_in: float | None = None
-    """A hosted model's price of a million prompt tokens."""
-    hosted_out: float | None = None
-    """A hosted model's price of a million tokens of answers."""
-    hosted_rate: float | None = None
-    """The share that a hosted model gets right, where it is known and its answers are not at hand."""
-    machine_hour: float | None = None
-    """Price of an hour of this machine, for training and for answering."""
-    setup: float = 0.0
-    """What is paid once to get a tuned model into use: labelling, integration, review."""
-    queries_a_month: float | None = None
-    """Queries to expect."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"{field.name} is {value}; give 0 or more.")
-        if self.hosted_rate is not None and self.hosted_rate > 1:
-            raise ConfigError(f"hosted_rate is {self.hosted_rate}; it is a share from 0 to 1, such as 0.9.")
 
 
 def prices_from(file: Path | None, flags: Prices) -> Prices:

@@ -24,7 +24,7 @@ from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError
 from sapwood.evaluate import ArmScore, item_records, items_from, scores_from
-from sapwood.evaluate.costs import Prices, prices_from
+from sapwood.evaluate.costs import prices_from
 from sapwood.evaluate.decision import Decision, after_pilot, before_pilot
 from sapwood.evaluate.format_check import form_of
 from sapwood.evaluate.hosted import HOSTED, Answer, hosted_arm, read_answers
@@ -41,6 +41,7 @@ from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversatio
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import day_of, fetch_model, load_chat
 from sapwood.records import Example, Sampler, hash_of_rows
+from sapwood.requirements import Prices
 from sapwood.run import Run, new_run_path, open_run, read_json, require_known, run_named
 from sapwood.train import SftConfig
 from sapwood.train.order import num_steps

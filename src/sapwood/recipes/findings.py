@@ -11,7 +11,7 @@ import numpy as np
 
 from sapwood.config import to_dict
 from sapwood.evaluate import ArmResult, ArmScore, arm_result
-from sapwood.evaluate.costs import ArmCost, Prices, break_even, hosted_cost, own_cost, with_rate
+from sapwood.evaluate.costs import ArmCost, break_even, hosted_cost, own_cost, with_rate
 from sapwood.evaluate.decision import MORE_ROWS, Decision, Evidence, estimates
 from sapwood.evaluate.format_check import Form, form_share
 from sapwood.evaluate.free import FREE_ARMS
@@ -20,6 +20,7 @@ from sapwood.evaluate.learning_curve import LearningCurve, learning_curve
 from sapwood.recipes.arms import PLAIN
 from sapwood.recipes.pilot import Point
 from sapwood.records import Item
+from sapwood.requirements import Prices
 from sapwood.stats import Difference, Interval, paired_difference
 
 TUNED_ALL = "tuned on all rows (expected)"
