@@ -2,25 +2,37 @@
 
 In: plain sequences of numbers (scores, cluster names, sums and counts). Out: frozen records with the method's name
 in them, so that a report never shows a number without saying how it was made.
-Left out on purpose: anything asymptotic without a small-sample correction, corrections for many metrics, and
-sequential tests. Only `scipy.special` is imported, which loads in a fraction of the time of `scipy.stats`.
+Left out on purpose: anything asymptotic without a small-sample correction. How each holds is counted and simulated in
+docs/statistics.md. Only `scipy.special` is imported, which loads in a fraction of the time of `scipy.stats`.
 """
 
 from sapwood.stats.agreement import krippendorff_alpha
+from sapwood.stats.bootstrap import cluster_bootstrap
+from sapwood.stats.families import benjamini_hochberg, holm
 from sapwood.stats.paired import Difference, items_needed, minimum_detectable, paired_difference
+from sapwood.stats.planning import items_for, more_items, not_worse
 from sapwood.stats.rates import Interval, clopper_pearson, clustered_mean, mean_interval, rate_interval, ratio_interval, wilson
+from sapwood.stats.variance import VarianceSplit, variance_split
 
 __all__ = [
     "Difference",
     "Interval",
+    "VarianceSplit",
+    "benjamini_hochberg",
     "clopper_pearson",
+    "cluster_bootstrap",
     "clustered_mean",
+    "holm",
+    "items_for",
     "items_needed",
     "krippendorff_alpha",
     "mean_interval",
     "minimum_detectable",
+    "more_items",
+    "not_worse",
     "paired_difference",
     "rate_interval",
     "ratio_interval",
+    "variance_split",
     "wilson",
 ]
