@@ -5,7 +5,7 @@ only ever a `Sampler` or a `LogProber` here. The report reads those files and li
 """
 
 from sapwood.evaluate.bits import BitsChange, BitsPerToken, bits_change, bits_per_token
-from sapwood.evaluate.experiment import ArmScore, run_arm, run_free_arm, scores_from
+from sapwood.evaluate.experiment import ArmScore, over_samples, run_arm, run_free_arm, scores_from
 from sapwood.evaluate.few_shot import FewShot, choose_shots, few_shot_prompt
 from sapwood.evaluate.free import FREE_ARMS, MOST_COMMON, NEAREST, most_common_answer, nearest_row
 from sapwood.evaluate.function_calls import calls_in, function_call
@@ -42,6 +42,7 @@ __all__ = [
     "most_common_answer",
     "nearest_row",
     "number",
+    "over_samples",
     "pick_scorer",
     "regex",
     "run_arm",

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from sapwood.errors import ConfigError, DataError, storage
-from sapwood.evaluate.experiment import ArmScore, scores_from
+from sapwood.evaluate.experiment import ArmScore, over_samples, scores_from
 from sapwood.evaluate.free import FREE_ARMS
 from sapwood.evaluate.report_files import Record, RunFiles, flat, mapping, number, read_run, text_of
 from sapwood.evaluate.verdict import ArmResult, Decision, arm_result, decide
@@ -181,7 +181,7 @@ def _data(files: RunFiles) -> dict[str, str]:
 def _scores(files: RunFiles) -> dict[str, list[ArmScore]]:
     found: dict[str, list[ArmScore]] = {}
     try:
-        for score in scores_from(files.scores):
+        for score in over_samples(scores_from(files.scores)):
             found.setdefault(score.arm, []).append(score)
     except DataError as error:
         files.notices.append(f"{files.path}: {error}")

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from sapwood.errors import DataError
 from sapwood.evaluate.bits import BitsChange
-from sapwood.evaluate.experiment import ArmScore
+from sapwood.evaluate.experiment import ArmScore, over_samples
 from sapwood.stats import Difference, Interval, mean_interval, paired_difference
 
 Decision = Literal["better", "worse", "not shown"]
@@ -162,15 +162,21 @@ def decide(
 
 def _by_arm(scores: Iterable[ArmScore]) -> dict[str, dict[str, ArmScore]]:
     by_arm: dict[str, dict[str, ArmScore]] = {}
-    for score in scores:
-        if score.item in by_arm.setdefault(score.arm, {}):
-            raise DataError(f"Item {score.item} of arm {score.arm!r} is scored twice. Give each arm and item once.")
-        by_arm[score.arm][score.item] = score
+    seen: set[tuple[str, str, int]] = set()
+    listed = list(scores)
+    for score in listed:
+        if (score.arm, score.item, score.sample) in seen:
+            raise DataError(f"Item {score.item} of arm {score.arm!r} is scored twice. Give each arm, item and sample once.")
+        seen.add((score.arm, score.item, score.sample))
+    for score in over_samples(listed):
+        by_arm.setdefault(score.arm, {})[score.item] = score
     return by_arm
 
 
 def arm_result(scores: Sequence[ArmScore], level: float = 0.95) -> ArmResult:
     """The rate of one arm with an interval over its clusters; items without a score are counted, and left out of the rate."""
+    if any(score.sample for score in scores):
+        scores = over_samples(scores)
     scored = [(score, score.value) for score in scores if score.value is not None]
     if not scored:
         return ArmResult(None, None, len(scores), 0.0, len(scores))
