@@ -154,10 +154,14 @@ def scores_from(records: Iterable[Mapping[str, Any]]) -> list[ArmScore]:
 def over_samples(scores: Iterable[ArmScore]) -> list[ArmScore]:
     """One score for each arm and item: the mean of its samples that could be judged, with the text of the first.
 
-    Items, not answers, are what a study draws, so this is what every interval is made of.
+    Items, not answers, are what a study draws, so this is what every interval is made of. Raises `DataError` if an answer stands twice.
     """
     groups: dict[tuple[str, str], list[ArmScore]] = {}
+    seen: set[tuple[str, str, int]] = set()
     for score in scores:
+        if (score.arm, score.item, score.sample) in seen:
+            raise DataError(f"Item {score.item} of arm {score.arm!r} is scored twice. Give each arm, item and sample once.")
+        seen.add((score.arm, score.item, score.sample))
         groups.setdefault((score.arm, score.item), []).append(score)
     return [group[0] if len(group) == 1 else _mean_of(group) for group in groups.values()]
 

@@ -162,13 +162,7 @@ def decide(
 
 def _by_arm(scores: Iterable[ArmScore]) -> dict[str, dict[str, ArmScore]]:
     by_arm: dict[str, dict[str, ArmScore]] = {}
-    seen: set[tuple[str, str, int]] = set()
-    listed = list(scores)
-    for score in listed:
-        if (score.arm, score.item, score.sample) in seen:
-            raise DataError(f"Item {score.item} of arm {score.arm!r} is scored twice. Give each arm, item and sample once.")
-        seen.add((score.arm, score.item, score.sample))
-    for score in over_samples(listed):
+    for score in over_samples(scores):
         by_arm.setdefault(score.arm, {})[score.item] = score
     return by_arm
 
