@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.report_runs import full_run
+from report_runs import full_run
 from sapwood.evaluate.report import write_report
 from sapwood.evaluate.report_samples import MOST_QUESTIONS, changed, samples_view
 from sapwood.run import open_run

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sapwood.config import from_dict, known_keys, to_dict
-from sapwood.errors import SapwoodError
+from sapwood.errors import ConfigError, SapwoodError
 from sapwood.evaluate import items_from
 from sapwood.model import load_model
 from sapwood.recipes import Screen, TuneConfig
@@ -62,6 +62,7 @@ TABLE: dict[str, tuple[Any, str]] = {
     "rows.split_seed": (1, "held-out rows"),
     "rows.cache": (False, "work at the next start"),
     "evaluation.scorer": ("set-f1", "scores"),
+    "evaluation.allow_code": (True, "whether a model's code may run"),
     "evaluation.max_new_tokens": (7, "length of answers"),
     "evaluation.shots": ([], "few-shot arms"),
     "evaluation.dev": (5, "few-shot arms"),
@@ -122,6 +123,10 @@ def seen(config: TuneConfig, folder: Path) -> dict[str, Any]:
         "base weights": hash_of_weights(Path(config.model)),
         "type of the weights": load_model(Path(config.model), config.dtype).dtype,
     }
+    try:
+        found["whether a model's code may run"] = bool(replace(config.evaluation, scorer="code-tests"))
+    except ConfigError as error:
+        found["whether a model's code may run"] = str(error)
     run, _ = start_run(config if config.out else replace(config, out=folder / "run"), Screen(quiet=True))
     found["run directory"] = run.path
     run.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.report_runs import bare_run, full_run
+from report_runs import bare_run, full_run
 from sapwood.errors import ConfigError, DataError, StorageError
 from sapwood.evaluate.compare_page import comparison_page
 from sapwood.evaluate.compare_runs import compare_runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sapwood.errors import ConfigError
-from sapwood.recipes.arms import SCORERS, EvalConfig, scorer_for
+from sapwood.recipes.arms import EvalConfig, scorer_for
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt
 
 ITEM = Item(Conversation((Message("user", "how much is six times seven?"),)), "42")
@@ -34,7 +34,10 @@ def test_each_name_judges_in_its_own_way(scorer: str, right: str, wrong: str) ->
 
 def test_none_judges_nothing_and_wrong_names_are_refused() -> None:
     assert scorer_for(EvalConfig(scorer="none"), [ITEM]).scorer is None
-    with pytest.raises(ConfigError, match=f"allowed: {', '.join(SCORERS)}"):
+    with pytest.raises(ConfigError, match="Did you mean 'exact'"):
         EvalConfig(scorer="exactly")
     with pytest.raises(ConfigError, match="not a regular expression"):
         EvalConfig(scorer="regex:(")
+    with pytest.raises(ConfigError, match="--allow-code"):
+        EvalConfig(scorer="code-tests")
+    assert EvalConfig(scorer="code-tests", allow_code=True).allow_code

@@ -59,7 +59,7 @@ def exact(*, casefold: bool = False, strip: bool = True) -> Scorer:
         return text.casefold() if casefold else text
 
     def score(item: Item, completion: Completion) -> Score:
-        allowed = [str(entry) for entry in _several(item.reference)]
+        allowed = [str(entry) for entry in references_of(item.reference)]
         answer = spoken(completion)
         right = normal(answer) in {normal(entry) for entry in allowed}
         return Score(float(right), normal(answer), "" if right else f"expected {_either(allowed)}, got {_short(answer)}")
@@ -74,7 +74,7 @@ def set_f1(sep: str = ",") -> Scorer:
     """
 
     def entries(value: Any) -> set[str]:
-        parts = value.split(sep) if isinstance(value, str) else [str(entry) for entry in _several(value)]
+        parts = value.split(sep) if isinstance(value, str) else [str(entry) for entry in references_of(value)]
         return {part.strip().casefold() for part in parts} - {""}
 
     def score(item: Item, completion: Completion) -> Score:
@@ -105,7 +105,7 @@ def regex(pattern: str) -> Scorer:
         answer = next((group for group in matches[-1].groups() if group is not None), matches[-1].group())
         if item.reference is None:
             return Score(1.0, answer)
-        allowed = [str(entry) for entry in _several(item.reference)]
+        allowed = [str(entry) for entry in references_of(item.reference)]
         right = answer.strip() in {entry.strip() for entry in allowed}
         return Score(float(right), answer, "" if right else f"expected {_either(allowed)}, got {_short(answer)}")
 
@@ -147,7 +147,8 @@ def last_number(value: Any) -> float | None:
     return plain if math.isfinite(plain) else None
 
 
-def _several(reference: Any) -> list[Any]:
+def references_of(reference: Any) -> list[Any]:
+    """All answers that a reference allows: a list's entries, else the reference itself."""
     return list(reference) if isinstance(reference, list | tuple | set) else [reference]
 
 

@@ -17,28 +17,24 @@ from sapwood.evaluate import (
     Guess,
     Scorer,
     choose_shots,
-    exact,
-    function_call,
     most_common_answer,
     nearest_row,
-    number,
     pick_scorer,
-    regex,
     run_arm,
     run_free_arm,
     scores_from,
-    set_f1,
 )
 from sapwood.evaluate.experiment import PromptOf, bare_prompt
 from sapwood.evaluate.hosted import HOSTED
+from sapwood.evaluate.scorer_names import scorer_named
+from sapwood.evaluate.user_scorer import is_user_scorer
 from sapwood.recipes.screen import Screen
 from sapwood.records import Conversation, Ended, Item, Prompt, Sampler, SamplingParams
 from sapwood.run import Run
 
 PLAIN, TUNED = "plain prompt", "tuned"
 
-SCORERS = ("auto", "exact", "number", "function-call", "set-f1", "none")
-PATTERN = "regex:"
+GUESSED, UNSCORED = "auto", "none"
 MANY_CUT = 0.1
 """Share of answers that were cut off from which a person should know it: what they would have said was not measured."""
 
@@ -48,7 +44,10 @@ class EvalConfig:
     """Evaluation on the held-out items."""
 
     scorer: str = "auto"
-    """How answers are judged: auto (guessed from the references), exact, number, function-call, set-f1, none, or regex:PATTERN."""
+    """How answers are judged: auto (guessed from the references), none, a name of docs/evaluation.md (exact, number, maths,
+    function-call, json-fields, rouge, regex:PATTERN, …), or a function of yours: FILE.py:NAME."""
+    allow_code: bool = False
+    """Let the scorer code-tests run programs that the model wrote, in a child process that reaches no network and no file of yours."""
     max_new_tokens: int = 128
     """Longest answer, in tokens."""
     shots: tuple[int, ...] = (2, 4, 8)
@@ -57,10 +56,8 @@ class EvalConfig:
     """Training items on which the number of examples is chosen."""
 
     def __post_init__(self) -> None:
-        if self.scorer.startswith(PATTERN):
-            regex(self.scorer.removeprefix(PATTERN))  # raises for a bad pattern, before any work is done
-        elif self.scorer not in SCORERS:
-            raise ConfigError(f"scorer is {self.scorer!r}; allowed: {', '.join(SCORERS)}, {PATTERN}PATTERN.")
+        if self.scorer not in (GUESSED, UNSCORED) and not is_user_scorer(self.scorer):
+            scorer_named(self.scorer, allow_code=self.allow_code)  # raises for what cannot be, before any work is done
         for name in ("max_new_tokens", "dev"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1.")
@@ -70,18 +67,11 @@ class EvalConfig:
 
 def scorer_for(config: EvalConfig, items: Sequence[Item]) -> Guess:
     """The scorer by name, or guessed from the references."""
-    named: dict[str, Scorer] = {
-        "exact": exact(casefold=True),
-        "number": number(),
-        "function-call": function_call(),
-        "set-f1": set_f1(","),
-    }
-    if config.scorer == "none":
-        return Guess(None, "none", "No scorer was asked for, so only bits per token are measured.")
-    if config.scorer in named:
-        return Guess(named[config.scorer], config.scorer, f"Answers are judged by `{config.scorer}`, as asked for.")
-    if config.scorer.startswith(PATTERN):
-        return Guess(regex(config.scorer.removeprefix(PATTERN)), config.scorer, "Answers are judged by what the pattern finds in them.")
+    if config.scorer == UNSCORED:
+        return Guess(None, UNSCORED, "No scorer was asked for, so only bits per token are measured.")
+    if config.scorer != GUESSED:
+        found = scorer_named(config.scorer, allow_code=config.allow_code)
+        return Guess(found, config.scorer, f"Answers are judged by `{config.scorer}`, as asked for.")
     return pick_scorer([item.reference for item in items])
 
 

@@ -1,0 +1,82 @@
+"""Answers that take tools: call, result, final answer; with a scripted model, a real template and real functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from sapwood.errors import ConfigError
+from sapwood.evaluate import exact
+from sapwood.evaluate.experiment import bare_prompt
+from sapwood.evaluate.tool_turns import WithTools, scripted
+from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, SamplingParams, ToolCall
+
+
+class Model:
+    """Answers by a function of the messages; remembers what it was asked."""
+
+    def __init__(self, answer: Callable[[Sequence[Message]], Message]) -> None:
+        self.answer = answer
+        self.asked: list[list[str]] = []
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, on_token: object = None, cancelled: object = None
+    ) -> list[Completion]:
+        self.asked.append([prompt.messages[-1].content for prompt in prompts])
+        messages = [self.answer(prompt.messages) for prompt in prompts]
+        return [
+            Completion(prompt, (), message.content, Ended.STOP, message=message) for prompt, message in zip(prompts, messages, strict=True)
+        ]
+
+
+def adds(messages: Sequence[Message]) -> Message:
+    """Calls `add` for a question with two numbers, says the result, and answers other questions at once."""
+    last = messages[-1]
+    if last.role == "tool":
+        return Message("assistant", f"It is {last.content}.")
+    numbers = [int(word) for word in last.content.split() if word.isdigit()]
+    if len(numbers) < 2:
+        return Message("assistant", "Hello.")
+    return Message("assistant", "", tool_calls=(ToolCall("add", {"a": numbers[0], "b": numbers[1]}, "c1"),))
+
+
+def ask(*texts: str) -> list[Prompt]:
+    return [bare_prompt(Conversation((Message("user", text),))) for text in texts]
+
+
+def test_calls_are_played_out_side_by_side() -> None:
+    model = Model(adds)
+    sampler = WithTools(model, bare_prompt, {"add": lambda a, b: a + b})
+    answers = sampler.generate(ask("3 plus 4", "hi", "1 plus 1"), SamplingParams())
+    assert [answer.text for answer in answers] == ["It is 7.", "Hello.", "It is 2."]
+    assert model.asked == [["3 plus 4", "hi", "1 plus 1"], ["7", "2"]], "two rounds, the open ones together"
+    assert [message.role for message in answers[0].prompt.messages] == ["user", "assistant", "tool"]
+    assert answers[0].prompt.messages[-1].tool_call_id == "c1"
+    item = Item(Conversation((Message("user", "3 plus 4"),)), "It is 7.")
+    assert exact()(item, answers[0]).value == 1
+
+
+def test_scripted_results() -> None:
+    tools = scripted([{"name": "add", "arguments": {"a": 3, "b": 4}, "result": {"sum": 7}}, {"name": "now", "result": "noon"}])
+    sampler = WithTools(Model(adds), bare_prompt, tools)
+    answers = sampler.generate(ask("3 plus 4", "1 plus 1"), SamplingParams())
+    assert answers[0].text == 'It is {"sum":7}.'
+    assert answers[1].text == "It is Error: LookupError: no result for {'a': 1, 'b': 1}."
+    with pytest.raises(ConfigError, match="name, result"):
+        scripted([{"name": "x"}])
+
+
+def test_tools_that_fail_and_models_that_never_stop() -> None:
+    assert (
+        "ZeroDivisionError"
+        in WithTools(Model(adds), bare_prompt, {"add": lambda a, b: a // 0}).generate(ask("1 2"), SamplingParams())[0].text
+    )
+    assert "no tool 'add'" in WithTools(Model(adds), bare_prompt, {}).generate(ask("1 2"), SamplingParams())[0].text
+    endless = Model(lambda messages: Message("assistant", "", tool_calls=(ToolCall("add", {"a": 1, "b": 1}),)))
+    answer = WithTools(endless, bare_prompt, {"add": lambda a, b: 0}, turns=2).generate(ask("go"), SamplingParams())[0]
+    assert (answer.ended, answer.error) == (Ended.ERROR, "it still called after 2 rounds of calls")
+    assert len(endless.asked) == 3
+    assert exact()(Item(Conversation((Message("user", "go"),)), "0"), answer).value is None, "not measured is not wrong"
+    with pytest.raises(ConfigError, match="turns is 0"):
+        WithTools(endless, bare_prompt, {}, turns=0)
