@@ -12,16 +12,23 @@ from sapwood.stats.families import benjamini_hochberg, holm
 from sapwood.stats.paired import Difference, items_needed, minimum_detectable, paired_difference
 from sapwood.stats.planning import items_for, more_items, not_worse
 from sapwood.stats.rates import Interval, clopper_pearson, clustered_mean, mean_interval, rate_interval, ratio_interval, wilson
+from sapwood.stats.sequential import Effect, detectable, effect_at, effect_over_time, evidence, units_for, units_of, variance_of
+from sapwood.stats.split import split_evidence
 from sapwood.stats.variance import VarianceSplit, variance_split
 
 __all__ = [
     "Difference",
+    "Effect",
     "Interval",
     "VarianceSplit",
     "benjamini_hochberg",
     "clopper_pearson",
     "cluster_bootstrap",
     "clustered_mean",
+    "detectable",
+    "effect_at",
+    "effect_over_time",
+    "evidence",
     "holm",
     "items_for",
     "items_needed",
@@ -33,6 +40,10 @@ __all__ = [
     "paired_difference",
     "rate_interval",
     "ratio_interval",
+    "split_evidence",
+    "units_for",
+    "units_of",
+    "variance_of",
     "variance_split",
     "wilson",
 ]
