@@ -17,7 +17,7 @@ LAYERS = [
     ["store", "assets"],
     ["chat", "data"],
     ["forest", "remote"],
-    ["evaluate", "review"],
+    ["evaluate", "review", "ab"],
     # ---------------------------------- torch below this line
     ["kernels", "attention", "model"],
     ["generate", "export"],

@@ -123,10 +123,11 @@ def half_width(n: float, variance: float, alpha: float, planned: int, share: flo
     """
     lambdas_J, log_stakes_J = 2.0**OCTAVES, np.log(_stakes(planned, share))
 
-    def gain(delta: float) -> float:
-        return float(special.logsumexp(log_stakes_J + n * (lambdas_J * delta - lambdas_J**2 * (variance + delta**2) / 2)))
+    def gains(delta: float) -> bool:
+        gains_J = log_stakes_J + n * (lambdas_J * delta - lambdas_J**2 * (variance + delta**2) / 2)
+        return float(np.logaddexp.reduce(gains_J)) >= math.log(2 / alpha)
 
-    return _bisect(lambda delta: gain(delta) >= math.log(2 / alpha), 0.0, 1.0)
+    return _bisect(gains, 0.0, 1.0)
 
 
 def units_for(delta: float, variance: float, alpha: float, planned: int, share: float = 0.5, power: float = 0.5) -> int:
@@ -179,21 +180,42 @@ def _bets(units: Units) -> Floats:
 
 def _log_capital(units: Units, m: float) -> Floats:
     gains_JN = np.log1p(_bets(units) * (units.xi_N - m)[None, :]).cumsum(axis=1)
-    log_N: Floats = special.logsumexp(gains_JN + np.log(units.stakes_J)[:, None], axis=0)
+    log_N: Floats = np.logaddexp.reduce(gains_JN + np.log(units.stakes_J)[:, None], axis=0)
     return log_N
 
 
 def _refuted_below(units: Units, mean: float, alpha: float) -> float:
-    """The largest m up to which "the effect is at most m" is refuted; −1 where none is. Capital falls as m rises, so bisection finds it."""
+    """The largest m up to which "the effect is at most m" is refuted; −1 where none is. Capital falls as m rises, so there is one."""
     (xi_U, low_U), count_U = np.unique(np.stack([units.xi_N, units.low_N]), axis=1, return_counts=True)
     lambdas_JU = np.minimum((2.0**OCTAVES)[:, None], (BOLDEST / (1 - low_U))[None, :])
     log_stakes_J = np.log(units.stakes_J)
 
-    def stands(m: float) -> bool:
+    def over(m: float) -> float:
         gains_J = np.log1p(lambdas_JU * (xi_U - m)[None, :]) @ count_U
-        return float(special.logsumexp(gains_J + log_stakes_J)) < math.log(1 / alpha)
+        return float(np.logaddexp.reduce(gains_J + log_stakes_J)) - math.log(1 / alpha)
 
-    return _bisect(stands, -1.0, 1.0)
+    # nobody wins against the mean itself, so it is never refuted; from there down until something is
+    reach = 3 * float(units.xi_N.std()) / math.sqrt(len(units.xi_N)) + 1e-3
+    while over(max(-1.0, mean - reach)) < 0:
+        if mean - reach <= -1:
+            return -1.0
+        reach *= 2
+    return _falling_root(over, max(-1.0, mean - reach), mean)
+
+
+def _falling_root(f: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function crosses 0 between `low` (above it) and `high` (below), to 1e-7: regula falsi, as Illinois mended it."""
+    f_low, f_high, side = f(low), f(high), 0
+    while high - low > 1e-7:
+        middle = min(max((low * f_high - high * f_low) / (f_high - f_low), low + 4e-8), high - 4e-8)
+        value = f(middle)
+        if value > 0:
+            low, f_low = middle, value
+            f_high, side = (f_high / 2 if side > 0 else f_high), 1
+        else:
+            high, f_high = middle, value
+            f_low, side = (f_low / 2 if side < 0 else f_low), -1
+    return low
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
