@@ -28,7 +28,7 @@ LAYERS = [
 WITHOUT_TORCH = [name for layer in LAYERS[:5] for name in layer]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
 FORBIDDEN_PAIRS = {("train", "evaluate"), ("evaluate", "train")}
-LOOPS = {"sft.py:sft": 150}
+LOOPS = {"sft.py:sft": 150, "grpo.py:grpo": 150, "dpo.py:dpo": 150}
 FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 HEAVY = {"torch", "transformers", "peft"}
 

@@ -108,8 +108,8 @@ class LanguageModel:
             return logits
         return _capped(logits, self.base.config)
 
-    def target_logprobs(self, forest: Forest) -> Tensor:
-        """Log-probability (N,), fp32 or wider, of each target of the forest. Differentiable."""
+    def target_logprobs(self, forest: Forest, *, temperature: float = 1.0) -> Tensor:
+        """Log-probability (N,), fp32 or wider, of each target of the forest, at a sampling temperature. Differentiable."""
         if not self.shares_prefixes and len(forest.nodes_M) > 1:
             raise ModelError("This model runs row by row: give it forests of one row.")
         attention = TreeAttention(forest) if self.shares_prefixes else None
@@ -120,10 +120,12 @@ class LanguageModel:
         place = torch.from_numpy(place_N.reshape(-1)).to(self.device)
         token = torch.from_numpy(forest.token_N).to(self.device)
         parts = head_parts(self.base.get_output_embeddings()) if self._own_head else None
-        if parts is not None:
+        if parts is not None and (temperature == 1 or parts[0].bias is None):
             head, index_K, rows_KD = parts
+            if temperature != 1:  # logits are linear in the states; in fp32 no rounding is added where the quotient is exact
+                hidden_UD = hidden_UD / temperature
             return head_logprobs(hidden_UD, head, place, token, index_K, rows_KD)
-        logits = self.logits(hidden_UD)
+        logits = self.logits(hidden_UD) / temperature
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[place, token]
 
     def logprobs(self, rows: Sequence[Row], *, budget: int = 4096) -> list[NDArray[np.float64]]:

@@ -4,7 +4,25 @@ In: a `LanguageModel` and examples of (prompt, completion, weights). Out: an ada
 Every loop is one function that is read from top to bottom; what loops share are functions.
 """
 
+from sapwood.train.dpo import DpoConfig, DpoResult, dpo
+from sapwood.train.grpo import GrpoConfig, GrpoResult, grpo
 from sapwood.train.optimizer import OptimConfig
+from sapwood.train.policy import PolicyConfig
+from sapwood.train.rollouts import Asked
 from sapwood.train.sft import SftConfig, SftResult, StepReport, sft
 
-__all__ = ["OptimConfig", "SftConfig", "SftResult", "StepReport", "sft"]
+__all__ = [
+    "Asked",
+    "DpoConfig",
+    "DpoResult",
+    "GrpoConfig",
+    "GrpoResult",
+    "OptimConfig",
+    "PolicyConfig",
+    "SftConfig",
+    "SftResult",
+    "StepReport",
+    "dpo",
+    "grpo",
+    "sft",
+]

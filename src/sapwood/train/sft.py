@@ -11,7 +11,6 @@ Left out on purpose: callbacks. What a caller may do during the run is one funct
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,21 +18,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import orjson
 
 from sapwood.config import from_dict, to_dict
-from sapwood.errors import ConfigError, DataError, ModelError, StorageError, TrainingError
+from sapwood.errors import ConfigError, DataError
 from sapwood.model import (
     LanguageModel,
     LoraConfig,
     Parameters,
-    add_lora,
-    checkpoint_layers,
     count_parameters,
-    train_whole,
     trainable_parameters,
 )
 from sapwood.records import Example, Mixture, facts_of, hash_of_rows
@@ -45,12 +39,10 @@ from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
 from sapwood.train.order import epoch_length, num_steps, step_examples
 from sapwood.train.rehearsal import Rehearsal, rehearse
 from sapwood.train.result import save_result
+from sapwood.train.sitting import fingerprint, not_taken, passed, rescue, with_what_is_trained
 from sapwood.train.step import accumulate
 from sapwood.train.stopping import best_of, evaluated, evaluations_before, is_over, take_best
 from sapwood.train.unbroken import unbroken
-
-WEIGHTS_READ = 256
-"""Weights of each tensor, evenly spread, by which a run recognises the model it was started with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +173,10 @@ def sft(
     eval_every = config.eval_every or max(1, -(-steps // 4))
     save_every = config.save_every or max(1, -(-steps // 4))
     epochs = max(config.epochs, steps * config.batch / epoch) if config.max_steps else config.epochs
-    fingerprint = _fingerprint(model, examples, held_out, config, mixture)
+    made_of = _fingerprint(model, examples, held_out, config, mixture)
     order = partial(step_examples, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed, mixture=mixture)
 
-    model = _with_what_is_trained(model, config)
+    model = with_what_is_trained(model, config)
     optimizer = Optimizer(trainable_parameters(model), config.optim)
     parameters = count_parameters(model)
     say(f"Training {parameters.trained:,} of {parameters.total:,} parameters ({parameters.trained / parameters.total:.2%}).")
@@ -192,7 +184,7 @@ def sft(
         say("Dropout draws for each row apart, so training shares no prefixes.")
 
     # continue, or try everything once
-    checkpoint = newest_checkpoint(run.path, fingerprint, say)
+    checkpoint = newest_checkpoint(run.path, made_of, say)
     rehearsal = None
     if checkpoint is not None:
         optimizer.restore(checkpoint.tensors)
@@ -201,7 +193,7 @@ def sft(
     else:
         rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget, batch=config.batch, expected=expected)
         first, budget = 0, rehearsal.budget
-        for sentence in (_passed(rehearsal), *rehearsal.notes):
+        for sentence in (passed(rehearsal), *rehearsal.notes):
             say(sentence)
         run.clear("metrics")  # of a start that was killed before it saved anything
 
@@ -209,7 +201,7 @@ def sft(
 
     def save(step: int) -> Path:
         best = best_of(evaluations).step if config.selects and evaluations else None
-        return save_checkpoint(run.path, step, optimizer.state(), budget=budget, fingerprint=fingerprint, keep=config.keep, pinned=best)
+        return save_checkpoint(run.path, step, optimizer.state(), budget=budget, fingerprint=made_of, keep=config.keep, pinned=best)
 
     taken: list[StepReport] = []  # in this sitting
     whole: int | None = first  # the step whose state stands complete in the optimizer
@@ -235,7 +227,7 @@ def sft(
                 norm = optimizer.step(lr)
                 if not np.isfinite(norm):
                     whole = step
-                    raise _not_taken(step + 1, norm, chosen)
+                    raise not_taken(step + 1, norm, chosen)
                 trained = min(epochs, (step + 1) * config.batch / epoch)
                 seconds = time.perf_counter() - begin
                 done = StepReport(
@@ -250,10 +242,10 @@ def sft(
                 saved = step + 1
     except BaseException:
         if whole and whole != saved:
-            _rescue(lambda: save(whole), say)
+            rescue(lambda: save(whole), say)
         raise
 
-    best = take_best(run, optimizer, evaluations, steps, fingerprint, say) if config.selects else None
+    best = take_best(run, optimizer, evaluations, steps, made_of, say) if config.selects else None
     save_result(model, run.path, beside)
     return SftResult(
         model,
@@ -267,50 +259,6 @@ def sft(
         last_eval_loss=(best or evaluations[-1]).loss if evaluations else None,
         rehearsal=rehearsal,
     )
-
-
-def _passed(rehearsal: Rehearsal) -> str:
-    return (
-        f"Rehearsal passed: worst step ({rehearsal.worst_tokens:,} tokens), evaluation, save and reload; "
-        f"{rehearsal.budget:,} tokens a pass, {rehearsal.peak_bytes / 2**30:.1f} GiB."
-    )
-
-
-def _not_taken(step: int, norm: float, chosen: Sequence[Example]) -> TrainingError:
-    """Of a step whose gradient is not finite: nothing was updated."""
-    return TrainingError(
-        f"The gradient of step {step} is {norm}; the step was not taken. Lower optim.lr, or look at its examples with `sapwood doctor`: "
-        f"{', '.join(example.where for example in chosen[:5])}."
-    )
-
-
-def _with_what_is_trained(model: LanguageModel, config: SftConfig) -> LanguageModel:
-    """The model with its trainable part: everything, the adapter that it carries, or a fresh one."""
-    if hasattr(model.module, "peft_config"):
-        _refuse_beside_adapter(model, config)
-    elif config.full:
-        train_whole(model)
-    else:
-        model = add_lora(model, config.lora, config.seed)
-    if config.checkpointing:
-        checkpoint_layers(model)
-    return model
-
-
-def _rescue(save: Callable[[], Path], say: Callable[[str], None]) -> None:
-    """Save what was trained before the error that is under way goes on; a disk that refuses must not hide that error."""
-    try:
-        say(f"The run ends here. What was trained so far is kept in {save()}. Name the run directory to continue from there.")
-    except StorageError as error:
-        say(f"What was trained since the last checkpoint is lost: {error}")
-
-
-def _refuse_beside_adapter(model: LanguageModel, config: SftConfig) -> None:
-    """An adapter that the caller brought is trained as it is. Raises `ModelError` where that cannot be what was meant."""
-    if config.full:
-        raise ModelError("This model carries an adapter, and training all weights would change what lies below it. Merge it first.")
-    if not trainable_parameters(model):
-        raise ModelError("This model carries an adapter of which nothing is trainable. Load it with `is_trainable=True`, or merge it.")
 
 
 def _refuse_untrainable(model: LanguageModel, examples: Sequence[Example], held_out: Sequence[Example], config: SftConfig) -> None:
@@ -367,25 +315,8 @@ def _record(done: StepReport) -> dict[str, float | str]:
 def _fingerprint(
     model: LanguageModel, examples: Sequence[Example], held_out: Sequence[Example], config: SftConfig, mixture: Mixture | None
 ) -> dict[str, str]:
-    """Hashes of all that the result depends on: rows in order, every knob but those of speed and space, and the model.
-
-    Where held-out losses choose the result, it depends on the held-out rows and on when they are evaluated, too.
-    """
+    """Where held-out losses choose the result, it depends on the held-out rows and on when they are evaluated, too."""
     settings = to_dict(from_dict(SftConfig, to_dict(config), "the config"))  # a 2 for 2.0 is the same knob when read back
-    for harmless in config.may_change:
-        del settings[harmless]
-    shape = model.base.config.to_dict()
-    for changing in ("_name_or_path", "transformers_version"):  # where it lies and who reads it do not change what is computed
-        shape.pop(changing, None)
-    facts = [str(model.dtype), type(model.base).__name__, shape, *([model.new_tokens] if model.new_tokens else [])]
-    digest = hashlib.sha256(_as_bytes(facts))
-    for name, parameter in model.base.named_parameters():
-        flat = parameter.detach().flatten()
-        digest.update(name.encode() + flat[:: max(1, len(flat) // WEIGHTS_READ)].float().cpu().numpy().tobytes())
     rows = hash_of_rows(examples) + (f" {mixture.digest}" if mixture is not None else "")
     rows += f" {hash_of_rows(held_out)}" if config.selects else ""
-    return {"rows": rows, "settings": hashlib.sha256(_as_bytes(settings)).hexdigest(), "model": digest.hexdigest()}
-
-
-def _as_bytes(facts: Any) -> bytes:
-    return orjson.dumps(facts, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
+    return fingerprint(model, rows, {name: value for name, value in settings.items() if name not in config.may_change})

@@ -7,13 +7,15 @@ changes the gradient. Evaluation keeps sums, never logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sapwood.errors import TrainingError
 from sapwood.forest import MicroBatch, cut, unique_tokens
@@ -35,11 +37,21 @@ class Sums:
     """Tokens that went through the model."""
     losses_B: NDArray[np.float64] | None = None
     """The loss of each example, where it was asked for: of an evaluation."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What the objective counted beside its loss."""
 
     @property
     def mean_loss(self) -> float:
         """Nats a unit of weight: a token, where no weights are given."""
         return self.loss / self.weight
+
+
+Objective = Callable[[Tensor, MicroBatch], tuple[Tensor, Mapping[str, float]]]
+"""From the log-probability of each target of a micro-batch to a sum, and counts that add up over micro-batches."""
+
+
+def _imitation(logprob_N: Tensor, batch: MicroBatch) -> tuple[Tensor, Mapping[str, float]]:
+    return supervised(logprob_N, batch.forest), {}
 
 
 def micro_batches(model: LanguageModel, examples: Sequence[Example], budget: int, *, share: bool = True) -> list[MicroBatch]:
@@ -61,18 +73,29 @@ def tokens_in_a_pass(model: LanguageModel, example: Example) -> int:
     return unique_tokens(example, share=not model.draws)
 
 
-def accumulate(model: LanguageModel, examples: Sequence[Example], budget: int, *, draw: tuple[int, int] = (0, 0)) -> Sums:
+def accumulate(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    budget: int,
+    *,
+    draw: tuple[int, int] = (0, 0),
+    objective: Objective = _imitation,
+    weight: float | None = None,
+    temperature: float = 1.0,
+) -> Sums:
     """Gradient of the step's mean loss, left in the parameters. Raises `TrainingError` before any update if it is not finite.
 
     `draw` is (seed, step): what dropout draws is a function of it and of the budget. Where something is drawn, no prefix is
-    shared, so that each row has its own draw.
+    shared, so that each row has its own draw. The sum of another `objective` is divided by `weight`; its log-probabilities are
+    those at `temperature`.
     """
-    weight = sum(example.weight for example in examples)
-    loss, row_tokens, unique = 0.0, 0, 0
+    weight = sum(example.weight for example in examples) if weight is None else weight
+    loss, row_tokens, unique, counts = 0.0, 0, 0, Counter[str]()
     with drawing(model, *draw):
         for batch in micro_batches(model, examples, budget, share=not model.draws):
             with _enough_memory(batch, examples):
-                batch_loss = supervised(model.target_logprobs(batch.forest), batch.forest)
+                batch_loss, counted = objective(model.target_logprobs(batch.forest, temperature=temperature), batch)
+                counts.update(counted)
                 value = float(batch_loss.detach())
                 if not math.isfinite(value):
                     places = ", ".join(examples[index].where for index in batch.examples[:5])
@@ -82,7 +105,7 @@ def accumulate(model: LanguageModel, examples: Sequence[Example], budget: int, *
                     )
                 (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
             loss, row_tokens, unique = loss + value, row_tokens + batch.forest.row_tokens, unique + batch.forest.num_tokens
-    return Sums(loss, weight, row_tokens, unique)
+    return Sums(loss, weight, row_tokens, unique, counts=counts)
 
 
 @contextmanager
