@@ -17,6 +17,7 @@ WORKLOADS = {
     "sft": ("sft", "a training step: time against TRL and against the machine's limit, memory, losses"),
     "sharing": ("sharing", "a training pass as a forest, against the same rows with nothing shared"),
     "parity": ("parity", "the losses of a training, step by step, against TRL"),
+    "reason": ("reason", "cold-start SFT, then GRPO with a verifier, against as much time of more SFT"),
     "fused-lora": ("fused_lora", "a training pass with the fused layers, against peft's and transformers' own"),
 }
 """Workload → module of bench/, and what it measures."""

@@ -1,0 +1,283 @@
+"""`sapwood bench reason`: does GRPO teach a small model to reason, beyond what more imitation of the same traces does?
+
+A cold start by SFT on few worked solutions of a reasoning-gym task, then GRPO with the task's own verifier on instances without
+solutions; beside it, the SFT checkpoint trained on the same solutions for as long as GRPO took. Judged are greedy answers to unseen
+instances (another seed, no question twice), and pass@1 and pass@8 of samples. It is no comparison with a peer, but the proof of the
+recipe; every stage goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from bench.setting import commit, machine
+from sapwood.assets import DEFAULT_MODEL
+from sapwood.chat import Chat
+from sapwood.cli.options import Json, parse, screen_for
+from sapwood.evaluate.gym import ENTRY, gym_items, verified
+from sapwood.evaluate.repeated import pass_at_k
+from sapwood.evaluate.rewards import Reward, ends_thought, judge_by
+from sapwood.generate import Engine
+from sapwood.model import LanguageModel, load_adapter, load_model
+from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import fetch_model
+from sapwood.records import Conversation, Example, Item, Message, SamplingParams
+from sapwood.run import open_run, step_records, write_atomic
+from sapwood.stats import paired_difference, rate_interval
+from sapwood.train import Asked, GrpoConfig, OptimConfig, SftConfig, grpo, sft
+
+DESCRIPTION = "Cold-start SFT, then GRPO with a verifier, against as much time of more SFT, on unseen instances of a task."
+TASK = "chain_sum"
+INSTRUCTION = "Think step by step between <think> and </think>, then give the result."
+FORMAT_WEIGHT = 0.1
+LEAST_GAIN = 0.08
+"""What GRPO alone must gain over the checkpoint that it starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonBench:
+    """The task, and how much of everything."""
+
+    model: str = DEFAULT_MODEL
+    """A name, a local folder, or a hub id."""
+    out: Path = Path("runs/reason")
+    """Folder of the stages; a stage that is finished there is not done again."""
+    least_terms: int = 3
+    """Fewest numbers of a sum."""
+    most_terms: int = 5
+    """Most numbers of a sum."""
+    digits: int = 2
+    """Most digits of a number."""
+    traces: int = 96
+    """Worked solutions of the cold start."""
+    epochs: float = 3.0
+    """Times each of them is trained there."""
+    steps: int = 50
+    """Steps of GRPO."""
+    prompts: int = 16
+    """Prompts a step."""
+    group: int = 8
+    """Answers a prompt."""
+    lr: float = 2e-4
+    """Learning rate of GRPO."""
+    unseen: int = 200
+    """Instances that are judged."""
+    samples: int = 8
+    """Samples of each for pass@k."""
+    seed: int = 0
+    """Seed of training; the instances of the test have another."""
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The task's own settings."""
+        return {"min_terms": self.least_terms, "max_terms": self.most_terms, "min_digits": 1, "max_digits": self.digits}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all stages share."""
+
+    config: ReasonBench
+    folder: Path
+    chat: Chat
+    test: list[Item]
+    train: list[Item]
+    screen: Screen
+
+    def model(self, adapter: str | None = None) -> LanguageModel:
+        """The base model, or with the adapter of a stage, which goes on being trained."""
+        model = load_model(self.folder, "auto")
+        return model if adapter is None else load_adapter(model, self.config.out / adapter / "adapter", trainable=True)
+
+    def prompt(self, item: Item) -> Any:
+        """What is asked of the model."""
+        return self.chat.prompt(item.conversation.messages)
+
+
+def run(words: list[str], json: Json) -> None:
+    """Parse, run all stages, show."""
+    config = parse(ReasonBench(), "bench reason", words, DESCRIPTION)
+    screen = screen_for(json)
+    began = time.perf_counter()
+    work = prepare(config, screen)
+    measured = {"base": measure(work, "base", work.model)}
+    seconds = {"sft": imitate(work, "sft", None, config.epochs)}
+    measured["sft"] = measure(work, "sft", lambda: work.model("sft"))
+    seconds["grpo"] = reinforce(work)
+    measured["grpo"] = measure(work, "grpo", lambda: work.model("grpo"))
+    more = math.ceil(seconds["grpo"] / (seconds["sft"] / config.epochs))
+    seconds["more sft"] = imitate(work, "more-sft", "sft", more)
+    measured["more sft"] = measure(work, "more-sft", lambda: work.model("more-sft"))
+    result = conclude(work, measured, seconds, time.perf_counter() - began)
+    show(result, screen)
+    json.write(result)
+
+
+def prepare(config: ReasonBench, screen: Screen) -> Work:
+    """The instances: those of the test first, so that none of them is trained on."""
+    folder = fetch_model(config.model, screen)
+    test = gym_items(TASK, config.unseen, seed=config.seed + 1000, settings=config.settings, instruction=INSTRUCTION)
+    wanted = config.traces + config.prompts * config.steps
+    train = gym_items(TASK, wanted, seed=config.seed, settings=config.settings, instruction=INSTRUCTION, exclude=test)
+    return Work(config, folder, Chat.load(folder), test, train, screen)
+
+
+def worked(item: Item) -> str:
+    """A worked solution of a sum: one line a step, then the result."""
+    words = item.meta[ENTRY]["question"].split(":")[1].strip(" =").split()
+    value, lines = int(words[0]), []
+    for sign, number in zip(words[1::2], words[2::2], strict=True):
+        after = value + int(number) if sign == "+" else value - int(number)
+        lines.append(f"{value} {sign} {number} = {after}")
+        value = after
+    assert str(value) == item.reference, "the solution ends in the task's own answer"
+    return "<think>\n" + "\n".join(lines) + f"\n</think>\n{value}"
+
+
+def traces(work: Work) -> list[Example]:
+    """Rows of the cold start."""
+    some = work.train[: work.config.traces]
+    return [work.chat.example(Conversation((*item.conversation.messages, Message("assistant", worked(item))))) for item in some]
+
+
+def imitate(work: Work, name: str, start: str | None, epochs: float) -> float:
+    """A stage of SFT; seconds of its steps."""
+    work.screen.title(f"{name}: {epochs:g} epochs of {work.config.traces} worked solutions")
+    opened = open_run(work.config.out / name)
+    try:
+        config = SftConfig(epochs=epochs, batch=16, seed=work.config.seed, optim=OptimConfig(lr=1e-3 if start is None else 3e-4))
+        if not (opened.path / "adapter").is_dir():
+            sft(work.model(start), traces(work), (), config, opened, say=work.screen.say)
+        return sum(record["seconds"] for record in step_records(opened.path / "metrics.jsonl") if record["kind"] == "train")
+    finally:
+        opened.close()
+
+
+def reinforce(work: Work) -> float:
+    """The stage of GRPO; seconds of its steps."""
+    config, screen = work.config, work.screen
+    screen.title(f"grpo: {config.steps} steps of {config.prompts} prompts × {config.group} answers")
+    judge = judge_by([Reward("right", verified(TASK, config.settings)), Reward("format", ends_thought(), weight=FORMAT_WEIGHT)])
+    asked = [Asked(item, work.prompt(item)) for item in work.train[config.traces :]]
+    setting = GrpoConfig(
+        steps=config.steps,
+        prompts=config.prompts,
+        group=config.group,
+        max_new_tokens=longest(work),
+        resample=0,
+        seed=config.seed,
+        optim=OptimConfig(lr=config.lr, schedule="constant"),
+    )
+    opened = open_run(config.out / "grpo")
+    try:
+        if not (opened.path / "adapter").is_dir():
+            grpo(
+                work.model("sft"),
+                asked,
+                judge,
+                lambda model: Engine(model, work.chat, slots=64, memory=1 << 30),
+                setting,
+                opened,
+                say=screen.say,
+                report=lambda done, _: screen.say(
+                    f"step {done.step}: solved {done.solved:.0%}, reward {done.reward:.3f} ± {done.spread:.3f}, {done.length:.0f} tokens, "
+                    f"{done.sampling_seconds:.1f} s sampling, {done.update_seconds:.1f} s update"
+                ),
+            )
+        return sum(record["seconds"] for record in step_records(opened.path / "metrics.jsonl") if record["kind"] == "train")
+    finally:
+        opened.close()
+
+
+def longest(work: Work) -> int:
+    """Tokens that the longest worked solution takes, and a quarter more."""
+    return int(1.25 * max(len(row.completion_T) for example in traces(work) for row in example.rows))
+
+
+def measure(work: Work, name: str, model: Callable[[], LanguageModel]) -> dict[str, Any]:
+    """Greedy answers and samples of one state on the unseen instances; read where a sitting before has measured it."""
+    file = work.config.out / f"{name}.json"
+    if file.is_file():
+        found: dict[str, Any] = orjson.loads(file.read_bytes())
+        return found
+    score = verified(TASK, work.config.settings)
+    engine, many = Engine(model(), work.chat, slots=64), work.config.samples
+    prompts = [work.prompt(item) for item in work.test]
+    length = 2 * longest(work)
+    with work.screen.progress(f"measuring {name}"):
+        greedy = engine.generate(prompts, SamplingParams(max_new_tokens=length))
+        drawn = engine.generate(
+            [prompt for prompt in prompts for _ in range(many)],
+            SamplingParams(max_new_tokens=length, temperature=1.0, seed=work.config.seed),
+        )
+    right = [float((score(item, one).value or 0) >= 1) for item, one in zip(work.test, greedy, strict=True)]
+    solved = [
+        sum((score(item, one).value or 0) >= 1 for one in drawn[place * many : (place + 1) * many]) for place, item in enumerate(work.test)
+    ]
+    interval = rate_interval(sum(right), len(right))
+    found = {
+        "greedy": float(np.mean(right)),
+        "low": interval.low,
+        "high": interval.high,
+        "pass_at_1": float(np.mean([count / many for count in solved])),
+        f"pass_at_{many}": float(np.mean([pass_at_k(many, count, many) for count in solved])),
+        "tokens": float(np.mean([len(one.ids) for one in greedy])),
+        "right": right,
+        "example": greedy[0].text,
+    }
+    work.config.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, orjson.dumps(found))
+    work.screen.say(f"{name}: {found['greedy']:.1%} greedy [{interval.low:.0%}, {interval.high:.0%}], pass@1 {found['pass_at_1']:.1%}")
+    return found
+
+
+def conclude(work: Work, measured: dict[str, dict[str, Any]], seconds: dict[str, float], whole: float) -> dict[str, Any]:
+    """Differences with intervals, and whether the bars are cleared."""
+    gain = difference(measured["sft"]["right"], measured["grpo"]["right"])
+    beyond = difference(measured["more sft"]["right"], measured["grpo"]["right"])
+    curve = [
+        {
+            name: record[name]
+            for name in ("step", "reward", "spread", "solved", "length", "entropy", "dead", "sampling_seconds", "update_seconds")
+        }
+        for record in step_records(work.config.out / "grpo" / "metrics.jsonl")
+        if record["kind"] == "train"
+    ]
+    return {
+        "arms": {name: {key: value for key, value in found.items() if key != "right"} for name, found in measured.items()},
+        "grpo_over_sft": gain,
+        "grpo_over_more_sft": beyond,
+        "cleared": gain["mean"] >= LEAST_GAIN and gain["low"] > 0 and beyond["mean"] > 0,
+        "training_seconds": seconds,
+        "share_of_grpo_spent_sampling": sum(point["sampling_seconds"] for point in curve) / max(seconds["grpo"], 1e-9),
+        "seconds": whole,
+        "curve": curve,
+        "config": {**vars(work.config), "task": TASK},
+        "machine": machine(),
+        "commit": commit(),
+    }
+
+
+def difference(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+    """Of paired answers, with its interval at 95 %."""
+    found = paired_difference(before, after)
+    return {"mean": found.mean, "low": found.interval.low, "high": found.interval.high}
+
+
+def show(result: dict[str, Any], screen: Screen) -> None:
+    """The table and the two differences."""
+    screen.title("Unseen instances")
+    for name, arm in result["arms"].items():
+        samples = next(value for key, value in arm.items() if key.startswith("pass_at_") and key != "pass_at_1")
+        screen.lines([f"{name:<10}{arm['greedy']:>7.1%} greedy   pass@1 {arm['pass_at_1']:>6.1%}   of many {samples:>6.1%}"])
+    for name, words in (("grpo_over_sft", "its start"), ("grpo_over_more_sft", "as much time of more SFT")):
+        found = result[name]
+        screen.say(f"GRPO against {words}: {100 * found['mean']:+.1f} points [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]")
