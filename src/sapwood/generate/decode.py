@@ -2,22 +2,28 @@
 
 Each sequence has a row of a padded cache for what belongs to it alone (its own end of the prompt, and what it sampled).
 A layer attends to that cache in one call for all sequences, and to each kept node in one product for all sequences below it;
-the parts are joined by log-sum-exp. Query heads that share a key head are stacked as queries of that head, so nothing is repeated.
+the parts are joined by log-sum-exp. On a CPU the call is a kernel of our own where it serves (`sapwood.kernels`): torch's pads each
+sequence to the longest, and makes a matrix product of every few queries.
+Query heads that share a key head are stacked as queries of that head, so nothing is repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from sapwood import kernels
 from sapwood.attention.interface import LayerCall
 from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
 from sapwood.generate.tree import Layers, Node
 
 BLOCK = 128
 """Tokens by which the cache grows."""
+
+WIDTHS = frozenset(16 * registers for registers in (1, 2, 3, 4, 5, 6, 8, 12, 16))
+"""Heads that the kernel serves."""
 
 
 class OwnCache:
@@ -91,12 +97,15 @@ class DecodeAttention:
         _, heads, num, width = query.shape
         kv_heads = key.shape[1]
         keys, values = self._cache.keys[call.layer], self._cache.values[call.layer]
-        keys[self._row_N, :, self._length_N] = key[0].transpose(0, 1)
-        values[self._row_N, :, self._length_N] = value[0].transpose(0, 1)
         grouped = query[0].view(kv_heads, heads // kv_heads, num, width).permute(2, 0, 1, 3)  # (N, Hkv, G, K)
-        out, lse = attend_part(
-            grouped, keys[:num, :, : self._span], values[:num, :, : self._span], call, sight=self._own_sight(call, query.dtype)
-        )
+        if (kernel := _kernel(query, key, value, call)) is not None:
+            flat, flat_lse = kernel(query[0], key[0], value[0], keys, values, self._length_N, call.window or 0, call.scale)
+            out, lse = flat.view(num, kv_heads, -1, width), flat_lse.view(num, kv_heads, -1)
+        else:
+            keys[self._row_N, :, self._length_N] = key[0].transpose(0, 1)
+            values[self._row_N, :, self._length_N] = value[0].transpose(0, 1)
+            seen = keys[:num, :, : self._span], values[:num, :, : self._span]
+            out, lse = attend_part(grouped, *seen, call, sight=self._own_sight(call, query.dtype))
         if self._groups or call.sinks_H is not None:
             out = out.to(torch.promote_types(out.dtype, torch.float32))
             for index, (node, rows) in enumerate(self._groups):
@@ -151,3 +160,13 @@ class DecodeAttention:
             else:
                 self._above[name] = sees(visible[None], grouped.dtype) if bool(visible.any()) else False
         return self._above[name]
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What attends to the rows at once and writes into them, where it serves."""
+    served = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float32) and call.softcap is None
+    side_by_side = all(part.stride(-1) == 1 and part.shape[-1] == query.shape[-1] for part in (query, key, value))
+    if not (served and side_by_side and query.shape[-1] in WIDTHS):
+        return None
+    found = kernels.cpu_kernels()
+    return None if found is None else found.decode_attention

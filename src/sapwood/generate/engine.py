@@ -27,13 +27,16 @@ from sapwood.generate.row_by_row import PlainRows
 from sapwood.generate.session import Rows, Session, check_ids, evaluating
 from sapwood.generate.steering import Steerer
 from sapwood.generate.tree import KEEP_FROM, Layers, Node, Tree
-from sapwood.model import LanguageModel
+from sapwood.model import LanguageModel, packed
+from sapwood.model.gated import fuse_gates
+from sapwood.model.norms import fuse_norms
+from sapwood.model.packed import packed_bytes
 from sapwood.model.routes import Routes
 from sapwood.records import Completion, Prompt, SamplingParams
 from sapwood.records.protocols import OnToken
 
 SHARE_OF_MEMORY = 0.25
-"""Share of the free memory that keys and values may take, where nothing else is said."""
+"""Share of the free memory that keys and values may take, and packed weights, where nothing else is said."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +54,24 @@ class Engine:
         memory: int | None = None,
         min_saving: int = MIN_SAVING,
         keep_from: int = KEEP_FROM,
+        pack: bool | None = None,
     ) -> None:
         """At most `slots` sequences run at a time (fewer where memory is short); a prefill holds at most `budget` tokens.
 
         `memory` is what keys and values may take, in bytes; None is a share of what is free when a session opens.
-        `min_saving` and `keep_from` trade speed only: see `generate.tree`.
+        `min_saving` and `keep_from` trade speed only: see `generate.tree`. `pack` lays a second copy of the weights out for inference
+        on a CPU (`model.packed`), which is faster; None does so where that takes less than a quarter of the free memory.
         """
         assert slots > 0, "there is at least one slot"
         assert budget > 0, "a prefill holds at least one token"
         self.model = model
         self.chat_like = chat_like
         self.slots, self.budget, self.memory, self.keep_from = slots, budget, memory, keep_from
+        if model.device.type == "cpu":
+            fuse_norms(model.module)
+            fuse_gates(model.module)
+            if pack or (pack is None and packed_bytes(model.module) < SHARE_OF_MEMORY * _free_memory(model.device)):
+                packed.pack(model.module)
         self.routes = Routes(model)
         """How adapters share a batch."""
         self._tree = Tree(longest=budget, min_saving=min_saving)
@@ -104,6 +114,7 @@ class Engine:
         if self._tree.pinned:
             raise ModelError("The weights changed while sequences were running. Finish or cancel them before training goes on.")
         self._tree.evict(0)
+        packed.forget(self.model.module)
 
     def check_weights(self) -> None:
         """Forget what was computed with other weights. For sessions, where nothing runs."""

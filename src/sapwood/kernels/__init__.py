@@ -1,8 +1,8 @@
-"""Kernels in C++ for training on a CPU, compiled once for this processor, used where they are seen to agree with torch.
+"""Kernels in C++ for training and generation on a CPU, compiled once for this processor, used where they are seen to agree with torch.
 
 In: `cpu.cpp` beside this file, and a C++ compiler. Out: operators under `torch.ops.sapwood_cpu`, or nothing and the reason. What
 they replace stays in the code: without a compiler, on another processor, or with `SAPWOOD_KERNELS=0` everything runs on torch's
-own operators, slower and with the same results up to rounding in bf16. fp32 and fp64 never come here.
+own operators, slower and with the same results up to rounding in bf16. fp64 never comes here, fp32 to the attention of a decode step alone.
 
 The compiled file lies in the cache under a name made from the source, torch's version, the processor and the compiler.
 """
@@ -88,7 +88,14 @@ def _compiler() -> str | None:
 
 
 def _target() -> Path:
-    facts = (SOURCE.read_text(), torch.__version__, _processor(), _compiler(), FLAGS)
+    facts = (
+        SOURCE.read_text(),
+        *(header.read_text() for header in sorted(SOURCE.parent.glob("*.h"))),
+        torch.__version__,
+        _processor(),
+        _compiler(),
+        FLAGS,
+    )
     return cache_root() / "kernels" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.so"
 
 
@@ -160,6 +167,21 @@ def _agrees(kernels: Any) -> bool:
             and near(kernels.swiglu_forward(gate, up), gated)
             and near(y, normed)
             and near(kernels.rms_backward(grad, gate, weight, inverse), norm_grad)
+            and _decodes(kernels, query, key, value)
             and torch.allclose(row_lse, logits.float().logsumexp(-1), atol=1e-3)
             and near(pulled, expected)
         )
+
+
+def _decodes(kernels: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Two tokens of (H, 40, 32), each behind a row of others, one shorter than the other."""
+    length_N, row_N = torch.tensor([38, 39]), torch.arange(2)
+    cache, values = key[None].repeat(2, 1, 1, 1), value[None].repeat(2, 1, 1, 1)
+    cache[row_N, :, length_N] = values[row_N, :, length_N] = 0  # the kernel is to write what is new
+    out, lse = kernels.decode_attention(query[:, -2:], key[:, -2:], value[:, -2:], cache, values, length_N, 0, 32**-0.5)
+    scores = (query.float() @ key.float().repeat_interleave(2, 0).mT) * 32**-0.5
+    scores = scores.masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf)
+    expected = scores.softmax(-1) @ value.float().repeat_interleave(2, 0)
+    return torch.allclose(out, expected[:, -2:].transpose(0, 1), atol=1e-4) and torch.allclose(
+        lse, scores.logsumexp(-1)[:, -2:].T, atol=1e-4
+    )

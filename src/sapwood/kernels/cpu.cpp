@@ -4,6 +4,7 @@
 //   rms_*              RMSNorm                          (arXiv:1910.07467, eq. 4)
 //   swiglu_*           silu(gate) * up                  (arXiv:2002.05202, eq. 6)
 //   row_lse, pull      the head's loss                  (log-sum-exp of a row of logits; softmax minus one-hot)
+//   decode_attention   one new token a sequence         (decode.h; bf16 and fp32)
 //
 // Everything is computed in fp32 and rounded once on the way out. Each number is made by one thread in a fixed order, so that
 // results do not depend on the number of threads. Left out on purpose: other types, which run torch's own operators.
@@ -13,6 +14,7 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
+#include <immintrin.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -396,6 +398,8 @@ Tensor pull(const Tensor& logits, const Tensor& lse, const Tensor& row_N, const 
   return result;
 }
 
+#include "decode.h"
+
 }  // namespace
 
 TORCH_LIBRARY(sapwood_cpu, library) {
@@ -405,6 +409,9 @@ TORCH_LIBRARY(sapwood_cpu, library) {
   library.def("swiglu_forward(Tensor gate, Tensor up) -> Tensor");
   library.def("swiglu_backward(Tensor g, Tensor gate, Tensor up) -> (Tensor, Tensor)");
   library.def("row_lse(Tensor logits) -> Tensor");
+  library.def(
+      "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor length_N, int window, float scale) -> "
+      "(Tensor, Tensor)");
   library.def("pull(Tensor logits, Tensor lse, Tensor row_N, Tensor token_N) -> Tensor");
 }
 
@@ -416,4 +423,5 @@ TORCH_LIBRARY_IMPL(sapwood_cpu, CPU, library) {
   library.impl("swiglu_backward", swiglu_backward);
   library.impl("row_lse", row_lse);
   library.impl("pull", pull);
+  library.impl("decode_attention", decode_attention);
 }

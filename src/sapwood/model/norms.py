@@ -9,7 +9,7 @@ kernels do each row in one go, where they serve.
 
 In: a model. Out: the same model, whose norm instances carry another `forward`. A norm is recognised by what it computes, not by
 its name: one whose output differs from the formula (Gemma's scales by 1 + w) keeps its own. So does every norm while its
-weight is trained, and on a GPU, in fp16 and in fp64.
+weight is trained (with gradients), and on a GPU, in fp16 and in fp64.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
     """What a fused norm runs: the formula where it is the class's own, else the forward of the class."""
     weight = self.weight
     served = hidden_states.dtype in (torch.bfloat16, torch.float32) and hidden_states.dtype == weight.dtype
-    if not served or weight.requires_grad or hidden_states.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    trained = weight.requires_grad and torch.is_grad_enabled()
+    if not served or trained or hidden_states.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         out: Tensor = type(self).forward(self, hidden_states)
         return out
     return rms_norm(hidden_states, weight, _epsilon(self))

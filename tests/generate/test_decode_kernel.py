@@ -1,0 +1,93 @@
+"""A decode step by the kernel is the one by torch's operators, for every width of heads and whatever is in the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from generate.prompts_and_engines import Letters, ids_of, nested_prompts, prompts
+from sapwood import kernels
+from sapwood.attention import register
+from sapwood.attention.interface import LayerCall
+from sapwood.generate import Engine, decode
+from sapwood.generate.decode import WIDTHS, DecodeAttention, OwnCache
+from sapwood.model import LanguageModel
+from sapwood.records import Row, SamplingParams
+
+register()
+pytestmark = pytest.mark.skipif(kernels.cpu_kernels() is None, reason=f"no kernels here: {kernels.why_not()}")
+LENGTHS = [0, 1, 15, 16, 17, 100]
+
+
+def step(dtype: torch.dtype, width: int, heads: tuple[int, int], window: int | None) -> torch.Tensor:
+    """Output of one step, (1, N, H, K), and what it wrote."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    cache = OwnCache([(draw(heads[1], 1, width), draw(heads[1], 1, width))])
+    cache.resize(len(LENGTHS) + 1, 101)
+    for side in (cache.keys, cache.values):
+        side[0] = draw(*side[0].shape)
+    length_N = torch.tensor(LENGTHS)
+    attention = DecodeAttention(cache, length_N, torch.zeros_like(length_N), [])
+    num = len(LENGTHS)
+    call = LayerCall(0, width**-0.5, window)
+    out = attention.attend(draw(1, heads[0], num, width), draw(1, heads[1], num, width), draw(1, heads[1], num, width), call)
+    return torch.cat([out.flatten(), cache.keys[0].flatten(), cache.values[0].flatten()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("heads", [(9, 3), (4, 4), (14, 2), (6, 1)])
+@pytest.mark.parametrize("window", [None, 1, 16, 50])
+@pytest.mark.parametrize("width", [16, 64, 128])
+def test_a_step_is_the_step_of_torchs_operators(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, heads: tuple[int, int], window: int | None, width: int
+) -> None:
+    found = step(dtype, width, heads, window)
+    monkeypatch.setattr(decode, "WIDTHS", frozenset())
+    expected = step(dtype, width, heads, window)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("width", sorted(WIDTHS))
+def test_every_width_is_served(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = step(torch.float32, width, (2, 1), None)
+    monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
+    torch.testing.assert_close(found, step(torch.float32, width, (2, 1), None), rtol=0, atol=2e-5)
+
+
+def test_threads_change_no_bit() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = step(torch.bfloat16, 64, (9, 3), None)
+        torch.set_num_threads(3)
+        assert torch.equal(one, step(torch.bfloat16, 64, (9, 3), None))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"slots": 4, "min_saving": 1, "keep_from": 30}])
+@pytest.mark.parametrize("window", [None, 8])
+def test_the_engine_with_it_is_the_path_of_training(schedule: dict[str, Any], window: int | None) -> None:
+    config = transformers.MistralConfig(
+        vocab_size=97, hidden_size=128, intermediate_size=144, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, max_position_embeddings=256, sliding_window=window, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LanguageModel(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sapwood").eval())
+    engine = Engine(model, Letters(), pack=True, **schedule)
+    found = engine.generate(prompts(nested_prompts(2)), SamplingParams(max_new_tokens=14, temperature=1.0, seed=3))
+    rows = [Row(np.array(one.prompt.ids), np.array(one.ids), np.ones(len(one.ids), np.float32)) for one in found]
+    for completion, expected in zip(found, model.logprobs(rows), strict=True):
+        np.testing.assert_allclose(completion.logprobs, expected, rtol=0, atol=1e-5)
+    unpacked = Engine(model, Letters(), pack=False, **schedule)
+    assert ids_of(unpacked.generate(prompts(nested_prompts(2)), SamplingParams(max_new_tokens=14, temperature=1.0, seed=3))) == ids_of(
+        found
+    )
