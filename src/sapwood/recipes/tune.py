@@ -78,6 +78,8 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     try:
         hashes = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
         claim(run, {"rows": hashes, "template": chat.fingerprint, "model": hash_of_weights(folder)})
+        save_yaml(config, run.path / "config.yaml")  # not before: a directory that is refused stays as it was
+        screen.say(f"Run directory: {run.path}")
         return prove(
             folder,
             chat,
@@ -111,7 +113,10 @@ def _foretold(folder: Path, chat: Chat, prepared: Prepared, config: TuneConfig, 
 
 
 def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:
-    """Open the run directory and write the resolved config into it. Raises `CheckpointError` if it is another run's."""
+    """Open the run directory, and resolve the config against the one that lies there. Raises `CheckpointError` if it is another run's.
+
+    Nothing is written but the mark of a new directory.
+    """
     name = Path(config.data[0]).stem if config.data else "run"
     out = config.out or new_run_path(Path("runs"), name)
     config = replace(config, out=out)
@@ -131,8 +136,6 @@ def start_run(config: TuneConfig, screen: Screen) -> tuple[Run, TuneConfig]:
             )
         if turned:
             screen.say(f"The run goes on with another setting of what does not change its result ({'; '.join(turned.values())}).")
-    save_yaml(config, saved)
-    screen.say(f"Run directory: {out}")
     return run, config
 
 
