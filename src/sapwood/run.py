@@ -4,6 +4,7 @@
     config.yaml        the resolved config; `sapwood sft RUN/config.yaml` runs it again
     environment.json   versions, machine, seeds, hashes
     ledger.jsonl       every row of the input: trained, held out or refused, with file:line and reason
+    trained.keys       hashes of the questions that are trained, so that no copy of them is asked later
     metrics.jsonl      one record a step; a resumed run appends, and the last record of a step counts
     samples.jsonl      questions answered before, during and after
     scores.jsonl       one record for each arm and item

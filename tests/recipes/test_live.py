@@ -18,13 +18,44 @@ from sapwood.recipes import Screen
 from sapwood.recipes.blocks import BLOCKS, chart, sparkline
 from sapwood.recipes.course import Course, clock
 from sapwood.recipes.feed import Feed
-from sapwood.recipes.live import PANEL, Watch, WatchConfig, show_course, watching
-from sapwood.recipes.samples import Answer, evenly
+from sapwood.recipes.live import PANEL, Watch, WatchConfig, answer_lines, show_course, watching
+from sapwood.recipes.samples import Answer, evenly, what_differs
 from sapwood.run import open_run
 from sapwood.train import StepReport
 
 HOSTILE = "a\x1b[31mred\x1b[0m \u202egnirts " + "long " * 80
 ANSWERS = [Answer(4, f"i{n}", f"policy\n{HOSTILE}{n}", HOSTILE, value) for n, value in enumerate((1.0, 0.0, None))]
+
+
+@pytest.mark.parametrize(
+    ("questions", "shown"),
+    [
+        (["Policy: be kind\n\nWho is A?", "Policy: be kind\nWho is B?"], ["Who is A?", "Who is B?"]),
+        (["Cats sleep.\nSum it up.", "Dogs bark.\nLoudly.\nSum it up."], ["Cats sleep.", "Dogs bark. Loudly."]),
+        (["the same\nfor all"] * 2, ["the same for all"] * 2),
+        (["alone\nwhole"], ["alone whole"]),
+        (["a\nb", "a"], ["a b", "a"]),
+        (["", "x"], ["(nothing was asked)", "x"]),
+    ],
+)
+def test_of_questions_stands_what_tells_them_apart(questions: list[str], shown: list[str]) -> None:
+    """Shown was the last line alone: of a document with an instruction below it, the same words for every question."""
+    lines = answer_lines([Answer(1, f"i{n}", question, "yes", None) for n, question in enumerate(questions)], 80).plain.splitlines()
+    assert [line.strip(" ·") for line in lines[::2]] == shown
+
+
+def test_a_long_question_shows_its_beginning_and_its_last_line() -> None:
+    document = "Once upon a time " * 40
+    (line, _) = answer_lines([Answer(1, "i", f"{document}\nWho was it?", "a cat", None)], 80).plain.splitlines()
+    assert line.strip(" ·").startswith("Once upon a time")
+    assert line.endswith("… Who was it?")
+    assert cell_len(line) <= 80
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=4).map("\n".join), min_size=2, max_size=4))
+def test_nothing_that_tells_questions_apart_is_left_out(questions: list[str]) -> None:
+    told = what_differs(questions)
+    assert len({tuple(each) for each in told}) == len(set(questions))
 
 
 def record(step: int, loss: float | None = 1.0) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.data.packed import Packed
+from sapwood.data.splitting import Keys
 from sapwood.records import Conversation, Document, Example, Facts
 
 Order = NDArray[np.int64]
@@ -53,6 +54,13 @@ class PackedRecords(Sequence[Any]):
 
     def __init__(self, packed: Packed, order: Order) -> None:
         self._packed, self._order = packed, order
+
+    @property
+    def keys(self) -> Keys:
+        """The `prompt_key` of each, as stored."""
+        (key_B,) = self._packed.columns("key")
+        found: Keys = key_B[self._order]
+        return found
 
     def __len__(self) -> int:
         return len(self._order)

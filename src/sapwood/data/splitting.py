@@ -81,8 +81,12 @@ def prompt_key(conversation: Conversation | Document) -> bytes:
         return hashlib.blake2b(" ".join(conversation.text.casefold().split()).encode(), digest_size=16).digest()
     messages = conversation.messages
     last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
-    turns = messages[:last] or messages
-    return hashlib.blake2b(orjson.dumps([_normalised(m) for m in turns], option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    return turns_key(messages[:last] or messages)
+
+
+def turns_key(turns: Sequence[Message]) -> bytes:
+    """The digest of turns that are asked, as `prompt_key` takes it of a conversation."""
+    return hashlib.blake2b(orjson.dumps([_normalised(turn) for turn in turns], option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
 def _normalised(message: Message) -> list[object]:

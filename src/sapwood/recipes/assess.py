@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
@@ -25,6 +26,7 @@ from sapwood.recipes.hosted import HostedConfig, ask_hosted
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files, set_apart
 from sapwood.recipes.screen import Screen
+from sapwood.recipes.seen import FILE, trained_among
 from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, load_chat
 from sapwood.records import Item
 from sapwood.run import Run, new_run_path, open_run, read_records, require_known, run_named
@@ -115,6 +117,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     prepared = prepare_questions(rows, chat, config.rows, screen)
     if run_before is not None and run_before.selects and run_before.data == config.data:
         prepared = set_apart(prepared, config.rows)
+    prepared = _without_trained(config, run_before, prepared)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
     items = items_from(conversations_among(asked), cluster=config.rows.cluster, reference=config.rows.reference)
@@ -164,12 +167,41 @@ def _run_of(adapter: Path | None) -> TuneConfig | None:
     return load_yaml(TuneConfig, file)
 
 
+def _without_trained(config: AssessConfig, run_before: TuneConfig | None, prepared: Prepared) -> Prepared:
+    """Rows of other files whose questions the run was trained on are left out, and a note says so. `DataError` where none is left."""
+    if config.adapter is None or run_before is None or run_before.data == config.data:
+        return prepared
+    side = "held_out" if prepared.held_out else "train"
+    rows: Sequence[Any] = getattr(prepared, side)
+    examples = prepared.held_out_examples if prepared.held_out else prepared.examples
+    run = config.adapter.parent
+    seen = set(trained_among(run, rows) or ())
+    if not seen:
+        return prepared
+    new = [place for place in range(len(rows)) if place not in seen]
+    if not new:
+        raise DataError(
+            f"{run} was trained on all {len(rows)} of these questions (such as {rows[0].where}), wherever this copy of them lies, so "
+            f"answers to them prove nothing. `sapwood eval {run}` asks what it held out; or name a file of new rows."
+        )
+    said = (
+        f"{run} was trained on {len(seen):,} of these {len(rows):,} questions (such as {rows[min(seen)].where}): they are left out, for "
+        "answers to them prove nothing."
+    )
+    changed = {side: [rows[place] for place in new], "notes": [*prepared.notes, said]}
+    if examples:
+        changed["held_out_examples" if prepared.held_out else "examples"] = [examples[place] for place in new]
+    return replace(prepared, **changed)
+
+
 def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
-    """Rows that the run trained on, and all but what it held out of its own data, prove nothing. Raises `DataError`."""
+    """Refuse all but what the run held out of its own data, and what stands where a run without keys was trained. Raises `DataError`."""
     before = _run_of(config.adapter)
     if config.adapter is None or before is None:
         return
     run, own = config.adapter.parent, before.data == config.data
+    if not own and (run / FILE).is_file():
+        return  # by their content
     held_out = {record["item"] for record in read_records(run / "items.jsonl")}
     trained = {_place(row["file"], row["line"]) for row in read_records(run / "ledger.jsonl") if row.get("status") == "trained"}
     others = [item for item in items if item.id not in held_out and (own or _stands_in(trained, item))]

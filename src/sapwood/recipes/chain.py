@@ -49,6 +49,7 @@ from sapwood.recipes.live import WatchConfig, show_course, watching
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among
 from sapwood.recipes.samples import Samples, evenly
 from sapwood.recipes.screen import Screen
+from sapwood.recipes.seen import remember
 from sapwood.recipes.track import tracking
 from sapwood.records import Example, Item
 from sapwood.run import Run, step_records
@@ -202,6 +203,7 @@ def _show_rows(chain: _Chain) -> None:
     records = chain.prepared.ledger.records()
     while batch := list(itertools.islice(records, RECORDS_A_WRITE)):
         chain.run.append("ledger", *batch)
+    remember(chain.run, chain.prepared.train)
     if chain.prepared.examples:
         shortest = min(chain.prepared.examples[:50], key=lambda example: example.length)
         chain.screen.say("One row; what is trained stands on green:")

@@ -24,7 +24,7 @@ from sapwood.errors import ConfigError
 from sapwood.recipes.blocks import ASCII_POINT, POINT, chart
 from sapwood.recipes.course import Course, Record
 from sapwood.recipes.feed import Feed
-from sapwood.recipes.samples import Answer
+from sapwood.recipes.samples import Answer, what_differs
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.track import Service
 from sapwood.run import Run
@@ -191,11 +191,11 @@ def answer_lines(answers: Sequence[Answer], width: int) -> Text:
     """Each question with its answer below it, one line each. What comes out of data or a model is cut and made harmless."""
     text = Text(no_wrap=True, overflow="ellipsis")
     room = min(WIDEST, width) - 6
-    for number, answer in enumerate(answers):
+    for number, (answer, lines) in enumerate(zip(answers, what_differs([answer.question for answer in answers]), strict=True)):
         mark = "·" if answer.right is None else "✓" if answer.right >= 1 else "✗"
         text.append("\n" if number else "")
         text.append(f"  {mark} ", style={"✓": "bold green", "✗": "bold red"}.get(mark, ""))
-        text.append(_short(answer.asked, room) + "\n", style="dim")
+        text.append(_asked(lines, room) + "\n", style="dim")
         text.append("    " + (_short(answer.answer, room) or "(nothing)"))
     return text
 
@@ -205,10 +205,10 @@ def before_and_after(first: Sequence[Answer], last: Sequence[Answer], width: int
     both = {answer.item: answer for answer in first}
     text = Text(no_wrap=True, overflow="ellipsis")
     room = min(WIDEST, width) - 12
-    for answer in last:
+    for answer, lines in zip(last, what_differs([answer.question for answer in last]), strict=True):
         before = both.get(answer.item)
         text.append("\n" if text else "")
-        text.append(f"  {_short(answer.asked, room + 6)}", style="dim")
+        text.append(f"  {_asked(lines, room + 6)}", style="dim")
         for when, one in (("before", before), ("after", answer)):
             if one is not None:
                 mark = "·" if one.right is None else "✓" if one.right >= 1 else "✗"
@@ -216,6 +216,17 @@ def before_and_after(first: Sequence[Answer], last: Sequence[Answer], width: int
                 text.append(f"{when:<7}", style="dim")
                 text.append(_short(one.answer, room) or "(nothing)")
     return text
+
+
+def _asked(lines: Sequence[str], length: int) -> str:
+    """A question in one line: all of it, or its beginning and its last line, which often is what is wanted."""
+    if not lines:
+        return "(nothing was asked)"
+    whole, last = " ".join(lines), lines[-1]
+    room = length - len(last) - 1
+    if len(whole) <= length or room < length // 4:
+        return _short(whole if len(whole) <= length or len(lines) < 2 else last, length)
+    return f"{_short(whole, room)} {_short(last, length)}"
 
 
 def _short(text: str, length: int) -> str:

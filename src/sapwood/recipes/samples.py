@@ -29,11 +29,6 @@ class Answer:
     right: float | None
     """The scorer's value; None where nobody judged."""
 
-    @property
-    def asked(self) -> str:
-        """The question's last line: what stands before it is often the same for all."""
-        return (self.question.strip().splitlines() or [""])[-1]
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -79,6 +74,23 @@ class Samples:
 def _answer(record: Mapping[str, Any]) -> Answer:
     item = record.get("item", record["question"])  # records of before the items were named
     return Answer(record["step"], item, record["question"], record["answer"], record["right"])
+
+
+def what_differs(questions: Sequence[str]) -> list[list[str]]:
+    """The lines of each question, without those at its beginning and its end that all share: an instruction, a list, a closing line."""
+    lines = [[" ".join(line.split()) for line in question.splitlines() if line.strip()] for question in questions]
+    if len({tuple(each) for each in lines}) < 2:
+        return lines
+    first = _shared(lines)
+    last = _shared([each[first:][::-1] for each in lines])
+    if first + last == min(map(len, lines)):  # one of them would have nothing left to show
+        first, last = (first - 1, last) if first else (0, max(0, last - 1))
+    return [each[first : len(each) - last] for each in lines]
+
+
+def _shared(lines: Sequence[Sequence[str]]) -> int:
+    """How many first lines are the same for all."""
+    return next((place for place, line in enumerate(zip(*lines, strict=False)) if len(set(line)) > 1), min(map(len, lines)))
 
 
 def evenly(items: Sequence[Item], count: int) -> Sequence[Item]:
