@@ -39,6 +39,11 @@ def why_not() -> str:
     return _load()[1]
 
 
+def version() -> str:
+    """A name of the kernels that serve here, made from all that they depend on; empty where none do."""
+    return _target().stem if cpu_kernels() is not None else ""
+
+
 def is_compiled() -> bool:
     """Whether the next call needs no compiler."""
     return not _may_serve() or _target().is_file()

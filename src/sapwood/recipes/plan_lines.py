@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sapwood.train.estimate import GIB, duration
+from sapwood.train.estimate import BUSY, GIB, duration
 
 if TYPE_CHECKING:
     from sapwood.recipes.plan import Plan
@@ -82,7 +82,10 @@ def _time(made: Plan) -> list[str]:
     speed, step = made.work.row_tokens / made.training_seconds, made.training_seconds / made.steps
     line = f"time       {duration(made.training_seconds)} of training ({step:.1f} s a step, {speed:,.0f} tokens/s)"
     line += f" and {duration(made.evaluation_seconds)} of losses on what is held out" if made.evaluation_seconds else ""
-    return [line, *([f"price      {made.price:,.2f}"] if made.price is not None else [])]
+    beside = made.estimate.measured.others
+    busy = f"           measured while other programs took {beside:.0%} of the processors: on a quiet machine it is less"
+    price = [f"price      {made.price:,.2f}"] if made.price is not None else []
+    return [line, *([busy] if beside > BUSY else []), *price]
 
 
 def _disk(made: Plan) -> list[str]:
@@ -148,6 +151,7 @@ def record_of(made: Plan, model: str) -> dict[str, Any]:
             "total": made.seconds if known else None,
         },
         "row_tokens_per_second": work.row_tokens / made.training_seconds if known else None,
+        "others": found.measured.others if found.measured is not None else None,
         "price": made.price,
         "disk": {"checkpoints": disk.checkpoints, "result": disk.result, "rows": disk.rows, "total": disk.total, "free": disk.free},
         "ways": [{"options": way.options, "peak": way.peak, "effect": way.effect} for way in made.ways],

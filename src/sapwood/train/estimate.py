@@ -19,6 +19,8 @@ from sapwood.forest import Forest
 from sapwood.model.adapters import Parameters
 
 GIB = 2**30
+BUSY = 0.15
+"""Share of the processors that other programs take from which a machine is called busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Measured:
     """What the head holds beside its weights for a moment, in all."""
     shares: bool
     """Whether the model shares prefixes."""
+    others: float = 0.0
+    """Share of the processors that other programs took meanwhile: times are then longer than those of a quiet machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

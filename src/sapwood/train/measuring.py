@@ -2,7 +2,8 @@
 
 In: a model's folder (its config.json is enough) and how it is to be trained. Out: an `Estimate`. The layers are built at their
 real widths with random weights, and trained with the functions that training calls, on forests made up here.
-Left out on purpose: the model's weights, and other processes. A machine that is busy now gives the times of a busy machine.
+Left out on purpose: the model's weights. Other programs cannot be left out: the least time of several rounds counts, the share of the
+processors that they took is kept with it, and what was measured beside them is measured again when they are gone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ import scipy.optimize
 import torch
 from torch import Tensor, nn
 
-from sapwood import __version__
+from sapwood import __version__, kernels
 from sapwood.assets.cache import cache_root
 from sapwood.config import to_dict
 from sapwood.errors import ModelError, StorageError, storage
@@ -36,11 +36,12 @@ from sapwood.model.load import torch_dtype
 from sapwood.model.new_tokens import bare
 from sapwood.records import Row
 from sapwood.run import write_atomic
-from sapwood.train.estimate import GIB, Estimate, Measured, Sizes, Work, work_of
+from sapwood.train.estimate import BUSY, GIB, Estimate, Measured, Sizes, Work, work_of
 from sapwood.train.memory import Tensors, Watch, available_memory, resident_memory
 from sapwood.train.miniature import VOCABULARY, miniature, on_paper
 from sapwood.train.objectives import supervised
 from sapwood.train.optimizer import OptimConfig, Optimizer
+from sapwood.train.others import Others, others_now
 from sapwood.train.sft import SftConfig
 
 LAYERS = ((16_000_000, 6), (64_000_000, 3))
@@ -50,8 +51,8 @@ What an allocator loses between tensors is only seen over several layers, and in
 """
 TOKENS = 1024
 """Tokens of the largest measured pass."""
-ROUNDS, LONG_SECONDS = 3, 6.0
-"""Every forest is measured once a round; no round begins after so many seconds."""
+ROUNDS, LONG_SECONDS = 5, 6.0
+"""Every forest is measured once a round, and its least time counts; no round begins after so many seconds."""
 UPDATED = 8_000_000
 """Numbers in the update that is measured, where more are trained."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -77,6 +78,8 @@ def estimate(
     path = cache_root() / "measured" / f"{_key(whole, config, dtype)}.json"
     sizes = _sizes(folder, whole, config, dtype, program)
     found = None if anew else _read(path)
+    if timed and found is not None and found.others > BUSY >= others_now():
+        found = None  # measured beside other programs, which are gone
     why = ""
     if found is None:
         try:
@@ -98,7 +101,8 @@ def _key(whole: LanguageModel, config: SftConfig, dtype: Dtype) -> str:
     for changing in ("_name_or_path", "transformers_version"):
         shape.pop(changing, None)
     settings = [to_dict(config.lora), config.full, config.checkpointing, config.optim.optimizer, str(torch_dtype(dtype)), dtype == "nf4"]
-    machine = [platform.machine(), _processor(), torch.get_num_threads(), torch.__version__, __version__]
+    served = kernels.version() if torch_dtype(dtype) == torch.bfloat16 else ""
+    machine = [platform.machine(), _processor(), torch.get_num_threads(), torch.__version__, __version__, served]
     content = orjson.dumps([shape, settings, machine], default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
     return hashlib.sha256(content).hexdigest()[:32]
 
@@ -189,11 +193,12 @@ def _layers_of_miniature(whole: LanguageModel) -> int:
 
 
 def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype, timed: bool) -> Measured:
+    looking = Others()
     layers = _layers_of_miniature(whole)
     one, several = (miniature(folder, config, dtype, count) for count in (1, layers))
     before = resident_memory()
     _pass(one, _rows(1, 64))
-    kernels = max(0, resident_memory() - before)
+    brought = max(0, resident_memory() - before)
     forest = _rows(1, TOKENS)
     memory = _memory(one, several, layers, forest)
     speeds: dict[str, Any] = _speeds(several, layers, forest) if timed else {}
@@ -204,9 +209,10 @@ def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype
         **memory,
         place_seconds=place_seconds,
         update_seconds=update,
-        kernels_bytes=kernels,
+        kernels_bytes=brought,
         head_bytes=head_bytes,
         shares=several.shares_prefixes,
+        others=looking.share(),
     )
     del one, several
     gc.collect()
@@ -260,7 +266,7 @@ def _parts(model: LanguageModel, forest: Forest) -> Iterable[Forest]:
 
 
 def _timed(works: Sequence[Callable[[], None]]) -> list[float]:
-    """Seconds of each: the median of rounds that take them in turn, so that what else the machine does falls on all alike."""
+    """Seconds of each: the least of rounds that take them in turn. What else the machine does only adds, and falls on all alike."""
     taken: list[list[float]] = [[] for _ in works]
     began = time.perf_counter()
     for _ in range(ROUNDS):
@@ -270,7 +276,7 @@ def _timed(works: Sequence[Callable[[], None]]) -> list[float]:
             seconds.append(time.perf_counter() - begin)
         if time.perf_counter() - began > LONG_SECONDS:
             break
-    return [median(seconds) for seconds in taken]
+    return [min(seconds) for seconds in taken]
 
 
 def _fitted(samples: list[Work], seconds: list[float]) -> tuple[float, float, float]:
