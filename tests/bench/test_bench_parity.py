@@ -51,6 +51,20 @@ def test_refusals(words: list[str], said: str, capsys: pytest.CaptureFixture[str
     assert said in capsys.readouterr().err
 
 
+def test_the_page_says_what_was_measured() -> None:
+    found = json.loads((checkout() / "bench" / "results" / "parity.json").read_text())
+    page = (checkout() / "docs" / "from-trl.md").read_text()
+    assert found["equal"] is True
+    assert set(found["runs"]) == set(SETTINGS)
+    for name, one in found["runs"].items():
+        assert len(one["losses"]) == len(one["losses_of_peer"]) == 20
+        assert max(abs(a - b) for a, b in zip(one["losses"], one["losses_of_peer"], strict=True)) == one["max_loss_difference"]
+        held_out = f"{one['held_out_before']:.4f} → {one['held_out_loss']:.4f} | {one['held_out_relative_difference']:.1e}"
+        assert f"| {name} | {one['max_loss_difference']:.1e} | {held_out} |" in page
+    settings = " ".join(f"--{name.replace('_', '-')} {found['settings'][name]}" for name in ("batch", "words", "held_out"))
+    assert settings in page
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (checkout() / ".venv-bench" / ".installed").is_file(), reason="`sapwood bench parity` makes the peers' environment")
 def test_losses_are_those_of_the_real_trl(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 
 from sapwood.attention import register
 from sapwood.forest import plant
-from sapwood.model import LanguageModel, LoraConfig, add_lora, load_adapter, save_adapter, trainable_parameters
+from sapwood.model import LanguageModel, LoraConfig, add_lora, load_adapter, load_model, save_adapter, trainable_parameters
 from sapwood.model.fused import FEW_TOKENS, fuse, is_fused, lora_linear, unfuse
 from sapwood.records import Row
+from tiny.folder import write_model
 from tiny.models import ARCHITECTURES, fp64_norms, tiny_model
 
 register()
@@ -342,3 +345,19 @@ def test_a_copy_of_a_model_uses_its_own_weights() -> None:
     x = draw((6, 24), 0)
     assert torch.equal(twin(x), twin.base_layer(x))
     assert not torch.equal(layer(x), twin(x))
+
+
+def test_a_model_that_is_no_longer_used_is_gone_before_the_next_is_loaded(tmp_path: Path) -> None:
+    """A fused layer holds itself, so nothing but the collector frees it, which is not called by the size of tensors: pilots piled up."""
+    folder = write_model(tmp_path)
+    gc.disable()
+    try:
+        model = add_lora(load_model(folder, "fp32"), LoraConfig(r=2), 0)
+        layers = [weakref.ref(layer) for layer in model.module.modules() if is_fused(layer)]
+        del model
+        assert layers
+        assert all(layer() is not None for layer in layers), "this is what is to be mended"
+        load_model(folder, "fp32")
+        assert not any(layer() for layer in layers)
+    finally:
+        gc.enable()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -320,22 +321,22 @@ def test_a_hopeless_example_is_refused_before_it_is_tried(tmp_path: Path, monkey
 def test_peak_and_time_are_predicted_within_15_percent(tmp_path: Path) -> None:
     """In a process of its own, whose memory holds nothing else; the default model, an adapter, the worst-case step.
 
-    Time is what one thread computes, planned and measured in turn, the least of each: other programs change that little. On a machine
-    that has nothing else to do, the clock on the wall must agree, too.
+    Time is what one thread computes, planned and measured in turn: other programs change that little. On a machine that has nothing
+    else to do, the clock on the wall must agree, too.
     """
-    found = planned_and_measured(tmp_path, 2, "processor")
+    found = planned_and_measured(tmp_path, "processor")
     assert found["bytes"][0] == pytest.approx(found["planned_bytes"][0], rel=0.15)
-    assert min(found["seconds"]) == pytest.approx(min(found["planned_seconds"]), rel=0.15)
+    assert median(found["seconds"]) == pytest.approx(median(found["planned_seconds"]), rel=0.15)
     if os.environ.get("SAPWOOD_QUIET_MACHINE"):
-        found = planned_and_measured(tmp_path, 3, "wall")
+        found = planned_and_measured(tmp_path, "wall")
         assert max(found["others"]) < BUSY, "the machine is not quiet"
-        assert min(found["seconds"]) == pytest.approx(min(found["planned_seconds"]), rel=0.15)
+        assert median(found["seconds"]) == pytest.approx(median(found["planned_seconds"]), rel=0.15)
 
 
-def planned_and_measured(folder: Path, rounds: int, clock: str) -> dict[str, list[float]]:
+def planned_and_measured(folder: Path, clock: str) -> dict[str, list[float]]:
     code = (Path(__file__).parent / "plan_and_rehearsal.py").read_text()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-c", code, str(folder), str(rounds), clock]
+    words = [sys.executable, "-c", code, str(folder), "3", clock]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     print(found)

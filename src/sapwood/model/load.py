@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
     `nf4` raises `ConfigError` where bitsandbytes is missing.
     """
     register()
+    gc.collect()  # layers and their fused forwards hold each other: what a model before this one left is as large as this one
     extra = {"quantization_config": nf4(torch_dtype(dtype)), "device_map": {"": device}} if dtype == "nf4" else {}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -2,8 +2,8 @@
 
 In: a model's folder (its config.json is enough) and how it is to be trained. Out: an `Estimate`. The layers are built at their
 real widths with random weights, and trained with the functions that training calls, on forests made up here.
-Left out on purpose: the model's weights. Other programs cannot be left out: the least time of several rounds counts, the share of the
-processors that they took is kept with it, and what was measured beside them is measured again when they are gone.
+Left out on purpose: the model's weights. Other programs cannot be left out: the share of the processors that they took is
+kept with the times, and what was measured beside them is measured again when they are gone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ What an allocator loses between tensors is only seen over several layers, and in
 TOKENS = 1024
 """Tokens of the largest measured pass."""
 ROUNDS, LONG_SECONDS = 5, 6.0
-"""Every forest is measured once a round, and its least time counts; no round begins after so many seconds."""
+"""Every forest is measured once a round; no round begins after so many seconds."""
 UPDATED = 8_000_000
 """Numbers in the update that is measured, where more are trained."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -266,7 +267,7 @@ def _parts(model: LanguageModel, forest: Forest) -> Iterable[Forest]:
 
 
 def _timed(works: Sequence[Callable[[], None]]) -> list[float]:
-    """Seconds of each: the least of rounds that take them in turn. What else the machine does only adds, and falls on all alike."""
+    """Seconds of each: the median of rounds that take them in turn, so that what else the machine does falls on all alike."""
     taken: list[list[float]] = [[] for _ in works]
     began = time.perf_counter()
     for _ in range(ROUNDS):
@@ -276,7 +277,7 @@ def _timed(works: Sequence[Callable[[], None]]) -> list[float]:
             seconds.append(time.perf_counter() - begin)
         if time.perf_counter() - began > LONG_SECONDS:
             break
-    return [min(seconds) for seconds in taken]
+    return [median(seconds) for seconds in taken]
 
 
 def _fitted(samples: list[Work], seconds: list[float]) -> tuple[float, float, float]:
