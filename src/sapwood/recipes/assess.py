@@ -188,10 +188,11 @@ def _without_trained(config: AssessConfig, run_before: TuneConfig | None, prepar
         f"{run} was trained on {len(seen):,} of these {len(rows):,} questions (such as {rows[min(seen)].where}): they are left out, for "
         "answers to them prove nothing."
     )
-    changed = {side: [rows[place] for place in new], "notes": [*prepared.notes, said]}
-    if examples:
-        changed["held_out_examples" if prepared.held_out else "examples"] = [examples[place] for place in new]
-    return replace(prepared, **changed)
+    kept, left = [rows[place] for place in new], [examples[place] for place in new] if examples else []
+    notes = [*prepared.notes, said]
+    if prepared.held_out:
+        return replace(prepared, held_out=kept, held_out_examples=left, notes=notes)
+    return replace(prepared, train=kept, examples=left, notes=notes)
 
 
 def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
