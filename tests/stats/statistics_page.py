@@ -308,7 +308,8 @@ def resampled() -> str:
     split = [[name.replace("_", " "), truth, f"{np.mean([getattr(one, name) for one in found]):.2f}"] for name, truth in parts.items()]
     return "\n\n".join([
         "## Without a formula",
-        "How often a 95 % interval holds the truth, simulated. A bootstrap is somewhat too narrow at such sizes; its method is always named.",
+        "How often a 95 % interval holds the truth, simulated. A bootstrap is somewhat too narrow at such sizes; its method is always "
+        + "named.",
         table(["what", "of", "coverage"], rows),
         "## What a score varies with",
         "Variance components of 300 simulated tables of 5 trainings × 30 items × 4 samples, on average. `tests/stats` also holds the "
