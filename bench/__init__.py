@@ -3,6 +3,7 @@
     sapwood bench data          preparing a file of conversations, against TRL
     sapwood bench sft           a training step: against TRL at its defaults and tuned, and against the time of its matrix products
     sapwood bench parity        the losses of a training, step by step, against TRL
+    sapwood bench generate      writing text, against transformers' `generate` and llama.cpp
     sapwood bench sharing       a training pass as a forest, against the same rows with nothing shared
     sapwood bench reason        cold-start SFT, then GRPO with a verifier, against as much time of more SFT
     sapwood bench fused-lora    a training pass with the fused layers, against peft's and transformers' own

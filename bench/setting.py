@@ -27,27 +27,34 @@ from sapwood.recipes.screen import Screen
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
 PEERS = ROOT / ".venv-bench"
+LLAMACPP, LLAMACPP_PINS = ROOT / ".venv-llamacpp", ROOT / "bench" / "requirements-llamacpp.txt"
+"""llama.cpp has an environment of its own, for it is compiled: whoever compares with TRL alone needs no compiler."""
 TORCH = "torch==2.13.0"
 
 
-def peer_python(screen: Screen, folder: Path = PEERS, requirements: Path = ROOT / "bench" / "requirements.txt") -> Path:
+def peer_python(
+    screen: Screen, folder: Path = PEERS, requirements: Path = ROOT / "bench" / "requirements.txt", torch: str | None = TORCH
+) -> Path:
     """The Python of the peers' environment, which is made first where it is missing or its pins have changed.
 
     Raises `AssetError` where pip cannot install the pins, `StorageError` where the folder cannot be written.
     """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / ".installed"
-    wanted = hashlib.sha256(f"{TORCH}\n{requirements.read_text()}".encode()).hexdigest()
+    wanted = hashlib.sha256(f"{torch}\n{requirements.read_text()}".encode()).hexdigest()
     if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
         return python
+    what = f"{torch} and {_listed(requirements)}" if torch else _listed(requirements)
+    size = "on Linux that is about 1.5 GB of disk, once" if torch else "it is compiled, which takes some minutes, once"
     screen.say(
-        f"The peers live in an environment of their own, {folder}. Installing {TORCH} and {_listed(requirements)} into it with pip; "
-        "on Linux that is about 1.5 GB of disk, once. Delete the folder to be rid of it."
+        f"The peers live in an environment of their own, {folder}. Installing {what} into it with pip; {size}. "
+        "Delete the folder to be rid of it."
     )
     with storage(folder, "make the environment"):
         venv.create(folder, with_pip=True, clear=folder.exists())
-    for what in ([TORCH], [TORCH, "--requirement", str(requirements)]):
-        _pip(python, what, folder)
+    first = [torch] if torch else []
+    for wanted_now in ([first] if first else []) + [[*first, "--requirement", str(requirements)]]:
+        _pip(python, wanted_now, folder)
     stamp.write_text(wanted)
     return python
 

