@@ -41,7 +41,7 @@ def test_three_answers() -> None:
     assert judged(BETTER).answer == "ship"
     assert "over few-shot 4, and all 2 conditions of the plan hold" in judged(BETTER).line
     assert judged(WORSE).answer == "don't ship"
-    assert judged(WORSE).line.startswith("Do not ship tuned: right: gain: −20.0 points [")
+    assert judged(WORSE).line.startswith("Do not ship tuned. Missed is right: gain – −20.0 points [")
     assert judged(EQUAL).answer == "inconclusive"
     assert "1 of 2 conditions is open (right: gain)" in judged(EQUAL).line
     close = [*arm("plain", right(60, 200)), *arm("tuned", right(66, 200, 0))]

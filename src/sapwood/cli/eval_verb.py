@@ -1,15 +1,23 @@
-"""`sapwood eval FILES | RUN …`"""
+"""`sapwood eval FILES | RUN …`, and `sapwood eval init [FILES]`"""
 
 from __future__ import annotations
 
-from sapwood.cli.options import parse, screen_for, take_json, take_names
+import sys
+from pathlib import Path
+
+from sapwood.cli.options import Json, parse, screen_for, take_json, take_names
 from sapwood.config import to_dict
 from sapwood.recipes import assess
 from sapwood.recipes.assess import config_for
+from sapwood.recipes.needs import InitConfig, propose
 
 DESCRIPTION = (
     "Measure a model, or a run's adapter beside its base model, on conversations. Give files (JSON Lines, CSV, Parquet, …) or a "
-    "run directory."
+    "run directory. `sapwood eval init FILES` writes requirements.yaml."
+)
+INIT = (
+    "Write requirements.yaml, which says what the use case needs: read off files of rows, asked on a terminal, or by flags. It drives "
+    "`sapwood study` and the review pages."
 )
 
 
@@ -17,6 +25,9 @@ def run(words: list[str]) -> None:
     """Parse, evaluate, show."""
     json, words = take_json(words)
     names, flags = take_names(words)
+    if names[:1] == ["init"] and not Path("init").exists():
+        _init(parse(InitConfig(data=tuple(names[1:])), "eval init", flags, INIT), json)
+        return
     config = parse(config_for(names), "eval", flags, DESCRIPTION)
     screen = screen_for(json)
     result = assess(config, screen=screen)
@@ -34,4 +45,22 @@ def run(words: list[str]) -> None:
             "verdict": result.verdict.to_dict() if result.verdict else None,
             "config": to_dict(config),
         }
+    )
+
+
+def _init(config: InitConfig, json: Json) -> None:
+    """Write requirements.yaml, asking where somebody can answer."""
+    screen = screen_for(json)
+
+    def ask(question: str, otherwise: str) -> str:
+        shown = f" [{otherwise}]" if otherwise else ""
+        return input(f"  {question}{shown} ").strip() or otherwise
+
+    found = propose(config, ask if sys.stdin.isatty() and json.target is None else None)
+    for note in found.notes:
+        screen.say(note)
+    screen.say(f"Written: {found.path}. Read it; name the errors that hurt, and what they cost.", "bold")
+    screen.say(f"Next         sapwood study runs/my-1 --requirements {found.path}", "dim")
+    json.write(
+        {"path": str(found.path), "requirements": to_dict(found.requirements), "hash": found.requirements.hash, "notes": found.notes}
     )

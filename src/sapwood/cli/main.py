@@ -5,17 +5,20 @@
     sweep        a small grid of settings on the same rows, and which of them can be told apart
     decide       should you fine-tune, and on how many rows?
     eval         measure a model, or a run's adapter, on conversations
+    study        several ways to answer, judged by a plan: ship it, or not
     chat         talk to a model or a run
     serve        an OpenAI-compatible server for a model or a run
     plan         what a run will take, before it begins: memory, time, money, disk
     doctor       what a model's template does, and what your rows become
     template     what models or templates make of one conversation, side by side
     export       a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained
+    compare      runs, evaluations or studies side by side, item by item
     runs         what you have trained: list, show, compare, prune, delete
     pull         fetch a model or a data set by name
     bench        measured side by side with other tools (from a checkout)
 
-Exit codes: 0 done, 1 an error that a person can act on, 2 a wrong command line, 130 stopped by the keyboard.
+Exit codes: 0 done, 1 an error that a person can act on, 2 a wrong command line, 130 stopped by the keyboard; of `study`, 3 do not ship,
+4 inconclusive.
 """
 
 from __future__ import annotations
@@ -37,12 +40,14 @@ VERBS = {
     "sweep": "a small grid of settings on the same rows, and which of them can be told apart",
     "decide": "should you fine-tune, and on how many rows?",
     "eval": "measure a model, or a run's adapter, on conversations",
+    "study": "several ways to answer, judged by a plan: ship it, or not",
     "chat": "talk to a model or a run",
     "serve": "an OpenAI-compatible server for a model or a run",
     "plan": "what a run will take, before it begins: memory, time, money, disk",
     "doctor": "what a model's template does, and what your rows become",
     "template": "what models or templates make of one conversation, side by side",
     "export": "a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained",
+    "compare": "runs, evaluations or studies side by side, item by item",
     "runs": "what you have trained: list, show, compare, prune, delete",
     "pull": "fetch a model or a data set by name",
     "bench": "measured side by side with other tools (from a checkout)",

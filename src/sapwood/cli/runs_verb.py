@@ -107,7 +107,11 @@ def _show(names: list[str], flags: list[str], json: Json) -> None:
 
 
 def _compare(names: list[str], flags: list[str], json: Json) -> None:
-    config = parse(CompareConfig(), "runs compare", flags, DESCRIPTIONS["compare"])
+    compare(names, parse(CompareConfig(), "runs compare", flags, DESCRIPTIONS["compare"]), json)
+
+
+def compare(names: list[str], config: CompareConfig, json: Json) -> None:
+    """Runs side by side, on the screen, as a page if asked for, and for machines."""
     found = compare_runs([Path(name) for name in names])
     screen = screen_for(json)
     show_comparison(found, screen)

@@ -64,8 +64,8 @@ class Plan:
         """The rule in sentences, and what this study can show at all."""
         needs, rule = self.requirements, self.requirements.decision
         said = [
-            f"Ship {self.candidate!r} if, at {rule.level:.0%}, `{needs.primary.name}` gains more than {100 * rule.gain:.1f} points over "
-            f"the best of {', '.join(self.alternatives)}, and every other condition holds."
+            f"Ship {self.candidate!r} if, at {100 * rule.level:.0f} %, `{needs.primary.name}` gains more than {100 * rule.gain:.1f} points "
+            f"over the best of {', '.join(self.alternatives)}, and every other condition holds."
         ]
         said += [f"`{one.name}` reaches {100 * one.at_least:.0f} %." for one in needs.metrics if one.at_least is not None]
         said += [f"`{one.name}` loses at most {100 * one.margin:.1f} points." for one in needs.metrics if one.margin is not None]
@@ -78,7 +78,7 @@ class Plan:
         units = f"{self.items.count} items" + (f" in {self.items.clusters} clusters" if self.items.clusters < self.items.count else "")
         said.append(
             f"{units}: where a fifth of them differ between two arms, a true difference of {smallest:.1f} points is shown "
-            f"{rule.power:.0%} of the time."
+            f"{100 * rule.power:.0f} % of the time."
         )
         return said
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from sapwood.errors import DataError
 from sapwood.evaluate.experiment import PromptOf, run_arm
-from sapwood.evaluate.items import answer_message, answer_text
+from sapwood.evaluate.free import likeness
+from sapwood.evaluate.items import answer_message, answer_text, asked_text
 from sapwood.evaluate.scorers import Scorer
 from sapwood.records import Conversation, Item, Message, Prompt, Sampler, SamplingParams
 
@@ -53,6 +54,27 @@ class FewShot:
             return prompt(dataclasses.replace(conversation, messages=few_shot_prompt(conversation.messages, self.shots)))
 
         return render
+
+
+def retrieved(train_items: Sequence[Item], size: int, prompt: PromptOf) -> PromptOf:
+    """The prompt function of an arm that shows each question the `size` training rows nearest to it, the nearest last.
+
+    Nearness is that of the lookup arm (`free.likeness`). A row that asks the very same is never shown, and nothing is searched for among
+    the rows that are asked. Raises `DataError` with fewer training items than `size`.
+    """
+    if not 0 < size <= len(train_items):
+        raise DataError(f"{size} retrieved examples need at least as many training items; found {len(train_items)}.")
+    alike = likeness(train_items)
+    asked = [asked_text(item) for item in train_items]
+
+    def render(conversation: Conversation) -> Prompt:
+        item = Item(conversation, None)
+        text = asked_text(item)
+        order = np.argsort(-alike(item), kind="stable")
+        nearest = [train_items[place] for place in order if asked[place] != text][:size]
+        return prompt(dataclasses.replace(conversation, messages=few_shot_prompt(conversation.messages, nearest[::-1])))
+
+    return render
 
 
 def few_shot_prompt(messages: Sequence[Message], shots: Sequence[Item]) -> tuple[Message, ...]:

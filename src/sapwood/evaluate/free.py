@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sapwood.errors import DataError
 from sapwood.evaluate.items import answer_text, asked_text
@@ -34,13 +35,25 @@ def most_common_answer(train_items: Sequence[Item]) -> Callable[[Item], str]:
 
 
 def nearest_row(train_items: Sequence[Item]) -> Callable[[Item], str]:
-    """Answers with the answer of the training row whose question is nearest, by the cosine of TF-IDF vectors of words.
+    """Answers with the answer of the training row whose question is nearest (see `likeness`).
 
-    Weights are (1 + log count) · (log((1 + rows) / (1 + rows with the word)) + 1). Of equally near rows the first
-    counts; where no word is known, the most common answer. Raises `DataError` without items.
+    Of equally near rows the first counts; where no word is known, the most common answer. Raises `DataError` without items.
     """
     fallback = most_common_answer(train_items)
-    answers = [answer_text(item) for item in train_items]
+    answers, alike = [answer_text(item) for item in train_items], likeness(train_items)
+
+    def answer(item: Item) -> str:
+        likeness_B = alike(item)
+        return answers[int(likeness_B.argmax())] if likeness_B.any() else fallback(item)
+
+    return answer
+
+
+def likeness(train_items: Sequence[Item]) -> Callable[[Item], NDArray[np.float64]]:
+    """A function item → how near each training row's question is, by the cosine of TF-IDF vectors of words, the item's own not normed.
+
+    Weights are (1 + log count) · (log((1 + rows) / (1 + rows with the word)) + 1).
+    """
     counts = [_words(item) for item in train_items]
     rows_with: Counter[str] = Counter(word for row in counts for word in row)
     rarity = {word: math.log((1 + len(counts)) / (1 + rows)) + 1 for word, rows in rows_with.items()}
@@ -53,15 +66,15 @@ def nearest_row(train_items: Sequence[Item]) -> Callable[[Item], str]:
             postings[word][1].append(weight / length)
     index = {word: (np.array(places), np.array(weights)) for word, (places, weights) in postings.items()}
 
-    def answer(item: Item) -> str:
-        likeness_B = np.zeros(len(answers))
+    def alike(item: Item) -> NDArray[np.float64]:
+        likeness_B = np.zeros(len(train_items))
         for word, count in _words(item).items():
             if word in index:
                 places, weights = index[word]
                 likeness_B[places] += weights * (1 + math.log(count)) * rarity[word]
-        return answers[int(likeness_B.argmax())] if likeness_B.any() else fallback(item)
+        return likeness_B
 
-    return answer
+    return alike
 
 
 def _words(item: Item) -> Counter[str]:

@@ -31,6 +31,7 @@ def items_from(
     `cluster` names the column of `meta` that says which rows belong together; rows without it, or all if None, stand alone.
     `reference` names a column that holds the scorer's reference instead (such as BFCL's possible answers); with it, a
     conversation without an answer to train is asked as a whole.
+    Tags are those of the columns `tags` (a list) and `task`.
     Rows that ask and expect the very same become one item, and `meta["copies"]` says of how many.
     Documents ask nothing, so they are no items. Raises `DataError` naming the row where there is no assistant turn, nothing
     asked before it, or no such column.
@@ -56,7 +57,7 @@ def _item(conversation: Conversation, cluster: str | None, reference: str | None
     places = [place for place, message in enumerate(conversation.messages) if message.role == "assistant"]
     if reference is not None and reference in conversation.meta and not any(conversation.messages[place].weight for place in places):
         whole = conversation  # a question whose answer nobody wrote down, only what is right
-        return Item(whole, whole.meta[reference], None if cluster is None else _group(whole, cluster), meta={COPIES: 1})
+        return Item(whole, whole.meta[reference], None if cluster is None else _group(whole, cluster), _tags(whole), {COPIES: 1})
     if not places or places[-1] == 0:
         raise DataError(
             f"{conversation.where}: nothing to ask: an item needs an assistant turn as its reference and a message before it. "
@@ -69,8 +70,16 @@ def _item(conversation: Conversation, cluster: str | None, reference: str | None
         conversation=dataclasses.replace(conversation, messages=conversation.messages[: places[-1]]),
         reference=conversation.meta[reference] if reference is not None else _reference(answer),
         cluster=None if cluster is None else _group(conversation, cluster),
+        tags=_tags(conversation),
         meta={ANSWER: answer, COPIES: 1},
     )
+
+
+def _tags(conversation: Conversation) -> tuple[str, ...]:
+    """Of the column `tags`, a list of texts, and of `task`, as `task:NAME`."""
+    tags, task = conversation.meta.get("tags"), conversation.meta.get("task")
+    found = [str(tag) for tag in tags] if isinstance(tags, list | tuple) else []
+    return tuple(dict.fromkeys([*found, *([f"task:{task}"] if isinstance(task, str) and task else [])]))
 
 
 def _group(conversation: Conversation, cluster: str) -> str | None:

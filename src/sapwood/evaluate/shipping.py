@@ -304,7 +304,7 @@ def _line(answer: Answer, candidate: str, checks: Sequence[Check], verdict: Verd
         )
     if answer == "don't ship":
         missed = [check for check in checks if check.outcome == "missed"]
-        return f"Do not ship {candidate}: " + " ".join(f"{check.name}: {check.text}" for check in missed)
+        return f"Do not ship {candidate}. " + " ".join(f"Missed is {check.name} – {check.text}" for check in missed)
     waiting = [check for check in checks if check.outcome != "met"]
     known = [check.more for check in waiting]
     said = f"Inconclusive for {candidate}: {len(waiting)} of {len(checks)} conditions {'is' if len(waiting) == 1 else 'are'} open"

@@ -5,8 +5,8 @@ Every score is appended to the run's `scores.jsonl` as it is made, so that a sto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sapwood.chat import Chat
 from sapwood.errors import ConfigError, DataError
@@ -24,7 +24,8 @@ from sapwood.evaluate import (
     run_free_arm,
     scores_from,
 )
-from sapwood.evaluate.experiment import PromptOf, bare_prompt
+from sapwood.evaluate.experiment import Affords, PromptOf, Save, bare_prompt
+from sapwood.evaluate.few_shot import retrieved
 from sapwood.evaluate.hosted import HOSTED
 from sapwood.evaluate.scorer_names import scorer_named
 from sapwood.evaluate.user_scorer import is_user_scorer
@@ -86,12 +87,23 @@ class Arms:
     config: EvalConfig
     run: Run
     screen: Screen
+    samples: int = 1
+    """Answers to each question."""
+    temperature: float = 0.0
+    others: Mapping[str, Scorer] = field(default_factory=dict)
+    """Metrics beside the one that `scorer` gives."""
+    records: str = "scores"
+    """The file of the run that holds the scores."""
+    paid: Save | None = None
+    """Told of each batch beside the file, by who counts what it costs."""
 
     def free(self) -> list[ArmScore]:
         """The two arms that need no model."""
-        done, scores = self.run.read("scores"), []
+        done, scores = self.run.read(self.records), []
         for name, make in ((MOST_COMMON, most_common_answer), (NEAREST, nearest_row)):
-            scores += self._say_rate(name, run_free_arm(name, self.items, make(self.train_items), self.scorer, done=done, save=self._save))
+            scores += self._say_rate(
+                name, run_free_arm(name, self.items, make(self.train_items), self.scorer, done=done, save=self._save, others=self.others)
+            )
         return scores
 
     def base(self, sampler: Sampler) -> list[ArmScore]:
@@ -99,8 +111,8 @@ class Arms:
         scores = self.one(PLAIN, sampler)
         if not self.config.shots:
             return scores
-        earlier = [score for score in scores_from(self.run.read("scores")) if score.arm.startswith("few-shot ")]
-        if {score.item for score in earlier} == {item.id for item in self.items}:
+        earlier = [score for score in scores_from(self.run.read(self.records)) if score.arm.startswith("few-shot ")]
+        if len(earlier) == self.samples * len(self.items) and {score.item for score in earlier} == {item.id for item in self.items}:
             return scores + earlier  # a chain that was stopped behind this arm
         try:
             with self.screen.progress("choosing few-shot examples on training data"):
@@ -118,9 +130,13 @@ class Arms:
         """One arm with the plain prompt."""
         return self._run_arm(name, sampler, self.prompt)
 
-    def hosted(self, sampler: Sampler) -> list[ArmScore]:
+    def retrieved(self, size: int, sampler: Sampler) -> list[ArmScore]:
+        """The base model with the training rows nearest to each question as examples."""
+        return self._run_arm(f"retrieved {size}", sampler, retrieved(self.train_items, size, self.prompt))
+
+    def hosted(self, sampler: Sampler, affords: Affords | None = None, at_once: int = 64) -> list[ArmScore]:
         """A hosted model, whose template is its own: it is given the messages and tools."""
-        return self._run_arm(HOSTED, sampler, bare_prompt)
+        return self._run_arm(HOSTED, sampler, bare_prompt, affords, at_once)
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """The very function that makes the prompts of training."""
@@ -128,12 +144,14 @@ class Arms:
 
     @property
     def _params(self) -> SamplingParams:
-        return SamplingParams(max_new_tokens=self.config.max_new_tokens)
+        return SamplingParams(max_new_tokens=self.config.max_new_tokens, temperature=self.temperature)
 
     def _save(self, batch: Sequence[ArmScore]) -> None:
-        self.run.append("scores", *(score.record() for score in batch))
+        self.run.append(self.records, *(score.record() for score in batch))
+        if self.paid is not None:
+            self.paid(batch)
 
-    def _run_arm(self, name: str, sampler: Sampler, prompt: PromptOf) -> list[ArmScore]:
+    def _run_arm(self, name: str, sampler: Sampler, prompt: PromptOf, affords: Affords | None = None, at_once: int = 64) -> list[ArmScore]:
         with self.screen.progress(f"arm: {name}") as advance:
             scores = run_arm(
                 name,
@@ -142,9 +160,13 @@ class Arms:
                 prompt,
                 self.scorer,
                 self._params,
-                done=self.run.read("scores"),
+                done=self.run.read(self.records),
                 save=self._save,
                 on_progress=lambda done, total: advance(done, total, ""),
+                at_once=at_once,
+                samples=self.samples,
+                others=self.others,
+                affords=affords,
             )
         return self._say_rate(name, scores)
 

@@ -102,7 +102,7 @@ def of_run(run: Path) -> AssessConfig:
 def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResult:
     """Ask every held-out conversation (or all of them), base model first, then the adapter. Raises a `SapwoodError`."""
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
-    config = replace(config, adapter=_adapter_in(config.adapter))
+    config = replace(config, adapter=adapter_in(config.adapter))
     if not config.data:
         raise ConfigError(
             "No data is named. Give a file of conversations, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter"
@@ -110,19 +110,19 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     with screen.progress("reading") as advance:
         rows = scan_files(config.data, config.rows, advance, questions=True)
     folder = fetch_model(config.model, screen)
-    run_before = _run_of(config.adapter)
+    run_before = run_of(config.adapter)
     if run_before is not None and run_before.tools_in_system:
         config = replace(config, tools_in_system=True)
     chat = load_chat(folder, config.template, trained=config.adapter, tools_in_system=config.tools_in_system)
     prepared = prepare_questions(rows, chat, config.rows, screen)
     if run_before is not None and run_before.selects and run_before.data == config.data:
         prepared = set_apart(prepared, config.rows)
-    prepared = _without_trained(config, run_before, prepared)
+    prepared = without_trained(config.adapter, config.data, prepared)
     asked = prepared.held_out or prepared.train
     screen.lines([*prepared.notes, f"{len(asked):,} conversations are asked"])
     items = items_from(conversations_among(asked), cluster=config.rows.cluster, reference=config.rows.reference)
     train_items = items_from(conversations_among(prepared.train, LOOKED_UP), cluster=config.rows.cluster, reference=config.rows.reference)
-    _refuse_trained(config, items)
+    refuse_trained(config.adapter, config.data, items)
     guess = scorer_for(config.evaluation, items)
     screen.say(guess.why)
     if guess.scorer is None and config.remote.hosted_url is not None:
@@ -148,7 +148,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     return AssessResult(run.path, results, verdict, line, time.perf_counter() - began)
 
 
-def _adapter_in(folder: Path | None) -> Path | None:
+def adapter_in(folder: Path | None) -> Path | None:
     """The folder of the adapter (or whole model) itself, where a run directory was named. Raises `ConfigError` where there is none."""
     if folder is None:
         return None
@@ -158,7 +158,7 @@ def _adapter_in(folder: Path | None) -> Path | None:
     raise ConfigError(f"adapter is {folder}, which holds no adapter. Name a run directory, or its `adapter` folder.")
 
 
-def _run_of(adapter: Path | None) -> TuneConfig | None:
+def run_of(adapter: Path | None) -> TuneConfig | None:
     """The settings with which an adapter was trained, where it lies in its run."""
     file = adapter.parent / "config.yaml" if adapter is not None else None
     if file is None or not file.is_file():
@@ -167,14 +167,15 @@ def _run_of(adapter: Path | None) -> TuneConfig | None:
     return load_yaml(TuneConfig, file)
 
 
-def _without_trained(config: AssessConfig, run_before: TuneConfig | None, prepared: Prepared) -> Prepared:
+def without_trained(adapter: Path | None, data: tuple[str, ...], prepared: Prepared) -> Prepared:
     """Rows of other files whose questions the run was trained on are left out, and a note says so. `DataError` where none is left."""
-    if config.adapter is None or run_before is None or run_before.data == config.data:
+    before = run_of(adapter)
+    if adapter is None or before is None or before.data == data:
         return prepared
     side = "held_out" if prepared.held_out else "train"
     rows: Sequence[Any] = getattr(prepared, side)
     examples = prepared.held_out_examples if prepared.held_out else prepared.examples
-    run = config.adapter.parent
+    run = adapter.parent
     seen = set(trained_among(run, rows) or ())
     if not seen:
         return prepared
@@ -195,12 +196,12 @@ def _without_trained(config: AssessConfig, run_before: TuneConfig | None, prepar
     return replace(prepared, train=kept, examples=left, notes=notes)
 
 
-def _refuse_trained(config: AssessConfig, items: list[Item]) -> None:
+def refuse_trained(adapter: Path | None, data: tuple[str, ...], items: list[Item]) -> None:
     """Refuse all but what the run held out of its own data, and what stands where a run without keys was trained. Raises `DataError`."""
-    before = _run_of(config.adapter)
-    if config.adapter is None or before is None:
+    before = run_of(adapter)
+    if adapter is None or before is None:
         return
-    run, own = config.adapter.parent, before.data == config.data
+    run, own = adapter.parent, before.data == data
     if not own and (run / FILE).is_file():
         return  # by their content
     held_out = {record["item"] for record in read_records(run / "items.jsonl")}

@@ -13,6 +13,7 @@ import orjson
 
 from sapwood.errors import CheckpointError, ConfigError, storage
 from sapwood.evaluate import ArmScore
+from sapwood.evaluate.experiment import Affords
 from sapwood.evaluate.hosted import HOSTED
 from sapwood.recipes.arms import Arms
 from sapwood.remote import Remote, RemoteSampler
@@ -64,14 +65,14 @@ class HostedConfig:
         self.remote(Path())  # odd values are refused before any work is done
 
 
-def ask_hosted(remote: Remote, arms: Arms, run: Run) -> list[ArmScore]:
+def ask_hosted(remote: Remote, arms: Arms, run: Run, affords: Affords | None = None) -> list[ArmScore]:
     """The hosted model's scores. Raises `RemoteError` for a server that does not answer, `CheckpointError` if another model was asked."""
     _claim(remote, run)
     answered = {record["item"] for record in run.read("scores") if record["arm"] == HOSTED}
     sampler = RemoteSampler(remote)
     if any(item.id not in answered for item in arms.items):
         sampler.check()
-    scores = arms.hosted(sampler)
+    scores = arms.hosted(sampler, affords, 64 if affords is None else remote.at_once)
     for note in sampler.notes:
         arms.screen.say(note)
     if sum(sampler.counted):

@@ -1,0 +1,182 @@
+"""What a study found, as one plain record: the page, Markdown, CSV, JUnit and `--json` all read it, so that they cannot disagree.
+
+In: plan, answer, scores. Out: a dictionary of numbers and sentences. Left out on purpose: markup, and the items (see `study_files`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import quantiles
+from typing import Any
+
+import numpy as np
+
+from sapwood.errors import DataError
+from sapwood.evaluate.costs import ArmCost
+from sapwood.evaluate.declared import Declared
+from sapwood.evaluate.experiment import ArmScore
+from sapwood.evaluate.shipping import Shipping
+from sapwood.evaluate.spending import break_evens, costs_of, pareto
+from sapwood.evaluate.verdict import ArmResult, arm_result
+from sapwood.records import Ended
+from sapwood.stats import Difference, variance_split
+
+Record = dict[str, Any]
+
+
+def study_record(
+    declared: Declared, shipping: Shipping | None, scores: Sequence[ArmScore], training_seconds: float, notes: Sequence[str]
+) -> Record:
+    """Everything but the items."""
+    plan, needs = declared.plan, declared.plan.requirements
+    costs = costs_of(scores, needs.prices)
+    line = shipping.line if shipping is not None else "No arm was tuned, so nothing can be shipped: the arms are compared below."
+    evens = break_evens(plan.candidate, costs, training_seconds, needs.prices) if shipping is not None else {}
+    return {
+        "name": needs.name,
+        "about": needs.about,
+        "answer": shipping.answer if shipping is not None else "no candidate",
+        "line": line,
+        "candidate": plan.candidate,
+        "best_other": shipping.verdict.best_other if shipping is not None and shipping.verdict is not None else None,
+        "plan": {
+            "hash": plan.hash,
+            "declared": declared.when,
+            "before_any_answer": declared.before,
+            "lines": plan.lines_for_people(),
+            "requirements": needs.hash,
+            "items": plan.items.hash,
+        },
+        "checks": [{"name": one.name, "outcome": one.outcome, "text": one.text, "more": one.more} for one in shipping.checks]
+        if shipping
+        else [],
+        "difference": difference_record(shipping.verdict.difference) if shipping and shipping.verdict else None,
+        "arms": [_arm(arm, scores, costs[arm], shipping, pareto(costs)) for arm in costs],
+        "slices": [_slice(one) for one in shipping.slices] if shipping else [],
+        "slices_left_out": shipping.tags_left_out if shipping else 0,
+        "errors": _errors(shipping, declared) if shipping else [],
+        "harm": difference_record(shipping.harm) if shipping and shipping.harm else None,
+        "general": {name: difference_record(one) for name, one in shipping.general.items()} if shipping else {},
+        "break_even": {arm: one.to_dict() for arm, one in evens.items()},
+        "training_seconds": training_seconds,
+        "variance": _variance(scores, plan.candidate or plan.base),
+        "caveats": _caveats(declared, shipping, scores),
+        "notes": list(notes),
+    }
+
+
+def difference_record(found: Difference) -> Record:
+    """A paired difference, in shares of 1."""
+    return {
+        "mean": found.mean,
+        "low": found.interval.low,
+        "high": found.interval.high,
+        "level": found.interval.level,
+        "n": found.n,
+        "clusters": found.clusters,
+        "wins": found.wins,
+        "losses": found.losses,
+        "ties": found.ties,
+        "p_value": found.p_value,
+        "minimum_detectable": found.minimum_detectable,
+        "method": found.method,
+        "note": found.note,
+    }
+
+
+def _arm(arm: str, scores: Sequence[ArmScore], cost: ArmCost, shipping: Shipping | None, line: Sequence[str]) -> Record:
+    answers = [score for score in scores if score.arm == arm]
+    result = arm_result(answers) if shipping is None else shipping.arms[arm]
+    against = shipping.against.get(arm) if shipping is not None else None
+    seconds = [score.seconds for score in answers]
+    return {
+        "name": arm,
+        **_result(result),
+        "against": difference_record(against) if against is not None else None,
+        "answers": len(answers),
+        "failed": sum(score.ended == Ended.ERROR for score in answers),
+        "cut": sum(score.ended == Ended.LENGTH for score in answers),
+        "seconds": {"p50": _quantile(seconds, 50), "p95": _quantile(seconds, 95)},
+        "pareto": arm in line,
+        "cost": cost.to_dict(),
+    }
+
+
+def _result(result: ArmResult) -> Record:
+    found = result.to_dict()
+    return {key: found[key] for key in ("rate", "low", "high", "method", "n", "unscored", "items")}
+
+
+def _quantile(values: Sequence[float], percent: int) -> float | None:
+    return None if not values else values[0] if len(values) == 1 else quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def _slice(one: Any) -> Record:
+    return {
+        "name": one.slice.name,
+        "tags": list(one.slice.tags),
+        "declared": one.declared,
+        "items": one.items,
+        "before": _result(one.before),
+        "after": _result(one.after),
+        "difference": difference_record(one.difference) if one.difference is not None else None,
+        "adjusted": one.adjusted,
+        "marked": one.marked,
+    }
+
+
+def _errors(shipping: Shipping, declared: Declared) -> list[Record]:
+    found = []
+    for error in declared.plan.requirements.errors:
+        counts = [one for one in shipping.faults if one.error == error.name]
+        arms = {
+            one.arm: {
+                "count": one.count,
+                "of": one.of,
+                "low": one.interval and one.interval.low,
+                "high": one.interval and one.interval.high,
+            }
+            for one in counts
+        }
+        found.append({"name": error.name, "about": error.about, "severity": error.severity, "veto": error.veto, "arms": arms})
+    return found
+
+
+def _variance(scores: Sequence[ArmScore], arm: str) -> Record | None:
+    """Items against samples, for the arm in question, over items whose every sample was judged."""
+    of_item: dict[str, list[float | None]] = {}
+    for score in scores:
+        if score.arm == arm:
+            of_item.setdefault(score.item, []).append(score.value)
+    most = max((len(values) for values in of_item.values()), default=0)
+    whole = [values for values in of_item.values() if len(values) == most and None not in values]
+    if most < 2 or len(whole) < 2:
+        return None
+    try:
+        split = variance_split(np.array(whole, dtype=float)[None])
+    except DataError:
+        return None
+    return {
+        "arm": arm,
+        "item": split.item,
+        "sampling": split.sampling,
+        "items": split.items,
+        "samples": split.samples,
+        "advice": split.advice,
+    }
+
+
+def _caveats(declared: Declared, shipping: Shipping | None, scores: Sequence[ArmScore]) -> list[str]:
+    said = [] if declared.before else ["The plan was declared AFTER answers were there: read this as a search, not as a test."]
+    if shipping is not None and shipping.verdict is not None:
+        said += shipping.verdict.caveats
+    unasked = _unasked(declared, scores)
+    said += [f"{arm!r} was asked {count} of {declared.plan.items.count} items." for arm, count in unasked.items()]
+    return said
+
+
+def _unasked(declared: Declared, scores: Sequence[ArmScore]) -> Mapping[str, int]:
+    counts: dict[str, set[str]] = {}
+    for score in scores:
+        counts.setdefault(score.arm, set()).add(score.item)
+    return {arm: len(items) for arm, items in counts.items() if len(items) < declared.plan.items.count}

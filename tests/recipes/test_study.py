@@ -1,0 +1,176 @@
+"""A study from end to end on a tiny model: arms, checkpoints, skills, going on, what a plan forbids, and each knob."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+import sapwood
+from sapwood.cli.main import main
+from sapwood.errors import CheckpointError, ConfigError, DataError
+from sapwood.recipes.study import StudyConfig, StudyResult, config_for, study
+from sapwood.run import read_json, read_records
+from tiny.folder import write_model, write_rows
+
+FAST: dict[str, Any] = {"dtype": "fp32", "budget": 512, "max_new_tokens": 3, "shots": (), "held_out": 0.4, "batch": 16, "quiet": True}
+NEEDS: dict[str, Any] = {
+    "name": "colours",
+    "metrics": [{"name": "right", "scorer": "exact", "primary": True}, {"name": "number", "scorer": "regex:.", "margin": 0.5}],
+    "errors": [{"name": "cut", "found_by": "cut"}, {"name": "false promise", "severity": 5, "veto": True}],
+    "prices": {"machine_hour": 1.0, "hosted_in": 1.0, "hosted_out": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs on the same rows."""
+    place = tmp_path_factory.mktemp("study")
+    write_model(place / "model")
+    rows = write_rows(place / "my.jsonl", 80)
+    (place / "requirements.yaml").write_text(yaml.safe_dump(NEEDS))
+    for name, steps in (("short", 2), ("long", 6)):
+        more = {"max_steps": steps, "save_every": 2, "keep": 5, "scorer": "none", "lr": 1e-2}
+        sapwood.sft(rows, model=place / "model", out=place / name, **FAST, **more)
+    skill = [{"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n}"}]} for n in range(30)]
+    (place / "skill.jsonl").write_bytes(b"\n".join(map(orjson.dumps, skill)))
+    return place
+
+
+def config(place: Path, out: Path, *runs: str, **changed: Any) -> StudyConfig:
+    made = config_for([str(place / name) for name in runs or ("short", "long", "long@2")])
+    given = {"requirements": place / "requirements.yaml", "out": out, "candidate": "long" if len(runs) != 1 else None, **changed}
+    scoring = dataclasses.replace(made.evaluation, scorer="exact")
+    return dataclasses.replace(made, evaluation=scoring, **given)
+
+
+def done(place: Path, out: Path, *runs: str, **changed: Any) -> StudyResult:
+    return study(config(place, out, *runs, **changed))
+
+
+def arms_of(out: Path) -> Counter[str]:
+    return Counter(record["arm"] for record in read_records(out / "scores.jsonl"))
+
+
+def test_every_arm_answers_every_item_once_and_a_study_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {**NEEDS, "general": [{"name": str(trained / "skill.jsonl"), "scorer": "exact", "items": 20}]}
+    (tmp_path / "needs.yaml").write_text(yaml.safe_dump(needs))
+    first = done(trained, tmp_path / "s", requirements=tmp_path / "needs.yaml", retrieved=(1,))
+    counts = arms_of(tmp_path / "s")
+    assert set(counts) == {"most common answer", "nearest training row", "plain prompt", "retrieved 1", "short", "long", "long@2"}
+    assert set(counts.values()) == {32}
+    assert first.shipping is not None
+    assert any("skill.jsonl: no loss" in check.name for check in first.shipping.checks)
+    assert Counter(one["arm"] for one in read_records(tmp_path / "s" / "skill-skill-jsonl.jsonl")) == {"plain prompt": 20, "long": 20}
+    plan = read_json(tmp_path / "s" / "plan.json")
+    assert (plan["before_any_answer"], plan["general"][0]["count"]) == (True, 20)
+    lines = (tmp_path / "s" / "scores.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "s" / "scores.jsonl").write_bytes(b"".join(lines[:-40]) + lines[-40][:30])
+    again = study(config_for([str(tmp_path / "s")]))
+    assert arms_of(tmp_path / "s") == counts
+    assert again.line == first.line
+    monkeypatch.setattr("sapwood.recipes.study_arms.load_model", lambda *_: pytest.fail("all is answered: no model is needed"))
+    third = study(dataclasses.replace(config_for([str(tmp_path / "s")]), texts=False))
+    assert third.line == first.line
+    assert "colour of" not in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_a_checkpoint_answers_as_the_state_that_it_holds(trained: Path, tmp_path: Path) -> None:
+    done(trained, tmp_path / "s", "long", "long@6", "long@2", candidate="long")
+    texts = {
+        arm: [one["text"] for one in read_records(tmp_path / "s" / "scores.jsonl") if one["arm"] == arm] for arm in arms_of(tmp_path / "s")
+    }
+    assert texts["long"] == texts["long@6"], "the last checkpoint is the result"
+    assert texts["long@2"] != texts["long"]
+    with pytest.raises(ConfigError, match="keeps no checkpoint of step 3; it has: 2, 4, 6"):
+        done(trained, tmp_path / "t", "long@3")
+
+
+def test_several_samples_of_each_item(trained: Path, tmp_path: Path) -> None:
+    done(trained, tmp_path / "s", "short", samples=2, temperature=1.0)
+    counts = arms_of(tmp_path / "s")
+    assert counts == {"most common answer": 32, "nearest training row": 32, "plain prompt": 64, "tuned": 64}
+    record = read_json(tmp_path / "s" / "ship.json")
+    assert record["variance"]["samples"] == 2
+    assert next(arm for arm in record["arms"] if arm["name"] == "tuned")["items"] == 32, "items are counted, not answers"
+
+
+def test_a_plan_is_declared_alone_and_does_not_move(trained: Path, tmp_path: Path) -> None:
+    result = done(trained, tmp_path / "s", "short", plan_only=True)
+    assert result.shipping is None
+    assert not (tmp_path / "s" / "scores.jsonl").exists()
+    (tmp_path / "softer.yaml").write_text(yaml.safe_dump({**NEEDS, "errors": []}))
+    with pytest.raises(CheckpointError, match="declares another plan"):
+        done(trained, tmp_path / "s", "short", requirements=tmp_path / "softer.yaml")
+    with pytest.raises(CheckpointError, match="another settings"):
+        done(trained, tmp_path / "s", "short", retrieved=(1,))
+    went_on = study(config_for([str(tmp_path / "s")]))
+    assert went_on.shipping is not None
+    assert read_json(tmp_path / "s" / "plan.json")["before_any_answer"]
+
+
+def test_labels_of_people_decide_vetoes(trained: Path, tmp_path: Path) -> None:
+    def veto(labels: Path | None) -> str:
+        result = done(trained, tmp_path / "s", "short", labels=labels)
+        assert result.shipping is not None
+        return next(check.outcome for check in result.shipping.checks if check.name == "veto: false promise")
+
+    assert veto(None) == "open"
+    item = read_records(tmp_path / "s" / "items.jsonl")[0]["item"]
+    file = tmp_path / "labels.jsonl"
+    file.write_bytes(orjson.dumps({"arm": "tuned", "item": item, "errors": []}))
+    assert veto(file) == "met"
+    file.write_bytes(orjson.dumps({"arm": "tuned", "item": item, "errors": ["false promise"]}))
+    assert veto(file) == "missed"
+    file.write_text('{"arm": "tuned"}')
+    with pytest.raises(DataError, match=r"labels.jsonl:1: each line"):
+        veto(file)
+    file.write_bytes(orjson.dumps({"arm": "tuned", "item": item, "errors": ["fals promise"]}))
+    with pytest.raises(ConfigError, match="Did you mean 'false promise'"):
+        veto(file)
+    with pytest.raises(ConfigError, match="is no file"):
+        veto(tmp_path / "none.jsonl")
+
+
+def test_without_a_tuned_arm_the_arms_are_compared(trained: Path, tmp_path: Path) -> None:
+    base = dataclasses.replace(config(trained, tmp_path / "s", "short"), runs=(), candidate=None, data=(str(trained / "my.jsonl"),))
+    result = study(base)
+    assert result.shipping is None
+    assert read_json(tmp_path / "s" / "ship.json")["answer"] == "no candidate"
+    assert "Compared" in result.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"candidate": None}, "Name the one that may be shipped with --candidate"),
+        ({"candidate": "lonk"}, "the tuned arms are: short, long"),
+        ({"retrieved": (0,)}, "retrieved is"),
+        ({"samples": 2}, "samples is 2 at temperature 0"),
+        ({"max_cost": 1.0}, "none is named"),
+    ],
+)
+def test_odd_settings(trained: Path, tmp_path: Path, changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        done(trained, tmp_path / "s", "short", "long", **changed)
+
+
+def test_rows_of_the_training_are_not_asked(trained: Path, tmp_path: Path) -> None:
+    made = config(trained, tmp_path / "s", "short")
+    with pytest.raises(DataError, match="may have been trained on them"):
+        study(dataclasses.replace(made, rows=dataclasses.replace(made.rows, held_out=0.6)))
+
+
+def test_the_verb_gives_the_answer_as_its_exit_code(trained: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    words = ["study", str(trained / "short"), "--requirements", str(trained / "requirements.yaml"), "--out", str(tmp_path / "s")]
+    code = main([*words, "--scorer", "exact", "--json"])
+    record = orjson.loads(capsysbinary.readouterr().out)
+    assert code == {"ship": 0, "don't ship": 3, "inconclusive": 4}[record["answer"]]
+    assert code in (3, 4)
+    assert record["plan"]["hash"] == read_json(tmp_path / "s" / "plan.json")["hash"]
+    assert main(["study", str(trained / "nothing")]) != 0

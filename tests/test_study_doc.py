@@ -1,0 +1,18 @@
+"""The requirements that docs/study.md shows are requirements, and the files that it names are what a study leaves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sapwood.requirements import read_requirements
+
+PAGE = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+
+
+def test_the_requirements_that_are_shown_can_be_read(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "requirements.yaml").write_text(block)
+    found = read_requirements(tmp_path / "requirements.yaml")
+    assert found.primary.name == "right"
+    assert [error.name for error in found.vetoes] == ["wrong amount"]
