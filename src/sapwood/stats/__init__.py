@@ -8,7 +8,9 @@ docs/statistics.md. Only `scipy.special` is imported, which loads in a fraction 
 
 from sapwood.stats.agreement import krippendorff_alpha
 from sapwood.stats.bootstrap import cluster_bootstrap
+from sapwood.stats.corrected import Corrected, corrected_mean
 from sapwood.stats.families import benjamini_hochberg, holm
+from sapwood.stats.length_control import LengthControlled, length_controlled
 from sapwood.stats.paired import Difference, items_needed, minimum_detectable, paired_difference
 from sapwood.stats.planning import items_for, more_items, not_worse
 from sapwood.stats.rates import Interval, clopper_pearson, clustered_mean, mean_interval, rate_interval, ratio_interval, wilson
@@ -17,14 +19,17 @@ from sapwood.stats.split import split_evidence
 from sapwood.stats.variance import VarianceSplit, variance_split
 
 __all__ = [
+    "Corrected",
     "Difference",
     "Effect",
     "Interval",
+    "LengthControlled",
     "VarianceSplit",
     "benjamini_hochberg",
     "clopper_pearson",
     "cluster_bootstrap",
     "clustered_mean",
+    "corrected_mean",
     "detectable",
     "effect_at",
     "effect_over_time",
@@ -33,6 +38,7 @@ __all__ = [
     "items_for",
     "items_needed",
     "krippendorff_alpha",
+    "length_controlled",
     "mean_interval",
     "minimum_detectable",
     "more_items",
