@@ -42,6 +42,7 @@ bench-setup: setup
 bench: setup
 	$(BIN)/sapwood bench data --against trl
 	$(BIN)/sapwood bench sharing
+	$(BIN)/sapwood bench eval --against lm-eval
 	$(BIN)/sapwood bench fused-lora
 
 clean:

@@ -19,6 +19,7 @@ WORKLOADS = {
     "generate": ("generate", "writing text, against transformers' `generate` and llama.cpp"),
     "parity": ("parity", "the losses of a training, step by step, against TRL"),
     "reason": ("reason", "cold-start SFT, then GRPO with a verifier, against as much time of more SFT"),
+    "eval": ("choices", "multiple-choice questions with few-shot examples, against lm-eval's own backend"),
     "fused-lora": ("fused_lora", "a training pass with the fused layers, against peft's and transformers' own"),
 }
 """Workload → module of bench/, and what it measures."""

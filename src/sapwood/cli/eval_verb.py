@@ -1,4 +1,4 @@
-"""`sapwood eval FILES | RUN …`, and `sapwood eval init [FILES]`"""
+"""`sapwood eval FILES | RUN …`, `eval init [FILES]`, `eval [RUN] --benchmarks …`, `eval RUN --rescore NAME`"""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from sapwood.cli.options import Json, parse, screen_for, take_json, take_names
 from sapwood.config import to_dict
 from sapwood.recipes import assess
 from sapwood.recipes.assess import config_for
+from sapwood.recipes.benchmarks import benchmark
+from sapwood.recipes.benchmarks import config_for as config_of_benchmarks
 from sapwood.recipes.needs import InitConfig, propose
+from sapwood.recipes.rescore import config_for as config_of_rescoring
+from sapwood.recipes.rescore import rescore
 
 DESCRIPTION = (
     "Measure a model, or a run's adapter beside its base model, on conversations. Give files (JSON Lines, CSV, Parquet, …) or a "
-    "run directory. `sapwood eval init FILES` writes requirements.yaml."
+    "run directory. `sapwood eval init FILES` writes requirements.yaml. Standard benchmarks: "
+    "`sapwood eval [RUN] --benchmarks mmlu-slice` (with --help, what that takes). Saved answers by other scorers: "
+    "`sapwood eval RUN --rescore rouge`."
 )
+BENCHMARKS = "Standard benchmarks of a model, of a run's adapter beside its base model, and of others on the same questions."
+RESCORE = "The saved answers of a run, judged by other scorers; no model is asked."
 INIT = (
     "Write requirements.yaml, which says what the use case needs: read off files of rows, asked on a terminal, or by flags. It drives "
     "`sapwood study` and the review pages."
@@ -27,6 +35,13 @@ def run(words: list[str]) -> None:
     names, flags = take_names(words)
     if names[:1] == ["init"] and not Path("init").exists():
         _init(parse(InitConfig(data=tuple(names[1:])), "eval init", flags, INIT), json)
+        return
+    given = {flag.split("=")[0] for flag in flags}
+    if "--benchmarks" in given:
+        _benchmarks(names, flags, json)
+        return
+    if "--rescore" in given:
+        _rescore(names, flags, json)
         return
     config = parse(config_for(names), "eval", flags, DESCRIPTION)
     screen = screen_for(json)
@@ -64,3 +79,30 @@ def _init(config: InitConfig, json: Json) -> None:
     json.write(
         {"path": str(found.path), "requirements": to_dict(found.requirements), "hash": found.requirements.hash, "notes": found.notes}
     )
+
+
+def _benchmarks(names: list[str], flags: list[str], json: Json) -> None:
+    config = parse(config_of_benchmarks(names), "eval", flags, BENCHMARKS)
+    screen = screen_for(json)
+    result = benchmark(config, screen=screen)
+    screen.title("Result")
+    screen.lines([*map(str, result.rows), f"Records      {result.path / 'benchmarks.jsonl'}"])
+    if config.adapter is None:
+        screen.say("Next         sapwood sft FILE, then sapwood eval RUN --benchmarks … for what got better and what got worse", "dim")
+    json.write(
+        {
+            "path": str(result.path),
+            "seconds": round(result.seconds, 1),
+            "rows": [row.to_dict() for row in result.rows],
+            "config": to_dict(config),
+        }
+    )
+
+
+def _rescore(names: list[str], flags: list[str], json: Json) -> None:
+    config = parse(config_of_rescoring(names), "eval", flags, RESCORE)
+    screen = screen_for(json)
+    result = rescore(config, screen=screen)
+    screen.title("Result")
+    screen.lines([*map(str, result.rows), f"Records      {result.path / 'rescored.jsonl'}"])
+    json.write({"path": str(result.path), "rows": [row.to_dict() for row in result.rows], "config": to_dict(config)})

@@ -15,6 +15,7 @@ from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError, storage
 from sapwood.evaluate.code_tests import code_tests
 from sapwood.evaluate.function_calls import function_call
+from sapwood.evaluate.instructions import instructions
 from sapwood.evaluate.maths import maths
 from sapwood.evaluate.scorers import Scorer, exact, number, regex, set_f1
 from sapwood.evaluate.structure_scorers import json_fields, json_valid, tagged
@@ -34,6 +35,7 @@ PLAIN: dict[str, tuple[Callable[[], Scorer], str]] = {
     "json": (json_valid, "an object or list in JSON"),
     "json-fields": (json_fields, "share of the fields that agree with the reference"),
     "tags": (tagged, "<think>…</think><answer>…</answer>; tags:NAME,NAME"),
+    "instructions": (instructions, "IFEval's instructions that a rule can check were all followed"),
     "answers": (refusal, "no refusal (or one, where the reference is true)"),
     "refuses": (lambda: refusal(wanted=True), "a refusal (or none, where the reference is false)"),
 }
