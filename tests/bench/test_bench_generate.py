@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from bench.generate import OURS, GenerateBench, _ratios, work_of
+
 from sapwood.errors import ConfigError
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import ARMS, HOSTILE, bare_run, full_run, verdict
 
+from report_runs import ARMS, HOSTILE, bare_run, full_run, verdict
 from sapwood.errors import DataError
 from sapwood.evaluate.experiment import ArmScore
 from sapwood.evaluate.free import NEAREST

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from report_runs import HOSTILE, bare_run, full_run
 
+from report_runs import HOSTILE, bare_run, full_run
 from sapwood.evaluate.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `dev`)")

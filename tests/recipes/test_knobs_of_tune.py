@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from review.corrected import write_corrections
 from sapwood.config import from_dict, known_keys, to_dict
 from sapwood.errors import ConfigError, SapwoodError
 from sapwood.evaluate import items_from
@@ -21,7 +22,7 @@ from sapwood.recipes.identity import hash_of_weights
 from sapwood.recipes.prepare import conversations_among, prepare, scan_files, set_apart
 from sapwood.recipes.samples import evenly
 from sapwood.recipes.track import tracking
-from sapwood.recipes.tune import load_chat, start_run
+from sapwood.recipes.tune import load_chat, start_run, with_corrections
 from sapwood.records import Completion, Conversation, Ended, Prompt, SamplingParams
 from sapwood.run import open_run
 from tiny.folder import write_model
@@ -42,6 +43,7 @@ class Place:
 
 TABLE: dict[str, tuple[Any, str]] = {
     "data": (["{folder}/fewer.jsonl"], "trained rows"),
+    "from_review": (["{folder}/review.db"], "trained rows"),
     "model": ("{folder}/other", "base weights"),
     "template": ("plain", "prompts"),
     "tools_in_system": (True, "refused rows"),
@@ -103,6 +105,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     parts = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/none.png"}}, {"type": "text", "text": "what is it"}]
     picture = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a cat"}]}
     write("pictures.jsonl", [*(row(number) for number in range(40)), picture])
+    write_corrections(folder / "review.db", 4)
     return Place(folder)
 
 
@@ -119,6 +122,7 @@ class Listening:
 
 def seen(config: TuneConfig, folder: Path) -> dict[str, Any]:
     """All that an option around training may change."""
+    config = with_corrections(config)
     found: dict[str, Any] = {
         "base weights": hash_of_weights(Path(config.model)),
         "type of the weights": load_model(Path(config.model), config.dtype).dtype,

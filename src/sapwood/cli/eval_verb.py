@@ -49,6 +49,7 @@ def run(words: list[str]) -> None:
     screen.title("Result")
     screen.say(result.line, "bold")
     screen.lines([f"Report       {result.report}"])
+    screen.say(f"Next         sapwood review {result.path}: let people judge the answers, blind", "dim")
     if config.adapter is None:
         screen.say("Next         sapwood sft FILE, then sapwood eval RUN", "dim")
     json.write(

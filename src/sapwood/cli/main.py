@@ -13,6 +13,7 @@
     template     what models or templates make of one conversation, side by side
     export       a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained
     compare      runs, evaluations or studies side by side, item by item
+    review       people judge answers in the browser, blind; experts correct them
     runs         what you have trained: list, show, compare, prune, delete
     pull         fetch a model or a data set by name
     bench        measured side by side with other tools (from a checkout)
@@ -48,6 +49,7 @@ VERBS = {
     "template": "what models or templates make of one conversation, side by side",
     "export": "a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained",
     "compare": "runs, evaluations or studies side by side, item by item",
+    "review": "people judge answers in the browser, blind; experts correct them",
     "runs": "what you have trained: list, show, compare, prune, delete",
     "pull": "fetch a model or a data set by name",
     "bench": "measured side by side with other tools (from a checkout)",

@@ -16,7 +16,7 @@ from sapwood.model import Dtype, LanguageModel
 from sapwood.model.routes import BASE
 from sapwood.model.several import adapter_names, add_adapter
 from sapwood.recipes import Screen
-from sapwood.remote.addresses import is_loopback
+from sapwood.remote.addresses import is_loopback, listen
 from sapwood.serve.limits import Access, ServeLimits
 from sapwood.serve.worker import Worker
 
@@ -83,7 +83,7 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     try:
         from sapwood.serve.app import Front
         from sapwood.serve.asking import Served
-        from sapwood.serve.running import listen, run_server
+        from sapwood.serve.running import run_server
     except ImportError as error:
         raise ConfigError(f"A server needs {error.name}, which is not installed: pip install 'sapwood[web]'") from None
     tokens, screen = _tokens(config), screen_for(json)

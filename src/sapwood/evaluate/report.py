@@ -28,7 +28,7 @@ def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run directory, whole or not at all, and return its path.
 
     Reads config.yaml (the one file that must be there), verdict.json, decision.json, scores.jsonl, items.jsonl, metrics.jsonl,
-    samples.jsonl, ledger.jsonl, environment.json and the names in adapter/. Raises `DataError` if the folder is no
+    samples.jsonl, ledger.jsonl, people.json, environment.json and the names in adapter/. Raises `DataError` if the folder is no
     run, `StorageError` if it cannot be written.
     """
     path = run_folder / PAGE_NAME
@@ -65,6 +65,7 @@ def render_page(files: RunFiles) -> str:
         cost_terms=COSTS,
         verdict=verdict,
         arms=arms,
+        people=files.people,
         items=items_view(files, [arm.name for arm in arms.rows], verdict.tuned, verdict.other),
         training=training_view(files.metrics, files.samples, files.verdict),
         skill=skill_view(mapping(files.verdict.get("bits_per_token"))),

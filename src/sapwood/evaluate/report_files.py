@@ -42,6 +42,8 @@ class RunFiles:
     notices: list[str] = field(default_factory=list)
     identity: Record = field(default_factory=dict)
     """Hashes of what the run was begun with."""
+    people: Record = field(default_factory=dict)
+    """What people said of its answers, as `sapwood review export` leaves it."""
 
 
 RECORDS = ("scores.jsonl", "items.jsonl", "metrics.jsonl", "samples.jsonl", "ledger.jsonl")
@@ -83,6 +85,7 @@ def read_run(path: Path, only: Collection[str] = RECORDS) -> RunFiles:
         adapter=_listing(path / "adapter"),
         notices=notices,
         identity=_object(path / "identity.json", notices),
+        people=_object(path / "people.json", notices),
     )
 
 

@@ -40,6 +40,11 @@ class TuneConfig:
 
     `'a.jsonl*2' 'b.jsonl*0.5'` trains the rows of a twice an epoch, and of b every second one.
     """
+    from_review: tuple[str, ...] = ()
+    """Review databases, such as `runs/review.db`: the answers that experts corrected are trained beside the data.
+
+    They are written to a file that bears the hash of its rows, which the run then names under `data`.
+    """
     model: str = DEFAULT_MODEL
     """A name (`sapwood pull` lists them), a local folder, or a hub id."""
     template: str | None = None
@@ -64,6 +69,7 @@ class TuneConfig:
 def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     """Fine-tune and prove. Raises a `SapwoodError` that says what to do; what was finished stays in the run directory."""
     screen = screen or Screen(quiet=True)
+    config = with_corrections(config)
     if not config.data:
         raise ConfigError("No data is named. Give a file of conversations: sapwood sft my.jsonl")
     require_services(config.watch.track)
@@ -95,6 +101,17 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
         )
     finally:
         run.close()
+
+
+def with_corrections(config: TuneConfig) -> TuneConfig:
+    """With the corrected answers of review databases as files among the data."""
+    if not config.from_review:
+        return config
+    try:
+        from sapwood.recipes.review import corrected_rows
+    except ImportError as error:
+        raise ConfigError(f"from_review needs {error.name}, which is not installed: pip install 'sapwood[web]'") from None
+    return replace(config, data=(*config.data, *corrected_rows(config.from_review)), from_review=())
 
 
 def _foretold(folder: Path, chat: Chat, prepared: Prepared, config: TuneConfig, run: Run, screen: Screen) -> Estimate | None:

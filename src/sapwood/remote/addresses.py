@@ -1,8 +1,12 @@
-"""Whether an address stays on this machine: what decides on keys in the clear, proxies, and servers without a lock."""
+"""Addresses of this machine: whether one stays on it, which decides on keys in the clear, proxies, and servers without a lock; and sockets
+that listen at one."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
+
+from sapwood.errors import ConfigError
 
 
 def is_loopback(host: str) -> bool:
@@ -13,3 +17,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at the address; port 0 takes any that is free. Raises `ConfigError` where it cannot be taken."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
+    except OSError as error:
+        raise ConfigError(f"{host}:{port} cannot be listened on ({error.strerror or error}). Choose another --port or --host.") from None

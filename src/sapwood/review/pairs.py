@@ -68,10 +68,10 @@ def blind_pairs(scores: Iterable[ArmScore], items: Sequence[Item], arms: tuple[s
     if not common:
         raise DataError(f"The arms {first!r} and {second!r} share no answered item. Evaluate both on the same items first.")
     pairs = []
-    for name in sorted(common, key=lambda name: _hash(salt, "order", name, rater)):
-        sides = (first, second) if int(_hash(salt, "side", name, rater), 16) % 2 == 0 else (second, first)
+    for name in sorted(common, key=lambda name: hash_of(salt, "order", name, rater)):
+        sides = (first, second) if int(hash_of(salt, "side", name, rater), 16) % 2 == 0 else (second, first)
         left, right = (answers[arm][name] for arm in sides)
-        key = _hash(salt, "pair", name, rater, *sorted(arms))[:16]
+        key = hash_of(salt, "pair", name, rater, *sorted(arms))[:16]
         pairs.append(Pair(key, name, left.cluster, rater, *sides, left.text, right.text))
     return pairs
 
@@ -82,6 +82,6 @@ def pairs_from(records: Iterable[Mapping[str, Any]]) -> list[Pair]:
     return [Pair(**{name: record[name] for name in names}) for record in records]
 
 
-def _hash(*parts: str) -> str:
-    # the lengths keep ("ab", "c") and ("a", "bc") apart
+def hash_of(*parts: str) -> str:
+    """A hex hash of several texts; their lengths keep ("ab", "c") and ("a", "bc") apart."""
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()

@@ -13,19 +13,10 @@ from contextlib import suppress
 
 import uvicorn
 
-from sapwood.errors import ConfigError
 from sapwood.serve.app import Front, make_app
 
 POLL = 0.05
 """Seconds between two looks at whether a stop was asked for."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at the address; port 0 takes any that is free. Raises `ConfigError` where it cannot be taken."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
-    except OSError as error:
-        raise ConfigError(f"{host}:{port} cannot be listened on ({error.strerror or error}). Choose another --port or --host.") from None
 
 
 def run_server(make_front: Callable[[], Front], listener: socket.socket, *, grace: float, ready: Callable[[], None]) -> None:

@@ -6,8 +6,9 @@ Left out on purpose: anything asymptotic without a small-sample correction. How 
 docs/statistics.md. Only `scipy.special` is imported, which loads in a fraction of the time of `scipy.stats`.
 """
 
-from sapwood.stats.agreement import krippendorff_alpha
+from sapwood.stats.agreement import Agreement, agreement_of, krippendorff_alpha
 from sapwood.stats.bootstrap import cluster_bootstrap
+from sapwood.stats.choices import Strengths, strengths_of
 from sapwood.stats.corrected import Corrected, corrected_mean
 from sapwood.stats.families import benjamini_hochberg, holm
 from sapwood.stats.length_control import LengthControlled, length_controlled
@@ -19,12 +20,15 @@ from sapwood.stats.split import split_evidence
 from sapwood.stats.variance import VarianceSplit, variance_split
 
 __all__ = [
+    "Agreement",
     "Corrected",
     "Difference",
     "Effect",
     "Interval",
     "LengthControlled",
+    "Strengths",
     "VarianceSplit",
+    "agreement_of",
     "benjamini_hochberg",
     "clopper_pearson",
     "cluster_bootstrap",
@@ -47,6 +51,7 @@ __all__ = [
     "rate_interval",
     "ratio_interval",
     "split_evidence",
+    "strengths_of",
     "units_for",
     "units_of",
     "variance_of",
