@@ -2,6 +2,8 @@
 
     quickstart   the whole chain on a task of ours, in minutes
     sft          fine-tune on your conversations, and prove that it helped
+    dpo          learn from preferred answers: pairs, or single votes
+    grpo         learn from rewards: verifiers, scorers, functions of your own
     sweep        a small grid of settings on the same rows, and which of them can be told apart
     decide       should you fine-tune, and on how many rows?
     eval         measure a model, or a run's adapter, on conversations
@@ -38,6 +40,8 @@ from sapwood.errors import ConfigError, SapwoodError
 VERBS = {
     "quickstart": "the whole chain on a task of ours, in minutes",
     "sft": "fine-tune on your conversations, and prove that it helped",
+    "dpo": "learn from preferred answers: pairs, or single votes",
+    "grpo": "learn from rewards: verifiers, scorers, functions of your own",
     "sweep": "a small grid of settings on the same rows, and which of them can be told apart",
     "decide": "should you fine-tune, and on how many rows?",
     "eval": "measure a model, or a run's adapter, on conversations",
@@ -77,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         kept = (
-            " What was finished is kept; name the run directory again to go on." if verb in ("sft", "quickstart", "decide", "sweep") else ""
+            " What was finished is kept; name the run directory again to go on."
+            if verb in ("sft", "dpo", "grpo", "quickstart", "decide", "sweep")
+            else ""
         )
         print(f"\nStopped.{kept}", file=sys.stderr)
         return 130

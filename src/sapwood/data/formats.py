@@ -244,7 +244,7 @@ def check_imitated(formats: Mapping[str, Format]) -> None:
             raise DataError(
                 f"{file}: pairs of a chosen and a rejected answer, which are not one answer to imitate. To train on the chosen ones, pass "
                 "--prompt prompt --completion chosen; where `chosen` is a whole conversation, --format messages --columns messages=chosen. "
-                "Learning from what was preferred needs preference tuning, which this version does not have."
+                "To learn from what was preferred: sapwood dpo."
             )
         if form == "prompts":
             raise DataError(

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapwood.errors import ConfigError
-from sapwood.evaluate.scorers import Scorer, guarded, spoken
+from sapwood.evaluate.scorer_names import scorer_named
+from sapwood.evaluate.scorers import Scorer, guarded
+from sapwood.evaluate.user_scorer import is_user_scorer, user_function
 from sapwood.records import Completion, Ended, Item, Judge, Message, Rewarded, Score
 
 SLOW = 30.0
@@ -178,18 +180,36 @@ def shorter_than(limit: int, least: int = 0) -> Scorer:
     return guarded(score)
 
 
-def by_name(columns: Mapping[str, Scorer], names: Sequence[str]) -> list[Reward]:
-    """Rewards from words such as `number` or `format*0.2`. Raises `ConfigError` for an unknown one, with what there is."""
-    found = []
-    for word in names:
-        name, _, weight = word.partition("*")
-        if name not in columns:
-            raise ConfigError(f"There is no reward {name!r}. Rewards: {', '.join(sorted(columns))}; a weight follows a star: format*0.2.")
-        try:
-            found.append(Reward(name, columns[name], weight=float(weight or 1)))
-        except ValueError:
-            raise ConfigError(f"{word}: {weight!r} is no weight. Give a number behind the star, such as {name}*0.5.") from None
-    return found
+def reward_named(word: str, tasks: Mapping[str, Scorer], *, allow_code: bool = False) -> Reward:
+    """A reward from a word: a name with its weight behind a star, such as `number` or `format*0.2`.
+
+    Names are those of `tasks` (a verifier of the task at hand), `format` (the thought ends, and something stands behind it),
+    `tokens:LEAST-MOST` (shorter is better), every scorer of evaluation, and FILE.py:NAME. A function of a file that takes `completions`
+    is called as TRL calls it, with the whole batch; another one as a scorer, with (item, completion).
+    Raises `ConfigError` for an unknown one, with what there is.
+    """
+    name, star, weight = word.rpartition("*")
+    name, factor = (name, weight) if star else (word, "1")
+    try:
+        value = float(factor)
+    except ValueError:
+        raise ConfigError(f"{word}: {factor!r} is no weight. Give a number behind the star, such as {name}*0.5.") from None
+    if name in tasks:
+        return Reward(name, tasks[name], weight=value)
+    if name == "format":
+        return Reward(name, ends_thought(), weight=value)
+    if name.startswith("tokens:"):
+        least, _, most = name.removeprefix("tokens:").rpartition("-")
+        if not most.isdigit() or not (least.isdigit() or not least):
+            raise ConfigError(f"{name}: give tokens:LEAST-MOST, such as tokens:20-200: 1 up to 20 tokens, falling to 0 at 200.")
+        return Reward(name, shorter_than(int(most), int(least or 0)), weight=value)
+    if is_user_scorer(name) and "completions" in inspect.signature(user_function(name)).parameters:
+        return Reward(name.rpartition(":")[2], function=user_function(name), weight=value)
+    try:
+        return Reward(name, scorer_named(name, allow_code=allow_code), weight=value)
+    except ConfigError as error:
+        own = ", ".join([*tasks, "format", "tokens:LEAST-MOST"])
+        raise ConfigError(f"{error} Rewards can also be: {own}. A weight follows a star: format*0.2.") from None
 
 
-__all__ = ["Reward", "by_name", "ends_thought", "judge_by", "shorter_than", "spoken"]
+__all__ = ["Reward", "ends_thought", "judge_by", "reward_named", "shorter_than"]

@@ -24,7 +24,7 @@ def is_user_scorer(name: str) -> bool:
     return bool(colon) and file.endswith(".py") and function.isidentifier()
 
 
-def user_scorer(name: str) -> Scorer:
+def user_function(name: str) -> Callable[..., Any]:
     """Load `FILE.py:NAME`. Raises `ConfigError` where there is no such file or function, or the file cannot be run."""
     place, _, function = name.rpartition(":")
     path = Path(place)
@@ -39,10 +39,16 @@ def user_scorer(name: str) -> Scorer:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ConfigError(f"scorer is {name}: {path} could not be run ({type(error).__name__}: {error}). Mend it and try again.") from error
-    found: Callable[[Item, Completion], Any] | None = getattr(module, function, None)
+    found: Callable[..., Any] | None = getattr(module, function, None)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(f"scorer is {name}: {path} has no function {function!r}.{did_you_mean(function, known)}")
+    return found
+
+
+def user_scorer(name: str) -> Scorer:
+    """The scorer that a function in a file is. Raises as `user_function` does."""
+    found, function = user_function(name), name.rpartition(":")[2]
 
     def score(item: Item, completion: Completion) -> Score:
         given = found(item, completion)

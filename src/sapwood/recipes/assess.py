@@ -15,7 +15,7 @@ from typing import Any
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
-from sapwood.config import load_yaml, save_yaml, to_dict
+from sapwood.config import save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, clusters_of, decide, item_records, items_from
 from sapwood.evaluate.report import html_fragment, write_report
@@ -29,7 +29,7 @@ from sapwood.recipes.screen import Screen
 from sapwood.recipes.seen import FILE, trained_among
 from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, load_chat
 from sapwood.records import Item
-from sapwood.run import Run, new_run_path, open_run, read_records, require_known, run_named
+from sapwood.run import Run, new_run_path, open_run, read_records, run_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +163,7 @@ def run_of(adapter: Path | None) -> TuneConfig | None:
     file = adapter.parent / "config.yaml" if adapter is not None else None
     if file is None or not file.is_file():
         return None
-    require_known(file.parent)
-    return load_yaml(TuneConfig, file)
+    return config_of(file.parent)
 
 
 def without_trained(adapter: Path | None, data: tuple[str, ...], prepared: Prepared) -> Prepared:

@@ -10,9 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sapwood.assets import DEFAULT_MODEL, resolve_model
 from sapwood.chat import Chat, named_template, trained_template
-from sapwood.config import load_yaml, save_yaml, to_dict
+from sapwood.config import from_dict, load_yaml, save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, ModelError
 from sapwood.model import Dtype
 from sapwood.model.processor import processor_or_reason
@@ -174,7 +176,21 @@ def config_of(run: Path) -> TuneConfig:
         raise ConfigError(f"{run} {found}, so it is no run. Name a directory that `sapwood sft` has left, such as runs/my-1.")
     if (run / "items.jsonl").exists() and not (run / "ledger.jsonl").exists():
         raise ConfigError(f"{run} holds an evaluation, not a training run. Name the run whose model was evaluated.")
-    return load_yaml(TuneConfig, run / "config.yaml")
+    found = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return _of_another_loop(found) if isinstance(found, dict) and "start_from" in found else load_yaml(TuneConfig, run / "config.yaml")
+
+
+def _of_another_loop(found: dict[str, Any]) -> TuneConfig:
+    """What a run of `sapwood dpo` or `grpo` shares with one of SFT: its model, template and rows, and whether it trained all weights."""
+    start = found["start_from"]
+    return TuneConfig(
+        data=tuple(found["data"]),
+        model=start["model"],
+        template=start["template"],
+        dtype=start["dtype"],
+        rows=from_dict(DataConfig, found["rows"], "rows"),
+        train=SftConfig(full=found["train"]["full"]),
+    )
 
 
 def fetch_model(name: str, screen: Screen, *, weights: bool = True) -> Path:

@@ -18,6 +18,8 @@ from sapwood.train.memory import peak_memory
 from sapwood.train.rollouts import Group, Rollouts
 from sapwood.train.step import Sums
 
+STRETCH = 8
+"""Tokens of a stretch that is looked for again in the same answer."""
 SHOWN = 2
 """Best and worst answers of a step that are kept for people."""
 
@@ -49,6 +51,8 @@ class GrpoStep:
     """Of an answer, in the mean."""
     cut: float
     """Share of answers that were cut at the limit."""
+    repeated: float
+    """Share of an answer's stretches of 8 tokens that it had written before, in the mean."""
     kl: float
     """From the model as it was before step 1, a token; 0 where it is not weighed."""
     entropy: float
@@ -107,6 +111,7 @@ def report_of(
         unjudged=float((~np.isfinite(rewards_PG)).mean()),
         length=float(np.mean([len(one.ids) for one in completions])),
         cut=float(np.mean([one.ended is Ended.LENGTH for one in completions])),
+        repeated=float(np.mean([_repeated(one.ids) for one in completions])),
         kl=first.get("kl", 0.0) / first_tokens if passes else 0.0,
         entropy=first.get("entropy", math.nan) / first_tokens,
         clipped=(counts.get("clipped_low", 0.0) + counts.get("clipped_high", 0.0)) / tokens,
@@ -121,6 +126,11 @@ def report_of(
         epoch=epoch,
         peak_bytes=peak_memory(),
     )
+
+
+def _repeated(ids: Sequence[int]) -> float:
+    stretches = [tuple(ids[start : start + STRETCH]) for start in range(len(ids) - STRETCH + 1)]
+    return 1 - len(set(stretches)) / len(stretches) if stretches else 0.0
 
 
 def _means(parts: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
