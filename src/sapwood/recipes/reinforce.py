@@ -148,11 +148,7 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
         judge = judge_by(judged_by, say=screen.say)
         memory = _cache_memory(run)
         seen: dict[int, list[float | None]] = {}
-        if config.preflight and not any((run.path / "checkpoints").glob("step-*")):
-            screen.title("Preflight")
-            sampler = Engine(model, start.chat, memory=memory)
-            found = preflight(sides.train, sampler, judge, config.train, prompts=config.preflight, say=screen.say)
-            run.write_json("preflight", {key: value for key, value in vars(found).items() if key != "example"})
+        _preflight(model, start.chat, sides.train, judge, config, memory, run, screen)
         screen.title("Training")
         screen.say(
             "The loss is near 0 by construction: advantages of a group add up to 0, and the policy is the one that sampled. Its gradient "
@@ -180,6 +176,17 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
         return ReinforceResult(run.path, line, difference, result, time.perf_counter() - began)
     finally:
         run.close()
+
+
+def _preflight(
+    model: LanguageModel, chat: Chat, asked: Sequence[Asked], judge: Judge, config: ReinforceConfig, memory: int, run: Run, screen: Screen
+) -> None:
+    """Try a few prompts, unless the run has begun already. Raises `TrainingError` where nothing could be learned."""
+    if not config.preflight or any((run.path / "checkpoints").glob("step-*")):
+        return
+    screen.title("Preflight")
+    found = preflight(asked, Engine(model, chat, memory=memory), judge, config.train, prompts=config.preflight, say=screen.say)
+    run.write_json("preflight", {key: value for key, value in vars(found).items() if key != "example"})
 
 
 def _rewards(config: ReinforceConfig) -> list[Reward]:
