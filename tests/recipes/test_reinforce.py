@@ -176,6 +176,8 @@ def test_prompts_longer_than_the_context_are_refused_by_their_line(model: Path, 
 def test_nothing_named_or_both(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No data is named"):
         reinforce(ReinforceConfig())
+    with pytest.raises(ConfigError, match="No reward is named"):
+        reinforce(ReinforceConfig(data=("a.jsonl",)))
     with pytest.raises(ConfigError, match="Give one of them"):
         reinforce(ReinforceConfig(data=("a.jsonl",), gym=TaskConfig(task="chain_sum")))
     with pytest.raises(ConfigError, match="no scorer 'nmber'"):

@@ -125,7 +125,7 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
     Raises a `SapwoodError` that says what to do; what was finished stays in the run directory.
     """
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
-    judged_by = [*_rewards(config), *rewards]
+    judged_by = [*_rewards(config, bool(rewards)), *rewards]
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
     sides = prompts_to_ask(rows, start.chat, config.rows) if rows is not None else _instances(config.gym, start.chat)
@@ -189,13 +189,18 @@ def _preflight(
     run.write_json("preflight", {key: value for key, value in vars(found).items() if key != "example"})
 
 
-def _rewards(config: ReinforceConfig) -> list[Reward]:
+def _rewards(config: ReinforceConfig, others: bool) -> list[Reward]:
     if config.gym.task is not None and config.data:
         raise ConfigError("Files and a task of reasoning-gym are both named. Give one of them: a run learns from one kind.")
     tasks = {"gym": verified(config.gym.task, config.gym.values)} if config.gym.task is not None else {}
     names = config.rewards or tuple(tasks)
     if not names and not config.data:
         raise ConfigError("No data is named. Give files of prompts, or a task: sapwood grpo --task chain_sum")
+    if not names and not others:
+        raise ConfigError(
+            "No reward is named, so no answer is better than another. Name some, such as --rewards number format*0.1; docs/rewards.md "
+            "lists them."
+        )
     return [reward_named(name, tasks, allow_code=config.allow_code) for name in names]
 
 
@@ -243,7 +248,7 @@ class _Reporter:
 
     def __call__(self, done: GrpoStep, rollouts: Rollouts) -> None:
         self._screen.say(line_of(done))
-        if done.step == 1:
+        if done.step == 1 and done.num_steps > 1:
             minutes = done.seconds * (done.num_steps - 1) / 60
             self._screen.say(f"The other {done.num_steps - 1} steps will take about {minutes:.0f} minutes.")
         self._since += done.seconds
@@ -271,9 +276,10 @@ class _Reporter:
 def line_of(done: GrpoStep) -> str:
     """One step in a log."""
     words = f"step {done.step}/{done.num_steps}  reward {done.reward:.3f} (spread {done.spread:.3f})  solved {done.solved:.0%}"
-    words += f"  {done.length:.0f} tokens, {done.cut:.0%} cut  entropy {done.entropy:.2f}"
+    words += f"  {done.length:.0f} tokens, {done.cut:.0%} cut"
+    words += f"  entropy {done.entropy:.2f}" if np.isfinite(done.entropy) else "  nothing to learn from"
     words += f"  kl {done.kl:.3f}" if done.kl else ""
-    words += f"  clipped {done.clipped:.1%}" if done.clipped else ""
+    words += f"  clipped {done.clipped:.1%}" if done.clipped > 0 else ""
     words += (
         f"  dead {done.dead:.0%}" + (f" ({done.resampled} drawn anew)" if done.resampled else "") if done.dead or done.resampled else ""
     )
