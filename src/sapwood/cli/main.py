@@ -4,6 +4,7 @@
     sft          fine-tune on your conversations, and prove that it helped
     dpo          learn from preferred answers: pairs, or single votes
     grpo         learn from rewards: verifiers, scorers, functions of your own
+    distill      a teacher's right answers, as rows to imitate
     sweep        a small grid of settings on the same rows, and which of them can be told apart
     decide       should you fine-tune, and on how many rows?
     eval         measure a model, or a run's adapter, on conversations
@@ -42,6 +43,7 @@ VERBS = {
     "sft": "fine-tune on your conversations, and prove that it helped",
     "dpo": "learn from preferred answers: pairs, or single votes",
     "grpo": "learn from rewards: verifiers, scorers, functions of your own",
+    "distill": "a teacher's right answers, as rows to imitate",
     "sweep": "a small grid of settings on the same rows, and which of them can be told apart",
     "decide": "should you fine-tune, and on how many rows?",
     "eval": "measure a model, or a run's adapter, on conversations",
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         kept = (
             " What was finished is kept; name the run directory again to go on."
-            if verb in ("sft", "dpo", "grpo", "quickstart", "decide", "sweep")
+            if verb in ("sft", "dpo", "grpo", "distill", "quickstart", "decide", "sweep")
             else ""
         )
         print(f"\nStopped.{kept}", file=sys.stderr)

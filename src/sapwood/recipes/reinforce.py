@@ -125,10 +125,10 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
     Raises a `SapwoodError` that says what to do; what was finished stays in the run directory.
     """
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
-    judged_by = [*_rewards(config, bool(rewards)), *rewards]
+    judged_by = [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(rewards)), *rewards]
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
-    sides = prompts_to_ask(rows, start.chat, config.rows) if rows is not None else _instances(config.gym, start.chat)
+    sides = prompts_to_ask(rows, start.chat, config.rows) if rows is not None else gym_sides(config.gym, start.chat)
     run, config = begin(
         replace(config, start_from=start.config), "grpo", ["preflight", *(f"train.{name}" for name in config.train.may_change)], screen
     )
@@ -189,22 +189,24 @@ def _preflight(
     run.write_json("preflight", {key: value for key, value in vars(found).items() if key != "example"})
 
 
-def _rewards(config: ReinforceConfig, others: bool) -> list[Reward]:
-    if config.gym.task is not None and config.data:
+def rewards_named(names: Sequence[str], gym: TaskConfig, data: Sequence[str], allow_code: bool, others: bool) -> list[Reward]:
+    """The rewards by name; the task's verifier where a task is named and no reward. Raises `ConfigError` where nothing judges."""
+    if gym.task is not None and data:
         raise ConfigError("Files and a task of reasoning-gym are both named. Give one of them: a run learns from one kind.")
-    tasks = {"gym": verified(config.gym.task, config.gym.values)} if config.gym.task is not None else {}
-    names = config.rewards or tuple(tasks)
-    if not names and not config.data:
-        raise ConfigError("No data is named. Give files of prompts, or a task: sapwood grpo --task chain_sum")
+    tasks = {"gym": verified(gym.task, gym.values)} if gym.task is not None else {}
+    names = names or tuple(tasks)
+    if not tasks and not data:
+        raise ConfigError("No data is named. Give files of prompts, or a task: --task chain_sum")
     if not names and not others:
         raise ConfigError(
             "No reward is named, so no answer is better than another. Name some, such as --rewards number format*0.1; docs/rewards.md "
             "lists them."
         )
-    return [reward_named(name, tasks, allow_code=config.allow_code) for name in names]
+    return [reward_named(name, tasks, allow_code=allow_code) for name in names]
 
 
-def _instances(gym: TaskConfig, chat: Chat) -> Sides[Asked]:
+def gym_sides(gym: TaskConfig, chat: Chat) -> Sides[Asked]:
+    """Instances of the task to learn from, and others that judge."""
     assert gym.task is not None
     test = gym_items(gym.task, gym.unseen, seed=1, settings=gym.values, instruction=gym.instruction) if gym.unseen else []
     train = gym_items(gym.task, gym.instances, seed=2, settings=gym.values, instruction=gym.instruction, exclude=test)
@@ -312,4 +314,4 @@ def _verdict(run: Run, steps: int, seen: dict[int, list[float | None]]) -> tuple
     return found, f"{'Better' if low > 0 else 'Worse' if high < 0 else 'Not shown'}: {words}."
 
 
-__all__ = ["ReinforceConfig", "ReinforceResult", "TaskConfig", "reinforce"]
+__all__ = ["ReinforceConfig", "ReinforceResult", "TaskConfig", "gym_sides", "reinforce", "rewards_named"]

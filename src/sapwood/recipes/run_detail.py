@@ -85,9 +85,11 @@ def _turned(files: RunFiles, kind: Kind) -> dict[str, str]:
     """Settings other than the defaults of the verb. Its knobs are loaded here, for the defaults lie in the code."""
     from sapwood.recipes.assess import AssessConfig
     from sapwood.recipes.decide import DecideConfig
+    from sapwood.recipes.prefer import PreferConfig
+    from sapwood.recipes.reinforce import ReinforceConfig
     from sapwood.recipes.tune import TuneConfig
 
-    defaults = {"eval": AssessConfig, "decide": DecideConfig}.get(kind, TuneConfig)()
+    defaults = {"eval": AssessConfig, "decide": DecideConfig, "dpo": PreferConfig, "grpo": ReinforceConfig}.get(kind, TuneConfig)()
     before = dict(flat(to_dict(defaults)))
     return {key: value for key, value in flat(files.config) if before.get(key) != value and key != "out"}
 
@@ -124,9 +126,9 @@ def _next(facts: RunFacts, disk: dict[str, int]) -> tuple[str, ...]:
     if facts.kind == "sweep":
         return (f"sapwood runs {path}",) if facts.state == "finished" else (f"sapwood sweep {path}",)
     if facts.state == "stopped":
-        verb = {"sft": "sft", "decide": "decide", "eval": "eval", "trl": ""}[facts.kind]
+        verb = "" if facts.kind == "trl" else facts.kind
         return (f"sapwood {verb} {path}",) if verb and (facts.path / "config.yaml").is_file() else ()
-    if facts.kind not in ("sft", "trl"):
+    if facts.kind not in ("sft", "dpo", "grpo", "trl"):
         return ()
     found = [f"sapwood chat {path}", f"sapwood export {path} --as gguf"]
     return tuple([*found, f"sapwood runs prune {path} --keep 0"] if disk.get("checkpoints") else found)

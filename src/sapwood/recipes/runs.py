@@ -19,7 +19,7 @@ from sapwood.errors import ConfigError, DataError, SapwoodError, storage
 from sapwood.evaluate.report_files import RunFiles, mapping, number, read_run, text_of
 from sapwood.run import MARK, is_being_written, require_known, version_of
 
-Kind = Literal["sft", "trl", "decide", "eval", "sweep"]
+Kind = Literal["sft", "dpo", "grpo", "trl", "decide", "eval", "sweep"]
 State = Literal["finished", "stopped", "running"]
 
 SIGNS = ("identity.json", "environment.json", "metrics.jsonl", "scores.jsonl", "ledger.jsonl")
@@ -129,7 +129,7 @@ def facts_of(path: Path) -> RunFacts:
         kind=kind,
         schema=version_of(path),
         state="running" if is_being_written(path) else "finished" if done else "stopped",
-        model=text_of(files.config.get("model")),
+        model=text_of(files.config.get("model") or mapping(files.config.get("start_from")).get("model")),
         data=tuple(map(text_of, files.config.get("data") or ())),
         steps=steps,
         planned=_planned(files, train, steps, done),
@@ -191,6 +191,8 @@ def kind_of(files: RunFiles) -> Kind:
         return "decide"
     if "train" not in files.config:
         return "eval"
+    if "start_from" in files.config:
+        return "grpo" if "rewards" in files.config else "dpo"
     return "trl" if (files.path / "settings.json").is_file() else "sft"
 
 
