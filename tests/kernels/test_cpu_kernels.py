@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from sapwood.attention import TreeAttention, flash, register
 from sapwood.attention.interface import LayerCall
 from sapwood.forest import plant
 from sapwood.model import LanguageModel, LoraConfig, add_lora, trainable_parameters
+from sapwood.model.attending import is_fused_attention
 from sapwood.model.gated import fuse_gates, is_fused_gate, unfuse_gates
 from sapwood.model.head import head_logprobs
 from sapwood.model.norms import rms_norm
@@ -71,7 +73,7 @@ def forest_of(seed: int, rows: int, shared: int, own: int) -> Any:
     heads=st.sampled_from([(1, 1), (4, 2), (9, 3)]),
     width=st.sampled_from([32, 64, 96, 128]),
 )
-def test_attention_goes_back_as_the_dense_one_in_fp64(
+def test_attention_is_the_dense_one_of_fp64_there_and_back(
     seed: int, rows: int, shared: int, own: int, heads: tuple[int, int], width: int
 ) -> None:
     if kernels.cpu_kernels() is None:
@@ -85,7 +87,7 @@ def test_attention_goes_back_as_the_dense_one_in_fp64(
     def gradients(kind: torch.dtype, path: Any) -> list[Tensor]:
         inputs = [tensor.to(kind).detach().requires_grad_() for tensor in (query, key, value)]
         out = TreeAttention(forest, path).attend(*inputs, LayerCall(0, width**-0.5))
-        return list(torch.autograd.grad(out, inputs, grad.transpose(1, 2).to(kind)))
+        return [out, *torch.autograd.grad(out, inputs, grad.transpose(1, 2).to(kind))]
 
     for found, truth in zip(gradients(torch.bfloat16, "flash"), gradients(torch.float64, "dense"), strict=True):
         assert found.shape == truth.shape
@@ -93,7 +95,8 @@ def test_attention_goes_back_as_the_dense_one_in_fp64(
 
 
 def test_attention_goes_through_the_kernel(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flash, "_backward", None)  # torch's own would fail
+    monkeypatch.setattr(flash, "attend_part", None)  # torch's own would fail
+    monkeypatch.setattr(flash, "_backward", None)
     forest = forest_of(0, 3, 50, 20)
     query, key, value = (draw(1, forest.num_tokens, 2, 32, seed=i).transpose(1, 2).requires_grad_() for i in range(3))
     TreeAttention(forest, "flash").attend(query, key, value, LayerCall(0, 0.2)).sum().backward()
@@ -119,6 +122,37 @@ def test_norms(rows: int, width: int, scale: float, seed: int) -> None:
     (truth_grad,) = torch.autograd.grad(truth, wide, grad.double())
     assert off(found, truth) < 5e-3
     assert off(found_grad, truth_grad) < 5e-3
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 60.0])
+def test_attention_to_keys_of_any_size(served: Any, size: float) -> None:
+    """From scores that are all alike to scores of which one is everything, and across the edges of blocks."""
+    query, key, value = (draw(1, 700, 2, 64, seed=i).transpose(1, 2) for i in range(3))
+    parts = torch.tensor([[0, 700, 0, 700, 1]])
+    out, lse = served.tree_forward(query[0], size * key[0], value[0], parts, 0.3)
+    scores = (query[0].double() @ (size * key[0]).double().mT) * 0.3
+    scores = scores.masked_fill(torch.ones(700, 700).triu(1).bool(), -torch.inf)
+    assert torch.allclose(lse.double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    assert off(out, scores.softmax(-1) @ value[0].double()) < 5e-3
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("width", [64, 128])
+def test_positions_turn_and_turn_back(served: Any, heads: int, width: int) -> None:
+    x, angle = draw(37, heads, width), torch.randn(37, width, generator=torch.Generator().manual_seed(1))
+    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()  # halves of their own, as no model has them
+
+    def formula(states: Tensor) -> Tensor:
+        halves = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
+        return states * cos[:, None].double() + halves * sin[:, None].double()
+
+    wide = x.double().requires_grad_()
+    truth = formula(wide)
+    grad = draw(37, heads, width, seed=2)
+    (truth_grad,) = torch.autograd.grad(truth, wide, grad.double())
+    padded = torch.cat([x, x], 1)[:, :heads]  # rows that do not lie side by side
+    assert off(served.rotate(padded, cos, sin, False), truth) < 4e-3
+    assert off(served.rotate(grad, cos, sin, True), truth_grad) < 4e-3
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
@@ -161,7 +195,7 @@ def test_a_sure_token_keeps_its_small_gradient(served: Any) -> None:
 def small_model() -> LanguageModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=64
     )
     return LanguageModel(LlamaForCausalLM(config).to(torch.bfloat16).eval())
 
@@ -188,10 +222,13 @@ def test_a_step_with_and_without_them_on_any_number_of_threads(served: Any, monk
         torch.set_num_threads(count)
         results.append(step(model))
     assert all(loss == results[0][0] and torch.equal(grad, results[0][1]) for loss, grad in results)
+    assert sum(is_fused_attention(block) for block in model.module.modules()) == 2
     monkeypatch.setattr(kernels, "serves", lambda *tensors: None)
     loss, grad = step(model)
-    assert loss == pytest.approx(results[0][0], rel=5e-3)
-    assert off(results[0][1], grad) < 0.05
+    true_loss, truth = step(LanguageModel(copy.deepcopy(model.module).double(), probe=False))
+    assert results[0][0] == pytest.approx(true_loss, rel=5e-3)
+    assert loss == pytest.approx(true_loss, rel=5e-3)
+    assert off(results[0][1], truth) < 1.2 * off(grad, truth)
 
 
 def test_gates_are_taken_off_again_and_others_stay() -> None:

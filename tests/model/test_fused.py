@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sapwood.attention import register
 from sapwood.forest import plant
 from sapwood.model import LanguageModel, LoraConfig, add_lora, load_adapter, load_model, save_adapter, trainable_parameters
-from sapwood.model.fused import FEW_TOKENS, fuse, is_fused, lora_linear, unfuse
+from sapwood.model.fused import FEW_TOKENS, fuse, is_fused, lora_linear, lora_linears, unfuse
 from sapwood.records import Row
 from tiny.folder import write_model
 from tiny.models import ARCHITECTURES, fp64_norms, tiny_model
@@ -161,11 +161,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the calls of the fused product."""
     calls: list[int] = []
 
-    def product(*args: Any) -> Tensor:
+    def product(*args: Any) -> tuple[Tensor, ...]:
         calls.append(1)
-        return lora_linear(*args)
+        return lora_linears(*args)
 
-    monkeypatch.setattr("sapwood.model.fused.lora_linear", product)
+    monkeypatch.setattr("sapwood.model.fused.lora_linears", product)
     return calls
 
 

@@ -5,8 +5,8 @@
 
 The parts are joined by their log-sum-exp in fp32. The backward of each part is the ordinary flash backward, called with
 the *joined* output and log-sum-exp, which is exact: with out and lse of the whole row, exp(score - lse) is the row's own
-probability, and rowsum(grad · out) its own correction term (FlashAttention-2, arXiv:2307.08691, algorithm 2). In bf16 one of our
-own kernels goes back through all parts at once, head by head, where it serves (`sapwood.kernels`).
+probability, and rowsum(grad · out) its own correction term (FlashAttention-2, arXiv:2307.08691, algorithm 2). In bf16 two of our
+own kernels go through all parts at once, there and back, where they serve (`sapwood.kernels`).
 
 The operator is private to torch, so `flash_is_available` tries it against the plain call once, and the plain path serves
 where it is missing or disagrees.
@@ -89,6 +89,14 @@ def _backward(
 class _TreeFlash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+        ctx.parts, ctx.scale = parts, scale
+        ctx.served = kernels.serves(query) if len(query) == 1 and query.shape[-1] % 32 == 0 else None  # heads that fill a register
+        if ctx.served is not None:
+            ctx.parts = torch.tensor([part[:5] for part in parts])
+            inputs = [_side_by_side(tensor[0]) for tensor in (query, key, value)]
+            out, lse = ctx.served.tree_forward(*inputs, ctx.parts, scale)
+            ctx.save_for_backward(query, key, value, out[None], lse[None])
+            return out[None]  # type: ignore[no-any-return]
         wide = torch.promote_types(query.dtype, torch.float32)
         shape = (query.shape[0], query.shape[2], query.shape[1], query.shape[3])
         joined = query.new_empty(shape).transpose(1, 2)  # laid out (B, T, H, K), as the next layer reads it
@@ -103,17 +111,14 @@ class _TreeFlash(torch.autograd.Function):
         if sums is not joined:
             joined.copy_(sums)
         ctx.save_for_backward(query, key, value, joined, lse_BHT)
-        ctx.parts, ctx.scale = parts, scale
         return joined
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, joined, lse_BHT = ctx.saved_tensors
-        served = kernels.serves(query) if len(query) == 1 and query.shape[-1] % 32 == 0 else None  # heads that fill a register
-        if served is not None:
-            parts_P5 = torch.tensor([part[:5] for part in ctx.parts])
+        if ctx.served is not None:
             inputs = (_side_by_side(tensor[0]) for tensor in (grads[0], query, key, value, joined))
-            d_query, d_key, d_value = served.tree_backward(*inputs, lse_BHT[0], parts_P5, ctx.scale)
+            d_query, d_key, d_value = ctx.served.tree_backward(*inputs, lse_BHT[0], ctx.parts, ctx.scale)
             return d_query[None], d_key[None], d_value[None], None, None
         narrow = (grads[0], query, key, value, joined)
         wide = tuple(tensor.to(lse_BHT.dtype) for tensor in narrow)

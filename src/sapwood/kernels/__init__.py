@@ -160,14 +160,23 @@ def _agrees(kernels: Any) -> bool:
     with torch.no_grad():
         ones = torch.ones_like(attended).bfloat16()
         whole = torch.tensor([[0, 40, 0, 40, 1]])
+        out, found_lse = kernels.tree_forward(query, key, value, whole, 32**-0.5)
         found = kernels.tree_backward(ones, query, key, value, attended.bfloat16(), lse, whole, 32**-0.5)
+        angle = torch.linspace(0, 3, 7 * 32).view(7, 32).repeat(1, 2)
+        turned, cos, sin = draw(7, 2, 64), angle.cos().bfloat16(), angle.sin().bfloat16()
+        halves = torch.cat([-turned[..., 32:], turned[..., :32]], -1).float()
+        expected_turn = turned.float() * cos[:, None].float() + halves * sin[:, None].float()
         y, inverse = kernels.rms_forward(gate, weight, 1e-6)
         logits, token = draw(3, 70), torch.tensor([1, 69, 5])
         row_lse = kernels.row_lse(logits)
         pulled = kernels.pull(logits, row_lse, torch.arange(3), token)
         expected = logits.float().softmax(-1) - torch.nn.functional.one_hot(token, 70)
         return (
-            all(near(one, other) for one, other in zip(found, attended_grads, strict=True))
+            near(out, attended)
+            and torch.allclose(found_lse, lse, atol=1e-2)
+            and all(near(one, other) for one, other in zip(found, attended_grads, strict=True))
+            and near(kernels.rotate(turned, cos, sin, False), expected_turn)
+            and near(kernels.rotate(kernels.rotate(turned, cos, sin, False), cos, sin, True), turned)
             and all(near(one, other) for one, other in zip(kernels.swiglu_backward(grad, gate, up), grads, strict=True))
             and near(kernels.swiglu_forward(gate, up), gated)
             and near(y, normed)
@@ -175,6 +184,7 @@ def _agrees(kernels: Any) -> bool:
             and _decodes(kernels, query, key, value)
             and torch.allclose(row_lse, logits.float().logsumexp(-1), atol=1e-3)
             and near(pulled, expected)
+            and torch.equal(kernels.pull_(logits, row_lse, token), pulled)
         )
 
 

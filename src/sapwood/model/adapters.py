@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.errors import CheckpointError, ConfigError, ModelError, storage
+from sapwood.model.attending import fuse_attention
 from sapwood.model.fused import fuse
 from sapwood.model.gated import fuse_gates
 from sapwood.model.language_model import LanguageModel
@@ -157,6 +158,7 @@ def wrapped_in(model: LanguageModel, module: Any) -> LanguageModel:
     fuse(module)
     fuse_norms(module)
     fuse_gates(module)
+    fuse_attention(module)
     fuse_tokens(module)
     wrapped = LanguageModel(module, probe=False)
     wrapped.shares_prefixes, wrapped.notes, wrapped._own_head = model.shares_prefixes, model.notes, model._own_head

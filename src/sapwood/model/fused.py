@@ -9,6 +9,8 @@ instances carry another `forward`. peft's classes, modules, parameters, names, s
 peft casts x to the adapters' fp32, keeps that copy for the backward, and adds the two halves in passes of their own. Here
 x is saved as it came (once, where several projections read the same x), the products run in the base's type from rounded
 copies of A and B, and each sum is formed by the product that makes its second half. The gradient of W is never formed.
+Projections of the same x (queries, keys and values; gate and up) go together where a block asks for them so (`project`): their
+thin A are one wider product, there and back, and the gradient of x is summed inside the products that make it.
 
 Left out on purpose: dropout, DoRA and other variants, several adapters at once, trained biases or base weights, fp16 and
 quantized bases. A layer in such a state runs peft's own forward, in the very call, and so do merged and disabled adapters.
@@ -17,7 +19,8 @@ Rounded copies of A and B are made in every call, a few µs each: kept ones woul
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear
@@ -48,61 +51,117 @@ def is_fused(layer: nn.Module) -> bool:
     return by_instance.has(_forward, layer)
 
 
+class Projection(NamedTuple):
+    """x Wᵀ + b + scale · (x Aᵀ) Bᵀ, with W (O, I), b (O,) or None, A (R, I) and B (O, R)."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    A_RI: Tensor
+    B_OR: Tensor
+    scale: float
+
+
 def lora_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:
     """x Wᵀ + b + scale · (x Aᵀ) Bᵀ: (..., I) → (..., O), in the type of x and W. Differentiable in x, A and B, once.
 
     A and B may be wider than x; their gradients have their own type. In bf16 every product accumulates in fp32 and is rounded once.
     """
+    return lora_linears(x, [Projection(weight_OI, bias_O, A_RI, B_OR, scale)])[0]
+
+
+def lora_linears(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
+    """`lora_linear` of several projections of the same x, which is read once for all of their A."""
     if torch.is_grad_enabled():
-        out: Tensor = _LoraLinear.apply(x, weight_OI, bias_O, A_RI, B_OR, scale)  # type: ignore[no-untyped-call]
+        flat = [tensor for projection in projections for tensor in projection[:4]]
+        out: tuple[Tensor, ...] = _LoraLinears.apply(x, [projection.scale for projection in projections], *flat)  # type: ignore[no-untyped-call]
         return out
-    return _product(x, weight_OI, bias_O, A_RI, B_OR, scale)[0]
+    return _products(x, projections)[0]
 
 
-def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, A_RI: Tensor, B_OR: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The output (..., O), and h = x Aᵀ (T, R)."""
+def project(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
+    """What layers that read the same x give: at once where each of them would run the product above, else one after the other."""
+    projections = [_projection(layer, x) for layer in layers]
+    known = [projection for projection in projections if projection is not None]
+    return lora_linears(x, known) if len(known) == len(layers) else [layer(x) for layer in layers]
+
+
+def _products(x: Tensor, projections: Sequence[Projection]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The outputs (..., O), and all h = x Aᵀ side by side, (T, R of all)."""
     x_TI = x.reshape(-1, x.shape[-1])
-    h_TR = x_TI @ A_RI.to(x.dtype).T
-    y_TO = x_TI @ weight_OI.T if bias_O is None else torch.addmm(bias_O, x_TI, weight_OI.T)
-    y_TO.addmm_(h_TR, B_OR.to(x.dtype).T, alpha=scale)
-    return y_TO.view(*x.shape[:-1], len(weight_OI)), h_TR
+    h_TR = x_TI @ _stacked([projection.A_RI for projection in projections], x.dtype).T
+    outputs, first = [], 0
+    for weight_OI, bias_O, A_RI, B_OR, scale in projections:
+        y_TO = x_TI @ weight_OI.T if bias_O is None else torch.addmm(bias_O, x_TI, weight_OI.T)
+        y_TO.addmm_(h_TR[:, first : first + len(A_RI)], B_OR.to(x.dtype).T, alpha=scale)
+        outputs.append(y_TO.view(*x.shape[:-1], len(weight_OI)))
+        first += len(A_RI)
+    return tuple(outputs), h_TR
 
 
-class _LoraLinear(torch.autograd.Function):
+def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return (matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))).to(dtype)
+
+
+class _LoraLinears(torch.autograd.Function):
+    """Inputs: x, the scales, then W, b, A and B of each projection."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, A_RI: Tensor, B_OR: Tensor, scale: float) -> Tensor:
-        y, h_TR = _product(x, weight_OI, bias_O, A_RI, B_OR, scale)
-        ctx.save_for_backward(x, h_TR, weight_OI, A_RI, B_OR)
-        ctx.scale = scale
-        return y
+    def forward(ctx: Any, x: Tensor, scales: Sequence[float], *flat: Tensor) -> tuple[Tensor, ...]:
+        each = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], scales, strict=True)
+        projections = [Projection(*one) for one in each]
+        outputs, h_TR = _products(x, projections)
+        ctx.save_for_backward(x, h_TR, *(tensor for weight_OI, _, A_RI, B_OR, _ in projections for tensor in (weight_OI, A_RI, B_OR)))
+        ctx.scales = scales
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
-        x, h_TR, weight_OI, A_RI, B_OR = ctx.saved_tensors
-        needs_x, _, _, needs_A, needs_B, _ = ctx.needs_input_grad
-        g_TO = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad_A = grad_B = None
-        if needs_B:
-            grad_B = (h_TR.T @ g_TO).T.to(B_OR.dtype, memory_format=torch.contiguous_format) * ctx.scale
-        if needs_x or needs_A:
-            u_TR = g_TO @ B_OR.to(g_TO.dtype)
-            if needs_A:
-                grad_A = (u_TR.T @ x.reshape(-1, x.shape[-1])).to(A_RI.dtype) * ctx.scale
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, h_TR, *saved = ctx.saved_tensors
+        x_TI, count = x.reshape(-1, x.shape[-1]), len(ctx.scales)
+        weights, all_A, all_B = saved[0::3], saved[1::3], saved[2::3]
+        needs_x, needs_A, needs_B = ctx.needs_input_grad[0], ctx.needs_input_grad[4::4], ctx.needs_input_grad[5::4]
+        g = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        ranks = [len(A_RI) for A_RI in all_A]
+        grad_x, grads_A = None, [None] * count
+        if needs_x or any(needs_A):
+            u = [g[i] @ (all_B[i] * ctx.scales[i]).to(x.dtype) for i in range(count)]
+            u_TR = u[0] if count == 1 else torch.cat(u, 1)
+            if any(needs_A):
+                grads_A = list((u_TR.T @ x_TI).to(all_A[0].dtype).split(ranks))
             if needs_x:
-                grad_x = (g_TO @ weight_OI).addmm_(u_TR, A_RI.to(u_TR.dtype), alpha=ctx.scale).view(x.shape)
-        return grad_x, None, None, grad_A, grad_B, None
+                grad_x = u_TR @ _stacked(all_A, x.dtype)
+                for g_TO, weight_OI in zip(g, weights, strict=True):
+                    grad_x.addmm_(g_TO, weight_OI)
+                grad_x = grad_x.view(x.shape)
+        flat: list[Tensor | None] = []
+        for i, h_TR_of in enumerate(h_TR.split(ranks, 1)):
+            grad_B = None
+            if needs_B[i]:
+                grad_B = (h_TR_of.T @ g[i]).T.to(all_B[i].dtype, memory_format=torch.contiguous_format) * ctx.scales[i]
+            flat += [None, None, grads_A[i] if needs_A[i] else None, grad_B]
+        return grad_x, None, *flat
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """What a fused layer runs: the product above where it is exact, else the forward of the layer's class."""
-    base: nn.Linear = self.base_layer
-    decoding = not torch.is_grad_enabled() and x.numel() < FEW_TOKENS * x.shape[-1]
-    adapter = None if args or kwargs or decoding else _plain_adapter(self, x)
-    if adapter is None:
+    projection = None if args or kwargs else _projection(self, x, called=True)
+    if projection is None:
         out: Tensor = type(self).forward(self, x, *args, **kwargs)
         return out
-    return lora_linear(x, base.weight, base.bias, self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.scaling[adapter])
+    return lora_linears(x, [projection])[0]
+
+
+def _projection(layer: Any, x: Tensor, *, called: bool = False) -> Projection | None:
+    """The product that this layer runs on x now, or None where it runs its class's forward. Unless it was `called`, nobody may watch."""
+    if not is_fused(layer) or (not called and (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)):
+        return None
+    decoding = not torch.is_grad_enabled() and x.numel() < FEW_TOKENS * x.shape[-1]
+    adapter = None if decoding else _plain_adapter(layer, x)
+    if adapter is None:
+        return None
+    base: nn.Linear = layer.base_layer
+    return Projection(base.weight, base.bias, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
 
 
 def _can_be_fused(layer: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from sapwood import kernels
 from sapwood.model import by_instance
+from sapwood.model.fused import project
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ACTIVATIONS = ("SiLU", "SiLUActivation")
@@ -58,7 +59,7 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     if served is None:
         out: Tensor = type(self).forward(self, x)
         return out
-    gate, up = self.gate_proj(x), self.up_proj(x)
+    gate, up = project(x, (self.gate_proj, self.up_proj))
     wide = gate.shape[-1] % 32 == 0 and gate.dtype == up.dtype == torch.bfloat16
     product = _SwiGLU.apply(served, gate, up) if wide else self.act_fn(gate) * up  # type: ignore[no-untyped-call]
     found: Tensor = self.down_proj(product)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from sapwood import kernels
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits a chunk holds: 32 MiB in bf16, 64 MiB in fp32."""
+CHUNK_ELEMENTS = 1 << 25
+"""Most logits that a chunk holds: 64 MiB in bf16, 128 MiB in fp32. All chunks are written to one place: the system gives pages once."""
 
 
 def head_logprobs(
@@ -53,8 +53,10 @@ class _HeadLogProbs(torch.autograd.Function):
         logprob_N = hidden_UD.new_empty(len(place_N), dtype=wide)
         frozen = rows_KD is None and not any(ctx.needs_input_grad[1:3])
         pull_ND = hidden_UD.new_empty((len(place_N), hidden_UD.shape[1])) if frozen and ctx.needs_input_grad[0] else None
-        for first, last, begin, end in _chunks(len(hidden_UD), len(weight_VD), place_N):
-            logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD)
+        chunks = _chunks(len(hidden_UD), len(weight_VD), place_N)
+        room_CV = hidden_UD.new_empty((max((last - first for first, last, *_ in chunks), default=0), len(weight_VD)))
+        for first, last, begin, end in chunks:
+            logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD, room_CV[: last - first])
             places, tokens = place_N[begin:end] - first, token_N[begin:end]
             lse_U[first:last] = lse = _lse(logits)
             logprob_N[begin:end] = logits[places, tokens].to(wide) - lse[places]
@@ -100,8 +102,17 @@ class _HeadLogProbs(torch.autograd.Function):
         return d_hidden, _like(d_weight, weight_VD), _like(d_bias, bias_V), None, None, None, _like(d_rows, rows_KD)
 
 
-def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, index_K: Tensor | None, rows_KD: Tensor | None) -> Tensor:
-    logits_NV = nn.functional.linear(hidden_ND, weight_VD, bias_V)
+def _logits(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    index_K: Tensor | None,
+    rows_KD: Tensor | None,
+    out_NV: Tensor | None = None,
+) -> Tensor:
+    """Logits (N, V), written to `out_NV` where it is given."""
+    weight_DV = weight_VD.T
+    logits_NV = torch.mm(hidden_ND, weight_DV, out=out_NV) if bias_V is None else torch.addmm(bias_V, hidden_ND, weight_DV, out=out_NV)
     if index_K is None or rows_KD is None:
         return logits_NV
     bias_K = None if bias_V is None else bias_V[index_K]
@@ -116,8 +127,10 @@ def _lse(logits_NV: Tensor) -> Tensor:
 
 
 def _softmax_minus_token(logits_UV: Tensor, lse_U: Tensor, place_N: Tensor, token_N: Tensor) -> Tensor:
-    """Of each target, the probabilities of its place, less 1 at its token: (N, V), in the type of the logits."""
+    """Of each target, the probabilities of its place, less 1 at its token: (N, V), in the type of the logits, which may be overwritten."""
     if (served := kernels.serves(logits_UV)) is not None:
+        if torch.equal(place_N, torch.arange(len(logits_UV))):  # one target each, as nearly always
+            return served.pull_(logits_UV, lse_U, token_N)  # type: ignore[no-any-return]
         return served.pull(logits_UV, lse_U, place_N, token_N)  # type: ignore[no-any-return]
     probability_NV = (logits_UV[place_N].to(lse_U.dtype) - lse_U[place_N, None]).exp_()
     probability_NV[torch.arange(len(place_N), device=place_N.device), token_N] -= 1
@@ -130,7 +143,8 @@ def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 def _chunks(num_places: int, vocabulary: int, place_N: Tensor) -> list[tuple[int, int, int, int]]:
     """(first place, last place, first target, last target) of each chunk; targets are in order of their places."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    count = max(1, -(-num_places // max(1, CHUNK_ELEMENTS // vocabulary)))
+    size = max(1, -(-num_places // count))  # of about one size: a short last one costs nearly as much as a whole one
     firsts = list(range(0, num_places, size))
     edges = torch.searchsorted(place_N, torch.tensor([*firsts, num_places], device=place_N.device)).tolist()
     return [(first, min(first + size, num_places), edges[i], edges[i + 1]) for i, first in enumerate(firsts)]

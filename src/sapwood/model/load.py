@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from sapwood.attention import NAME, for_text, register
 from sapwood.errors import ModelError
+from sapwood.kernels.allocator import keep_pages
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.media import FAMILIES
 from sapwood.model.quantized import compute_alike, nf4, refuse_widths
@@ -43,6 +44,7 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
     """
     register()
     gc.collect()  # layers and their fused forwards hold each other: what a model before this one left is as large as this one
+    keep_pages()
     extra = {"quantization_config": nf4(torch_dtype(dtype)), "device_map": {"": device}} if dtype == "nf4" else {}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -29,6 +29,7 @@ from sapwood.chat.files import default_template, read_folder
 from sapwood.chat.vocabulary import extended
 from sapwood.errors import ConfigError, ModelError, SapwoodError, TemplateError
 from sapwood.model import Dtype, LanguageModel, load_model
+from sapwood.model.attending import fuse_attention
 from sapwood.model.fused import fuse
 from sapwood.model.gated import fuse_gates
 from sapwood.model.norms import fuse_norms
@@ -92,6 +93,7 @@ def _wrapped(module: Any, args: SFTConfig, notes: list[str]) -> LanguageModel:
         fuse(module)
         fuse_norms(module)
         fuse_gates(module)
+        fuse_attention(module)
     return model
 
 
