@@ -26,6 +26,7 @@ TABLE: dict[str, tuple[Any, str]] = {
     "max_steps": (3, "steps"),
     "batch": (3, "steps"),
     "seed": (1, "losses"),
+    "together": (20, "losses"),
     "budget": (1, "unique tokens"),
     "eval_every": (1, "observed"),
     "save_every": (1, "checkpoints"),

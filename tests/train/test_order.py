@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.errors import ConfigError
+from sapwood.records import Example, Row
 from sapwood.train import OptimConfig
 from sapwood.train.optimizer import learning_rate
-from sapwood.train.order import num_steps, step_examples
+from sapwood.train.order import Kin, kin_of, num_steps, step_examples
 
 
 def whole_run(count: int, batch: int, epochs: float, seed: int) -> list[list[int]]:
@@ -46,6 +47,38 @@ def test_a_step_needs_no_other_step(step: int, seed: int) -> None:
     alone = step_examples(step, epochs=20, **kinds)
     later = [step_examples(s, epochs=25, **kinds) for s in reversed(range(41))][40 - step]
     assert alone.tolist() == later.tolist()
+
+
+@given(
+    count=st.integers(1, 60),
+    families=st.integers(1, 9),
+    batch=st.integers(1, 12),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 999),
+)
+def test_families_fill_steps_and_every_epoch_trains_what_it_would_have(
+    count: int, families: int, batch: int, epochs: int, seed: int
+) -> None:
+    family_B = np.random.default_rng(seed).integers(0, families, count)
+    kinds: dict[str, Any] = {"num_examples": count, "batch": batch, "epochs": epochs, "seed": seed, "kin": Kin(family_B)}
+    line = [example for step in range(num_steps(count, batch, epochs)) for example in step_examples(step, **kinds).tolist()]
+    for start in range(0, len(line), count):
+        epoch = line[start : start + count]
+        assert sorted(epoch) == list(range(count))
+        steps = [epoch[place : place + batch] for place in range(0, count, batch)]
+        alone = sum(len(step) == batch and len(set(family_B[step])) == 1 for step in steps)
+        assert alone >= sum(int(members) // batch for members in np.bincount(family_B))
+
+
+def test_who_is_kin() -> None:
+    def example(*ids: int) -> Example:
+        return Example((Row(np.array(ids), np.array([7]), np.ones(1, np.float32)),))
+
+    examples = [example(1, 2, 3), example(1, 2, 4), example(2, 2, 3), example(1, 2), example(1, 2)]
+    assert kin_of(examples, 0) is None
+    families = [kin.family_B.tolist() for tokens in (2, 3) if (kin := kin_of(examples, tokens)) is not None]
+    assert families[0] == [0, 0, 1, 0, 0]
+    assert len(set(families[1])) == 5  # what is shorter is of no family, though it is alike
 
 
 def test_a_late_step_costs_what_an_early_one_does() -> None:

@@ -26,7 +26,7 @@ from sapwood.train import OptimConfig, SftConfig
 from sapwood.train.estimate import GIB, Estimate, Parts, Work, work_of
 from sapwood.train.measuring import estimate
 from sapwood.train.memory import room
-from sapwood.train.order import epoch_length, num_steps, step_examples
+from sapwood.train.order import epoch_length, kin_of, num_steps, step_examples
 from sapwood.train.rehearsal import BUDGETS, worst_step
 from sapwood.train.step import micro_batches
 
@@ -191,9 +191,16 @@ def _some_steps(prepared: Prepared, train: SftConfig, steps: int, epoch: int) ->
     count = min(steps, MOST_STEPS)
     places = [steps * number // count for number in range(count)]
     began, found = time.perf_counter(), []
+    kin = kin_of(prepared.examples, train.together)
     for place in places:
         indices = step_examples(
-            place, num_examples=len(prepared.examples), batch=train.batch, epochs=epochs, seed=train.seed, mixture=prepared.mixture
+            place,
+            num_examples=len(prepared.examples),
+            batch=train.batch,
+            epochs=epochs,
+            seed=train.seed,
+            mixture=prepared.mixture,
+            kin=kin,
         )
         found.append([prepared.examples[int(index)] for index in indices])
         if time.perf_counter() - began > CUT_SECONDS:

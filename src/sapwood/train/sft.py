@@ -36,7 +36,7 @@ from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.estimate import Estimate
 from sapwood.train.memory import peak_memory
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
-from sapwood.train.order import epoch_length, num_steps, step_examples
+from sapwood.train.order import epoch_length, kin_of, num_steps, step_examples
 from sapwood.train.rehearsal import Rehearsal, rehearse
 from sapwood.train.result import save_result
 from sapwood.train.sitting import fingerprint, not_taken, passed, rescue, with_what_is_trained
@@ -57,6 +57,8 @@ class SftConfig:
     """Examples a step."""
     seed: int = 0
     """Seed of the order and of the adapter's start."""
+    together: int = 0
+    """Examples that begin with the same so many tokens come in the same steps, which shares more; 0 shuffles each alone."""
     budget: int | None = None
     """Unique tokens a micro-batch: changes memory and speed, never the result. Measured before step 1 where not given."""
     eval_every: int = 0
@@ -77,7 +79,7 @@ class SftConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("keep", 1), ("eval_every", 0), ("save_every", 0), ("patience", 0)):
+        for name, least in (("batch", 1), ("keep", 1), ("together", 0), ("eval_every", 0), ("save_every", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least {least}.")
         if not 0 < self.epochs < math.inf:
@@ -174,7 +176,10 @@ def sft(
     save_every = config.save_every or max(1, -(-steps // 4))
     epochs = max(config.epochs, steps * config.batch / epoch) if config.max_steps else config.epochs
     made_of = _fingerprint(model, examples, held_out, config, mixture)
-    order = partial(step_examples, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed, mixture=mixture)
+    kin = kin_of(examples, config.together)
+    order = partial(
+        step_examples, num_examples=len(examples), batch=config.batch, epochs=epochs, seed=config.seed, mixture=mixture, kin=kin
+    )
 
     model = with_what_is_trained(model, config)
     optimizer = Optimizer(trainable_parameters(model), config.optim)
