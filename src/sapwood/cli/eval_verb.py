@@ -1,4 +1,4 @@
-"""`sapwood eval FILES | RUN …`, `eval init [FILES]`, `eval [RUN] --benchmarks …`, `eval RUN --rescore NAME`"""
+"""`sapwood eval FILES | RUN …`, `eval init [FILES]`, `eval [RUN] --benchmarks …`, `eval RUN --rescore NAME`, `… --judge-url URL`"""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from sapwood.recipes import assess
 from sapwood.recipes.assess import config_for
 from sapwood.recipes.benchmarks import benchmark
 from sapwood.recipes.benchmarks import config_for as config_of_benchmarks
+from sapwood.recipes.judging import config_for as config_of_judging
+from sapwood.recipes.judging import judge_run
 from sapwood.recipes.needs import InitConfig, propose
 from sapwood.recipes.rescore import config_for as config_of_rescoring
 from sapwood.recipes.rescore import rescore
@@ -19,9 +21,10 @@ DESCRIPTION = (
     "Measure a model, or a run's adapter beside its base model, on conversations. Give files (JSON Lines, CSV, Parquet, …) or a "
     "run directory. `sapwood eval init FILES` writes requirements.yaml. Standard benchmarks: "
     "`sapwood eval [RUN] --benchmarks mmlu-slice` (with --help, what that takes). Saved answers by other scorers: "
-    "`sapwood eval RUN --rescore rouge`."
+    "`sapwood eval RUN --rescore rouge`; by a model: `sapwood eval RUN --judge-url URL --judge-model NAME`."
 )
 BENCHMARKS = "Standard benchmarks of a model, of a run's adapter beside its base model, and of others on the same questions."
+JUDGE = "The saved answers of two arms of a run, compared by a model on a server; people's labels calibrate and correct it."
 RESCORE = "The saved answers of a run, judged by other scorers; no model is asked."
 INIT = (
     "Write requirements.yaml, which says what the use case needs: read off files of rows, asked on a terminal, or by flags. It drives "
@@ -42,6 +45,9 @@ def run(words: list[str]) -> None:
         return
     if "--rescore" in given:
         _rescore(names, flags, json)
+        return
+    if "--judge-url" in given:
+        _judge(names, flags, json)
         return
     config = parse(config_for(names), "eval", flags, DESCRIPTION)
     screen = screen_for(json)
@@ -107,3 +113,16 @@ def _rescore(names: list[str], flags: list[str], json: Json) -> None:
     screen.title("Result")
     screen.lines([*map(str, result.rows), f"Records      {result.path / 'rescored.jsonl'}"])
     json.write({"path": str(result.path), "rows": [row.to_dict() for row in result.rows], "config": to_dict(config)})
+
+
+def _judge(names: list[str], flags: list[str], json: Json) -> None:
+    config = parse(config_of_judging(names), "eval", flags, JUDGE)
+    screen = screen_for(json)
+    result = judge_run(config, screen=screen)
+    screen.title("Result")
+    screen.lines([*result.lines, f"Records      {result.path / 'judged.jsonl'}"])
+    if config.labels is None:
+        screen.say(
+            "Next         label a random part of the pairs, then again with --labels FILE: that says how far this may be believed", "dim"
+        )
+    json.write({"path": str(result.path), "lines": result.lines, "found": result.found, "config": to_dict(config)})

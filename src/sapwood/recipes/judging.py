@@ -1,0 +1,201 @@
+"""`sapwood eval RUN --judge-url …`: a model compares the saved answers of two arms, pair by pair; with labels, people's word corrects it.
+
+In: a run's `items.jsonl` and `scores.jsonl`, a judge's server, and, where there are some, people's verdicts on a random part of the
+items (lines of `{"item": ID, "winner": "a" | "b" | "tie"}`, a the first arm). Out: `judged.jsonl`, one record a pair, kept as it is made;
+a card of calibration; win rates, raw, at equal length, and corrected. With instructions as the data this is the chat benchmark.
+
+What leaves the machine, and where to, is said before anything is sent. A rate of a judge that nobody calibrated is called that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import orjson
+
+from sapwood.errors import ConfigError, DataError, storage
+from sapwood.evaluate import ArmScore, scores_from
+from sapwood.evaluate.judge_card import FEWEST, Card, calibrate, corrected_win_rate
+from sapwood.evaluate.judges import Judge, Pairing, PairVerdict, Winner, judge_pairs
+from sapwood.recipes.screen import Screen
+from sapwood.records import Sampler
+from sapwood.remote import Remote, RemoteSampler
+from sapwood.run import Run, open_run, read_records, run_named
+from sapwood.stats import length_controlled, mean_interval
+from sapwood.stats.length_control import FEWEST as FEWEST_PAIRS
+
+RECORDS = "judged"
+_TOGETHER = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """A judge of two arms' saved answers."""
+
+    run: Path
+    """The run directory."""
+    judge_url: str = ""
+    """The judge's server, in OpenAI's protocol, such as http://127.0.0.1:8000/v1."""
+    judge_model: str = ""
+    """The judge's name there."""
+    judge_key: str | None = None
+    """The environment variable that holds the key. The key itself is written nowhere."""
+    arms: tuple[str, ...] = ()
+    """The two arms, the one to beat first; the run's first and last where not given."""
+    criteria: tuple[str, ...] = ()
+    """What makes an answer better, in sentences for the judge."""
+    structured: bool = True
+    """Hold the judge's answers to a JSON schema; switch it off for a server that cannot."""
+    labels: Path | None = None
+    """People's verdicts, JSON Lines of {"item", "winner"}, on a random part of the items: they calibrate and correct the judge."""
+
+
+@dataclass(frozen=True)
+class JudgeResult:
+    """What the judge said, and how far that may be believed."""
+
+    path: Path
+    arms: tuple[str, str]
+    lines: tuple[str, ...]
+    found: dict[str, Any]
+
+
+def config_for(names: Sequence[str]) -> JudgeConfig:
+    """The config that flags are laid over. Raises `ConfigError` where no run is named."""
+    run = run_named(names)
+    if run is None:
+        raise ConfigError("A judge compares the answers of a finished run: sapwood eval runs/my-1 --judge-url URL --judge-model NAME")
+    return JudgeConfig(run=run)
+
+
+def judge_run(
+    config: JudgeConfig, *, sampler: Sampler | None = None, today: date | None = None, screen: Screen | None = None
+) -> JudgeResult:
+    """Judge what is missing, then count. Raises a `SapwoodError` before anything is sent for what cannot be judged."""
+    screen = screen or Screen(quiet=True)
+    arms, pairs = _pairs(config)
+    people = _labels(config.labels, {pair.id for pair in pairs}) if config.labels is not None else {}
+    if sampler is None:
+        if not (config.judge_url and config.judge_model):
+            raise ConfigError("A judge takes both --judge-url and --judge-model: its server, and its name there.")
+        remote = RemoteSampler(Remote(url=config.judge_url, model=config.judge_model, key=config.judge_key))
+        remote.check()
+        sampler = remote
+    judge = Judge(sampler, config.judge_model, config.criteria, structured=config.structured)
+    run = open_run(config.run)
+    try:
+        verdicts = _judged(judge, arms, pairs, run, config, screen)
+        card = None
+        if len(people) >= FEWEST:
+            card = calibrate(judge, verdicts, people, today=today or date.today())
+            card.save(run.path / "judge-card.json")
+    finally:
+        run.close()
+    lines, found = _counted(arms, verdicts, people, card)
+    return JudgeResult(config.run, arms, tuple(lines), found)
+
+
+def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing]]:
+    by_arm: dict[str, dict[str, ArmScore]] = {}
+    for score in scores_from(read_records(config.run / "scores.jsonl")):
+        by_arm.setdefault(score.arm, {})[score.item] = score
+    wanted = config.arms or tuple(by_arm)[:1] + tuple(by_arm)[-1:]
+    if len(set(wanted)) != 2 or not set(wanted) <= by_arm.keys():
+        raise ConfigError(f"arms is {', '.join(wanted) or 'empty'}; give two of this run's: {', '.join(by_arm) or 'it has none'}.")
+    first, second = (by_arm[arm] for arm in wanted)
+    pairs = []
+    for record in read_records(config.run / "items.jsonl"):
+        a, b = first.get(record["item"]), second.get(record["item"])
+        if a is not None and b is not None and "error" not in (a.ended, b.ended):
+            asked = "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in record["messages"])
+            reference = record["reference"] if isinstance(record["reference"], str) else None
+            pairs.append(Pairing(record["item"], asked, a.text, b.text, reference))
+    if not pairs:
+        raise DataError(f"{config.run}: no item was answered by both {wanted[0]} and {wanted[1]}, so there is nothing to compare.")
+    return (wanted[0], wanted[1]), pairs
+
+
+def _judged(
+    judge: Judge, arms: tuple[str, str], pairs: Sequence[Pairing], run: Run, config: JudgeConfig, screen: Screen
+) -> list[PairVerdict]:
+    """Verdicts of all pairs; those of this judge on these arms that are on record are not asked for again."""
+    names = PairVerdict.__dataclass_fields__.keys() - {"reasons"}
+    kept: dict[str, PairVerdict] = {}
+    for record in run.read(RECORDS):
+        if record["arms"] == list(arms) and record["judge"] == judge.key and record["winner"] is not None:
+            kept[record["id"]] = PairVerdict(**{name: record[name] for name in names}, reasons=tuple(record["reasons"]))
+    missing = [pair for pair in pairs if pair.id not in kept]
+    if missing:
+        where = config.judge_url or "the judge"
+        screen.say(f"{len(missing)} pairs, each in both orders, with questions and references, go to {config.judge_model} at {where}.")
+    with screen.progress("judging") as advance:
+        for begin in range(0, len(missing), _TOGETHER):
+            batch = judge_pairs(judge, missing[begin : begin + _TOGETHER])
+            run.append(RECORDS, *({"arms": list(arms), "judge": judge.key, **asdict(verdict)} for verdict in batch))
+            kept |= {verdict.id: verdict for verdict in batch}
+            advance(min(begin + _TOGETHER, len(missing)), len(missing), "")
+    return [kept[pair.id] for pair in pairs]
+
+
+def _counted(
+    arms: tuple[str, str], verdicts: Sequence[PairVerdict], people: dict[str, Winner], card: Card | None
+) -> tuple[list[str], dict[str, Any]]:
+    told = [(verdict, verdict.value) for verdict in verdicts if verdict.value is not None]
+    failed = len(verdicts) - len(told)
+    found: dict[str, Any] = {"arms": arms, "pairs": len(verdicts), "failed": failed}
+    lines = [f"{failed} of {len(verdicts)} pairs without a verdict"] if failed else []
+    if not told:
+        return [*lines, "the judge gave no verdict at all, so there is no rate"], found
+    values = [value for _, value in told]
+    interval = mean_interval(values)
+    calibrated = "" if card is not None else " (not calibrated: nobody's labels vouch for this judge)"
+    ties, flips = values.count(0.5), sum(verdict.flipped for verdict, _ in told)
+    lines.append(
+        f"{arms[1]} against {arms[0]}: win rate {sum(values) / len(values):.1%} [{interval.low:.1%}, {interval.high:.1%}] of {len(values)} "
+        f"pairs, {ties} ties, {flips} of them because the verdict followed the order{calibrated}"
+    )
+    found["raw"] = {"rate": sum(values) / len(values), "low": interval.low, "high": interval.high, "ties": ties, "flips": flips}
+    if len(told) >= FEWEST_PAIRS:
+        even = length_controlled(values, [verdict.longer_by for verdict, _ in told])
+        apart = "" if even.overlap else "; one arm is nearly always the longer one, so length and quality cannot be told apart"
+        lines.append(f"at equal length: {even.rate:.1%} [{even.interval.low:.1%}, {even.interval.high:.1%}]{apart}")
+        found["equal_length"] = {"rate": even.rate, "low": even.interval.low, "high": even.interval.high, "overlap": even.overlap}
+    if card is not None:
+        lines.append(str(card))
+        if any(verdict.id not in people for verdict, _ in told):
+            true = corrected_win_rate(verdicts, people)
+            lines.append(
+                f"as people would say: {true.mean:.1%} [{true.interval.low:.1%}, {true.interval.high:.1%}] ({true.interval.method})"
+            )
+            found["corrected"] = {"rate": true.mean, "low": true.interval.low, "high": true.interval.high, "trust": true.trust}
+    elif people:
+        lines.append(f"{len(people)} labels are too few to calibrate a judge; {FEWEST} are needed")
+    return lines, found
+
+
+def _labels(file: Path, known: set[str]) -> dict[str, Winner]:
+    """People's verdicts by item. Raises `DataError` with file:line."""
+    if not file.is_file():
+        raise ConfigError(f"labels is {file}, and there is no such file. Check the path.")
+    with storage(file, "read"):
+        lines = file.read_bytes().splitlines()
+    found: dict[str, Winner] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = orjson.loads(line)
+            item, winner = record["item"], record["winner"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            raise DataError(f'{file}:{number}: a line is {{"item": ID, "winner": "a", "b" or "tie"}}, found {line[:80]!r}.') from None
+        if winner not in get_args(Winner) or item not in known or item in found:
+            why = (
+                "no verdict" if winner not in get_args(Winner) else "labelled twice" if item in found else "no item that both arms answered"
+            )
+            raise DataError(f"{file}:{number}: {item!r}, {winner!r}: {why}. Winners are a, b or tie; items are those of items.jsonl.")
+        found[item] = cast(Winner, winner)
+    return found

@@ -1,0 +1,119 @@
+"""A judge on a run's saved answers: raw, at equal length, corrected by labels; resumed, and told where it may not be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from sapwood.cli.main import main
+from sapwood.errors import ConfigError, DataError
+from sapwood.evaluate import exact, item_records, items_from, run_free_arm
+from sapwood.recipes.judging import JudgeConfig, judge_run
+from sapwood.records import Completion, Conversation, Ended, Message, Prompt, SamplingParams
+from sapwood.run import open_run, read_records
+
+COUNT = 60
+
+
+class Likes:
+    """Prefers the answer with the word `better`; goes away after so many calls."""
+
+    def __init__(self, calls: int = 1000) -> None:
+        self.calls, self.asked = calls, 0
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, **_: object) -> list[Completion]:
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        self.asked += len(prompts)
+        return [Completion(p, (), self.one(p.messages[1].content), Ended.STOP) for p in prompts]
+
+    def one(self, told: str) -> str:
+        first, second = told.split("first answer ends")
+        verdict = "first" if "better" in first else "second" if "better" in second else "tie"
+        return json.dumps({"reason": "", "verdict": verdict})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    items = items_from([Conversation((Message("user", f"tell {n}"), Message("assistant", "x"))) for n in range(COUNT)])
+    run = open_run(tmp_path / "run")
+    run.append("items", *item_records(items))
+    for arm, word in (("plain", "fine"), ("few-shot", "so"), ("tuned", "better")):
+        scores = run_free_arm(
+            arm, items, lambda item, word=word: word if int(item.conversation.messages[0].content[5:]) % 4 else "same", exact()
+        )
+        run.append("scores", *(score.record() for score in scores))
+    run.close()
+    return run.path
+
+
+def config(run: Path, **more: object) -> JudgeConfig:
+    return JudgeConfig(run=run, judge_model="likes", **more)  # type: ignore[arg-type]
+
+
+def test_rates_of_a_judge_that_nobody_calibrated(run: Path) -> None:
+    result = judge_run(config(run), sampler=Likes())
+    assert result.arms == ("plain", "tuned")
+    assert result.found["raw"]["rate"] == pytest.approx(0.75 + 0.125)
+    assert "not calibrated" in result.lines[0]
+    assert not result.found["equal_length"]["overlap"]
+    assert "cannot be told apart" in result.lines[1]
+    assert len(read_records(run / "judged.jsonl")) == COUNT
+    other = judge_run(config(run, arms=("tuned", "few-shot")), sampler=Likes())
+    assert other.found["raw"]["rate"] == pytest.approx(0.125)
+
+
+def test_labels_calibrate_and_correct(run: Path, tmp_path: Path) -> None:
+    items = [record["item"] for record in read_records(run / "items.jsonl")]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("".join(json.dumps({"item": item, "winner": "a"}) + "\n" for item in items[:30]))
+    result = judge_run(config(run, labels=labels), sampler=Likes(), today=date(2026, 5, 1))
+    assert result.found["corrected"]["high"] < 0.4, "people prefer the first arm, whatever the judge says"
+    assert json.loads((run / "judge-card.json").read_text())["agreement"] == 0
+    labels.write_text("".join(json.dumps({"item": item, "winner": "a"}) + "\n" for item in items[:5]))
+    few = judge_run(config(run, labels=labels), sampler=Likes())
+    assert "corrected" not in few.found
+    assert "5 labels are too few" in few.lines[-1]
+
+
+def test_a_judge_that_was_stopped_goes_on(run: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        judge_run(config(run), sampler=Likes(calls=2))
+    assert len(read_records(run / "judged.jsonl")) == 32
+    rest = Likes()
+    judge_run(config(run), sampler=rest)
+    assert rest.asked == 2 * (COUNT - 32)
+    assert len({record["id"] for record in read_records(run / "judged.jsonl")}) == COUNT
+    stricter = Likes()
+    judge_run(config(run, criteria=("Prefer what is short.",)), sampler=stricter)
+    assert stricter.asked == 2 * COUNT, "another judge is asked anew"
+
+
+def test_a_judge_of_rubbish_gives_no_rate(run: Path) -> None:
+    class Rubbish(Likes):
+        def one(self, told: str) -> str:
+            return "dunno"
+
+    result = judge_run(config(run), sampler=Rubbish())
+    assert "raw" not in result.found
+    assert result.lines == (f"{COUNT} of {COUNT} pairs without a verdict", "the judge gave no verdict at all, so there is no rate")
+
+
+def test_what_cannot_be_judged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = tmp_path / "labels.jsonl"
+    for line, why in (('{"item": "x", "winner": "a"}', "no item"), ("x", "a line is"), ('{"item": "x", "winner": "c"}', "no verdict")):
+        labels.write_text(line + "\n")
+        with pytest.raises(DataError, match=why):
+            judge_run(config(run, labels=labels), sampler=Likes())
+    with pytest.raises(ConfigError, match="plain, few-shot, tuned"):
+        judge_run(config(run, arms=("plain", "tunned")), sampler=Likes())
+    assert main(["eval", str(run), "--judge-url", "http://127.0.0.1:9/v1"]) == 2
+    assert "--judge-model" in capsys.readouterr().err
+    assert main(["eval", "--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "m"]) == 2
+    assert "finished run" in capsys.readouterr().err
+    assert not (run / "judged.jsonl").exists()
