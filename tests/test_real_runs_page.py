@@ -29,6 +29,25 @@ def test_function_calling() -> None:
     assert f"another 50 rows {round(100 * found['pilot'][-1]['rate'])} %" in PAGE
 
 
+def test_the_quick_start() -> None:
+    found = summary("quickstart")
+    assert found["decision"] == "better"
+    for arm, rate in found["arms"].items():
+        assert f"{100 * rate:.1f} %" in PAGE[PAGE.index(arm) : PAGE.index("## Intents")]
+    low, high = found["interval"]
+    assert f"+{found['difference']:.1f} points [{low:.1f}, {high:.1f}]" in PAGE
+    assert f"{found['steps']} steps" in PAGE
+    assert f"{found['held_out']} items" in PAGE
+    assert found["got_worse"] == 0
+    held_out, text = (found["bits_per_token"][kind] for kind in ("held-out answers", "general text"))
+    assert f"from {held_out['before']['mean']:.2f} to {held_out['after']['mean']:.2f} bits a token" in PAGE
+    change = text["change"]
+    words = (
+        f"{text['before']['mean']:.2f} to {text['after']['mean']:.2f} ({change['mean']:.2f} [{change['low']:.2f}, {change['high']:+.2f}])"
+    )
+    assert words.replace("-", "−") in PAGE
+
+
 def test_intents() -> None:
     found = summary("intents")
     assert found["decision"] == "better"

@@ -91,6 +91,7 @@ def test_a_model_without_a_template(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_unknown_options_and_keys(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_rows(tmp_path / "my.jsonl")
     assert "Did you mean 'epochs'" in refuse(["sft", str(file), "--epoch", "2"], capsys)
+    assert "Did you mean 'r' or 'lr'?" in refuse(["sft", str(file), "--lora.r", "2"], capsys), "written as a sweep's knobs are"
     (tmp_path / "run.yaml").write_text("train:\n  optim:\n    lrr: 1\n")
     error = refuse(["sft", str(tmp_path / "run.yaml")], capsys)
     assert "train.optim.lrr" in error

@@ -124,7 +124,7 @@ def test_rows_that_changed_in_any_way_are_another_run(place: Path, tmp_path: Pat
         run = place / "whole"
         try:
             (run / "config.yaml").write_text(config.replace(str(place / "my.jsonl"), str(tmp_path / what / "my.jsonl")))
-            with pytest.raises(CheckpointError, match="begun with another rows"):
+            with pytest.raises(CheckpointError, match="begun with other rows"):
                 sapwood.sft(tmp_path / what / "my.jsonl", model=place / "model", out=run, **{"budget": 512, **KNOBS})
         finally:
             (run / "config.yaml").write_text(config)

@@ -99,7 +99,9 @@ def test_fewer_examples_than_a_step_holds(tmp_path: Path, count: int) -> None:
 @pytest.mark.parametrize("max_steps", [1, 4, 20])
 def test_max_steps_is_the_length_of_run_and_schedule(tmp_path: Path, max_steps: int) -> None:
     config = SftConfig(batch=4, epochs=2, max_steps=max_steps, budget=1000, optim=OptimConfig(warmup=0))
-    train(tmp_path, config)
+    said: list[str] = []
+    train(tmp_path, config, say=said.append)
+    assert f"max_steps is {max_steps}: each example is trained {max_steps * 4 / 6:.3g} times, and epochs is not read." in said
     records = trained_steps(tmp_path)
     assert len(records) == max_steps
     if max_steps > 1:

@@ -97,7 +97,7 @@ def parse(config: C, verb: str, words: Sequence[str], description: str) -> C:
         if not unknown[0].startswith("-"):
             raise ConfigError(f"`{unknown[0]}` stands after an option. Files and names come first: sapwood {verb} {unknown[0]} --option …")
         names = [key.rsplit(".", 1)[-1].replace("_", "-") for key in known_keys(type(config))]
-        word = unknown[0].lstrip("-").split("=")[0]
+        word = unknown[0].lstrip("-").split("=")[0].rpartition(".")[2]  # rooms, as in a sweep's knobs, are left out
         suggestion = did_you_mean(word.replace("_", "-"), names)
         raise ConfigError(f"unknown option `{unknown[0]}`.{suggestion} All options: sapwood {verb} --help")
     return parsed

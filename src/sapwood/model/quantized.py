@@ -1,7 +1,7 @@
 """Base weights in 4 bits (NF4), under an adapter that is trained as ever: QLoRA (Dettmers et al., arXiv:2305.14314).
 
 In: a model folder. Out: what transformers is told in order to quantize while loading, and bitsandbytes itself, which does the
-arithmetic on GPUs and, from 0.46 on, on CPUs. The head and the embeddings keep the type in which is computed.
+arithmetic on GPUs and, from 0.50 on rightly, on CPUs. The head and the embeddings keep the type in which is computed.
 Left out on purpose: other types of 4 and 8 bits, which nothing here needs.
 """
 
@@ -20,8 +20,8 @@ from torch import nn
 
 from sapwood.errors import ConfigError, ModelError
 
-OLDEST = (0, 48)
-"""The bitsandbytes that is known to compute on a CPU what it should."""
+OLDEST = (0, 50)
+"""The first bitsandbytes that computes on a CPU what it should, 8-bit moments included: 0.49 cannot load these weights there."""
 
 
 def import_bitsandbytes(asked: str) -> Any:

@@ -27,9 +27,9 @@ def claim(run: Run, parts: Mapping[str, str]) -> None:
             before = orjson.loads(saved.read_bytes())
         changed = [name for name in parts if before.get(name) != parts[name]]
         if changed or before.keys() - {"schema"} != set(parts):
-            what = " and ".join(changed) or "kind of run"
+            what = " and ".join(f"{'other' if name.endswith('s') else 'another'} {name}" for name in changed) or "another kind of run"
             raise CheckpointError(
-                f"{run.path} was begun with another {what}, and what it holds must not be mixed with that. Nothing in it was changed. "
+                f"{run.path} was begun with {what}, and what it holds must not be mixed with that. Nothing in it was changed. "
                 "Put back what it was begun with to go on, or choose another folder with --out."
             )
     elif version_of(run.path) == 0 and any((run.path / name).exists() for name in ("scores.jsonl", "metrics.jsonl")):

@@ -18,6 +18,7 @@ from sapwood.config import from_dict, load_yaml, save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, ModelError
 from sapwood.model import Dtype
 from sapwood.model.processor import processor_or_reason
+from sapwood.model.quantized import import_bitsandbytes
 from sapwood.recipes.arms import EvalConfig
 from sapwood.recipes.chain import TuneResult, prove
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
@@ -75,6 +76,8 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     if not config.data:
         raise ConfigError("No data is named. Give a file of conversations: sapwood sft my.jsonl")
     require_services(config.watch.track)
+    if config.dtype == "nf4":
+        import_bitsandbytes("--dtype nf4")
     with screen.progress("reading") as advance:  # first: a broken file should cost a second, not a download
         rows = scan_files(config.data, config.rows, advance, weighted=True)
     folder = fetch_model(config.model, screen)

@@ -185,6 +185,8 @@ def sft(
     optimizer = Optimizer(trainable_parameters(model), config.optim)
     parameters = count_parameters(model)
     say(f"Training {parameters.trained:,} of {parameters.total:,} parameters ({parameters.trained / parameters.total:.2%}).")
+    if config.max_steps:
+        say(f"max_steps is {steps}: each example is trained {steps * config.batch / epoch:.3g} times, and epochs is not read.")
     if model.draws:
         say("Dropout draws for each row apart, so training shares no prefixes.")
 
