@@ -95,6 +95,10 @@ def test_too_many_refusals_stop_with_reasons_and_the_way_on() -> None:
     for share in (0.02, 1.0):
         with pytest.raises(DataError, match="No row is left"):
             filled(0, 0, 3).check(share)
+    unfit = Ledger(1)
+    unfit.refuse(Refusal(None, "the model would never stop", fix="Choose another template."))
+    with pytest.raises(DataError, match=r"fix: Choose another template\.\nNo row is left, so there is nothing to go on with: see the fix"):
+        unfit.check()
     Ledger(0).check()
 
 

@@ -174,7 +174,8 @@ class Ledger:
             return
         reasons = "\n".join(self._reason_lines())
         if self.refusals == wanted:
-            advice = "No row is left, so there is nothing to go on with: mend the rows"
+            what = "see the fix above" if any(refusal.fix for refusal in self.refused) else "mend the rows"
+            advice = f"No row is left, so there is nothing to go on with: {what}"
         else:
             enough = math.ceil(share * 1000) / 1000
             advice = f"Mend these rows, or pass --max-refused {enough:g} to train without them"

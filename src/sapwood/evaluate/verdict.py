@@ -223,7 +223,8 @@ def _caveats(
     difference: Difference, arms: Mapping[str, ArmResult], tuned: str, best: str, asked: int, training_runs: int, copies: int
 ) -> list[str]:
     runs = "one training run" if training_runs == 1 else f"{training_runs} training runs"
-    units = f"{difference.n} items" if difference.clusters == difference.n else f"{difference.n} items in {difference.clusters} clusters"
+    units = f"{difference.n} item" + "s" * (difference.n != 1)
+    units += "" if difference.clusters == difference.n else f" in {difference.clusters} clusters"
     said = [
         f"The interval is over {units}, of {runs}: it says how the result would vary with other such items, "
         "not how it would vary with another training seed.",
