@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -321,16 +320,16 @@ def test_a_hopeless_example_is_refused_before_it_is_tried(tmp_path: Path, monkey
 def test_peak_and_time_are_predicted_within_15_percent(tmp_path: Path) -> None:
     """In a process of its own, whose memory holds nothing else; the default model, an adapter, the worst-case step.
 
-    Time is what one thread computes, planned and measured in turn: other programs change that little. On a machine that has nothing
-    else to do, the clock on the wall must agree, too.
+    Time is what one thread computes, planned and measured in turn, the least of three each: other programs change that little. On a machine
+    that has nothing else to do, the clock on the wall must agree, too.
     """
     found = planned_and_measured(tmp_path, "processor")
     assert found["bytes"][0] == pytest.approx(found["planned_bytes"][0], rel=0.15)
-    assert median(found["seconds"]) == pytest.approx(median(found["planned_seconds"]), rel=0.15)
+    assert min(found["seconds"]) == pytest.approx(min(found["planned_seconds"]), rel=0.15)
     if os.environ.get("SAPWOOD_QUIET_MACHINE"):
         found = planned_and_measured(tmp_path, "wall")
         assert max(found["others"]) < BUSY, "the machine is not quiet"
-        assert median(found["seconds"]) == pytest.approx(median(found["planned_seconds"]), rel=0.15)
+        assert min(found["seconds"]) == pytest.approx(min(found["planned_seconds"]), rel=0.15)
 
 
 def planned_and_measured(folder: Path, clock: str) -> dict[str, list[float]]:

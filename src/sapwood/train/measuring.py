@@ -225,7 +225,7 @@ _UNTIMED: dict[str, Any] = dict.fromkeys(("pass_seconds", "token_seconds", "pair
 
 def _speeds(several: LanguageModel, layers: int, forest: Forest) -> dict[str, float]:
     """Seconds of one layer: a pass, a token and a pair; and what forward alone is of that."""
-    forests = [forest, _rows(TOKENS // 128, 128), _rows(1, TOKENS // 4)]
+    forests = [forest, _rows(4, TOKENS // 4), _rows(TOKENS // 128, 128), _rows(1, TOKENS // 4)]
     works: list[Callable[[], None]] = [partial(_pass, several, made) for made in forests]
     *seconds, forward = (value / layers for value in _timed([*works, partial(_forward, several, forest)]))
     pass_seconds, token_seconds, pair_seconds = _fitted([work_of([made]) for made in forests], seconds)
