@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import orjson
 
 from sapwood.assets import DEFAULT_MODEL
-from sapwood.chat import Chat, Delta
-from sapwood.chat.overflow import Overflow, fitted_prompt
-from sapwood.cli.options import parse, take_json, take_names
-from sapwood.errors import AssetError, ConfigError, DataError, storage
+from sapwood.chat import Chat
+from sapwood.chat.overflow import Overflow
+from sapwood.cli.chat_shown import InTurn, SideBySide
+from sapwood.cli.options import Json, parse, take_json, take_names
+from sapwood.errors import AssetError, ConfigError, SapwoodError, storage
 from sapwood.generate import Engine
 from sapwood.model import Dtype, LanguageModel, learn_tokens, load_adapter, load_model
 from sapwood.recipes import Screen
+from sapwood.recipes.beside import load_beside
+from sapwood.recipes.functions import functions_of
+from sapwood.recipes.talk import Talk
 from sapwood.recipes.tune import config_of, fetch_model, load_chat
-from sapwood.records import Ended, Message, Prompt, SamplingParams
+from sapwood.records import Message, SamplingParams
 
-DESCRIPTION = "Talk to a run's model or to any model. /reset forgets the conversation, /quit (or Ctrl-D) ends it."
+DESCRIPTION = (
+    "Talk to a run's model or to any model. /reset forgets the conversation, /save FILE [ARM] adds it to a file that `sapwood sft` "
+    "reads, /quit (or Ctrl-D) ends it."
+)
+COMMANDS = "/reset, /save FILE [ARM], /quit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,10 @@ class ChatConfig:
 
     system: str | None = None
     """The system message."""
+    beside: tuple[str, ...] = ()
+    """More arms that answer the same questions: `base` for a run's model without its adapter, NAME=FOLDER for another adapter of it."""
+    tools: Path | None = None
+    """A Python file: the model may call its functions, and they are called. Types and docstrings say what they take."""
     template: str | None = None
     """A chat template, where the model has none: `chatml`, `plain`, or a Jinja file. A run brings its own."""
     dtype: Dtype = "auto"
@@ -51,48 +63,88 @@ def run(words: list[str]) -> None:
     json, words = take_json(words)
     names, flags = take_names(words)
     if len(names) > 1:
-        raise ConfigError(f"Give one run directory or model, found {len(names)}: {', '.join(names)}.")
+        raise ConfigError(f"Give one run directory or model, found {len(names)}: {', '.join(names)}. More arms are named by --beside.")
     config = parse(ChatConfig(), "chat", flags, DESCRIPTION)
+    tools, schemas = functions_of(config.tools) if config.tools is not None else ({}, ())
     screen = Screen(quiet=json.target == "-")
     name = _run_of(names[0]) if names else DEFAULT_MODEL
     model, chat = open_model(name, config, screen)
+    model, arms = _arms(model, Path(name).resolve().name if Path(name).exists() else name, config.beside)
+    talk = Talk(
+        Engine(model, chat),
+        chat,
+        arms,
+        SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed),
+        start=(Message("system", config.system),) if config.system else (),
+        tools=tools,
+        schemas=schemas,
+        arguments=trained_arguments(Path(name)),
+        overflow=config.overflow,
+    )
     screen.say(DESCRIPTION, "dim")
-    engine = Engine(model, chat)
-    arguments = trained_arguments(Path(name))
-    history: list[Message] = [Message("system", config.system)] if config.system else []
-    start = list(history)
+    _converse(talk, json, screen)
+    said = {arm: [message.for_template() for message in messages] for arm, messages in talk.said.items()}
+    json.write({"messages": next(iter(said.values())), **({"arms": said} if len(said) > 1 else {})})
+
+
+def _arms(model: LanguageModel, called: str, beside: tuple[str, ...]) -> tuple[LanguageModel, Mapping[str, str | None]]:
+    """The model with the adapters that are named, and who answers: itself first, then the others in the order given."""
+    if not beside:
+        return model, {called: None}
+    model, known = load_beside(model, called, [word for word in beside if word != "base"])
+    if "base" in beside and "base" not in known:
+        raise ConfigError(f"beside names base, but {called} has no adapter: it is its own base. Name an adapter as NAME=FOLDER.")
+    return model, {arm: adapter for arm, adapter in known.items() if arm != "base" or "base" in beside}
+
+
+def _converse(talk: Talk, json: Json, screen: Screen) -> None:
+    out = sys.stderr if json.target == "-" else sys.stdout
+    together = len(talk.arms) > 1 and out.isatty()
     for line in _lines():
         if line == "/quit":
-            break
-        if line == "/reset":
-            history = list(start)
-            screen.say("The conversation is forgotten.", "dim")
+            return
+        if line.startswith("/") and (command := _command(line, talk, screen)) is not None:
+            try:
+                command()
+            except SapwoodError as error:
+                print(error, file=sys.stderr)
             continue
-        if sys.stdin.isatty() and line.startswith("/") and line[1:].isalpha():
-            screen.say(f"There is no command {line}. /reset forgets the conversation, /quit ends it.", "yellow")
-            continue
-        history.append(Message("user", line))
+        shown = SideBySide(list(talk.arms), out) if together else InTurn(list(talk.arms), out)
         try:
-            fitted = fitted_prompt(chat, history, (), arguments, overflow=config.overflow, room=_room(chat, config))
-        except DataError as error:
-            print(error, file=sys.stderr)
-            history.pop()
-            continue
-        if fitted.dropped:
-            screen.say(f"The conversation outgrows the model's context: its oldest {fitted.dropped} messages are no longer sent.", "dim")
-        answer = _answer(engine, chat, fitted.prompt, config, sys.stderr if json.target == "-" else sys.stdout)
-        if answer is None:
-            history.pop()
-            continue
-        history.append(answer)
-    json.write({"messages": [message.for_template() for message in history]})
+            with shown:
+                talk.ask(line, shown.heard)
+        except KeyboardInterrupt:  # ends this answer, not the conversation
+            print("\nThe answer was stopped; the question is forgotten.", file=sys.stderr)
 
 
-def _room(chat: Chat, config: ChatConfig) -> int:
-    """Tokens of answer that a prompt must leave: what may be asked for, up to a quarter of the context."""
-    if config.overflow == "refuse" or chat.context_length is None:
-        return 1
-    return min(config.max_new_tokens, chat.context_length // 4)
+def _command(line: str, talk: Talk, screen: Screen) -> Callable[[], None] | None:
+    """What a line that begins with a stroke asks for; None where it is a question. Paths and fractions are, in a file of questions."""
+    name, *words = line.split()
+    if name == "/reset" and not words:
+        return lambda: _reset(talk, screen)
+    if name == "/save":
+        return lambda: _save(words, talk, screen)
+    if sys.stdin.isatty() and name[1:].isalpha() and not words:
+        return lambda: screen.say(f"There is no command {name}. Commands: {COMMANDS}.", "yellow")
+    return None
+
+
+def _reset(talk: Talk, screen: Screen) -> None:
+    talk.reset()
+    screen.say("The conversation is forgotten.", "dim")
+
+
+def _save(words: list[str], talk: Talk, screen: Screen) -> None:
+    """Add the conversation to a file of rows. Raises `SapwoodError` where that cannot be."""
+    if not 1 <= len(words) <= 2:
+        raise ConfigError(f"/save takes a file, and the arm if there are several: /save my.jsonl [{' | '.join(talk.arms)}].")
+    file, arm = Path(words[0]), words[1] if len(words) > 1 else next(iter(talk.arms))
+    line = orjson.dumps(talk.row(arm)) + b"\n"
+    with storage(file, "save into"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as out:
+            out.write(line)
+    screen.say(f"Saved in {file}, as a row. Mend what should have been said, then: sapwood sft {file}", "dim")
 
 
 def _run_of(name: str) -> str:
@@ -161,35 +213,3 @@ def _ask() -> str:
     except EOFError:
         return ""
     return line
-
-
-def _answer(engine: Engine, chat: Chat, prompt: Prompt, config: ChatConfig, out: TextIO) -> Message | None:
-    """Stream one answer, and give it as a message for the history; None if the prompt could not be answered."""
-    stream = chat.parse_stream(prompt)
-    shown = ""
-
-    def show(deltas: Sequence[Delta]) -> None:
-        nonlocal shown
-        for delta in deltas:
-            kind = "content" if delta.content else "reasoning" if delta.reasoning else f"call {delta.index}"
-            lead = ("\n\n" if shown else "") + ("(thinks) " if kind == "reasoning" else "")
-            out.write((lead if kind != shown else "") + delta.reasoning + delta.content + delta.name + delta.arguments)
-            shown = kind
-        out.flush()
-
-    def on_token(_: int, token: int) -> None:
-        show(stream.push(token))
-
-    params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
-    try:
-        (completion,) = engine.generate([prompt], params, on_token=on_token)
-    except KeyboardInterrupt:  # ends this answer, not the conversation
-        out.write("\n")
-        print("The answer was stopped; the question is forgotten.", file=sys.stderr)
-        return None
-    show(stream.finish()[0])
-    out.write("\n")
-    if completion.ended is Ended.ERROR:
-        print(completion.error, file=sys.stderr)
-        return None
-    return completion.message or Message("assistant", completion.text)

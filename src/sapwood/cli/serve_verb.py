@@ -12,10 +12,10 @@ from sapwood.cli.chat_verb import ChatConfig, open_model, trained_arguments
 from sapwood.cli.options import Json, parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError, storage
 from sapwood.generate import Engine
-from sapwood.model import Dtype, LanguageModel
+from sapwood.model import Dtype
 from sapwood.model.routes import BASE
-from sapwood.model.several import adapter_names, add_adapter
 from sapwood.recipes import Screen
+from sapwood.recipes.beside import load_beside
 from sapwood.remote.addresses import is_loopback, listen
 from sapwood.serve.limits import Access, ServeLimits
 from sapwood.serve.worker import Worker
@@ -94,7 +94,7 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     for note in (*chat.notes, *chat.warnings):
         screen.say(note)
     called = config.name or (Path(name).resolve().name if Path(name).exists() else name)
-    model, models = _beside(model, called, config.adapters)
+    model, models = load_beside(model, called, config.adapters)
     engine = Engine(model, chat, slots=config.slots)
     if BASE in models.values():
         try:
@@ -118,23 +118,6 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     finally:
         worker.close()
     screen.say("Stopped.")
-
-
-def _beside(model: LanguageModel, called: str, adapters: Sequence[str]) -> tuple[LanguageModel, dict[str, str | None]]:
-    """The model with more adapters loaded, and who answers to which name: its own adapter, none (`base`), or one of the others."""
-    own = adapter_names(model)
-    models: dict[str, str | None] = {called: own[0], "base": BASE} if own else {called: None}
-    if adapters and not own:
-        models = {called: BASE}
-    for word in adapters:
-        name, found, folder = word.partition("=")
-        if not found or not folder:
-            raise ConfigError(f"adapters holds {word!r}; give NAME=FOLDER, such as law=runs/law-1/adapter.")
-        if name in models:
-            raise ConfigError(f"adapters gives the name {name!r} twice, or one that the server has already: {', '.join(models)}.")
-        model = add_adapter(model, Path(folder), name)
-        models[name] = name
-    return model, models
 
 
 def _welcome(url: str, names: Sequence[str], tokens: tuple[str, ...], config: ServeConfig, screen: Screen) -> None:

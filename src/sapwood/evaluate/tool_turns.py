@@ -80,23 +80,24 @@ class WithTools:
         """The next prompt: all before, the calls, and their results in order."""
         before = open_prompts.pop(place)
         assert completion.message is not None
-        results = [Message("tool", self.result(call), tool_call_id=call.id, name=call.name) for call in calls]
+        results = [Message("tool", result_of(call, self.tools), tool_call_id=call.id, name=call.name) for call in calls]
         messages = (*before.messages, completion.message, *results)
         try:
             open_prompts[place] = self.prompt(Conversation(messages, before.tools, before.template_arguments))
         except SapwoodError as error:
             done[place] = dataclasses.replace(completion, ended=Ended.ERROR, error=f"its call could not be answered: {error}")
 
-    def result(self, call: ToolCall) -> str:
-        """What the tool says, as text; an unknown tool and one that raises are told to the model in words."""
-        tool = self.tools.get(call.name)
-        if tool is None:
-            return f"Error: there is no tool {call.name!r}. Tools: {', '.join(sorted(self.tools)) or 'none'}."
-        try:
-            given = tool(**call.arguments)
-        except Exception as error:  # noqa: BLE001  a tool that fails is part of the test
-            return f"Error: {type(error).__name__}: {error}"
-        return given if isinstance(given, str) else orjson.dumps(given, default=str).decode()
+
+def result_of(call: ToolCall, tools: Mapping[str, Tool]) -> str:
+    """What the tool says, as text; an unknown tool and one that raises are told to the model in words."""
+    tool = tools.get(call.name)
+    if tool is None:
+        return f"Error: there is no tool {call.name!r}. Tools: {', '.join(sorted(tools)) or 'none'}."
+    try:
+        given = tool(**call.arguments)
+    except Exception as error:  # noqa: BLE001  a tool that fails is part of the test
+        return f"Error: {type(error).__name__}: {error}"
+    return given if isinstance(given, str) else orjson.dumps(given, default=str).decode()
 
 
 def _renumbered(on_token: OnToken | None, places: Sequence[int]) -> OnToken | None:

@@ -1,0 +1,81 @@
+"""`sapwood chat` as a person and a script use it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sapwood.chat import Delta
+from sapwood.cli.chat_shown import InTurn, SideBySide
+from sapwood.cli.main import main
+from sapwood.model import LoraConfig, add_lora, load_model, save_adapter, trainable_parameters
+from sapwood.records import ToolCall
+from tiny.folder import write_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("chat")
+    folder = write_model(found / "model")
+    for number, name in enumerate(("law", "verse")):
+        model = add_lora(load_model(folder, "fp32"), LoraConfig(r=2, alpha=4), 0)
+        generator = torch.Generator().manual_seed(number)
+        for parameter in trainable_parameters(model).values():
+            parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        save_adapter(model, found / name)
+    return found
+
+
+def test_arms_answer_beside_each_other_and_rows_are_saved(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = place / "rows.jsonl"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"the colour of sky\n/save {rows} law\n/save\n/save {rows} nobody\n/etc/hosts\n"))
+    words = ["chat", str(place / "model"), "--beside", f"law={place / 'law'}", f"verse={place / 'verse'}", "--max-new-tokens", "5"]
+    assert main([*words, "--dtype", "fp32", "--system", "be brief", "--json"]) == 0
+    shown = capsys.readouterr()
+    said = json.loads(shown.out)
+    assert list(said["arms"]) == ["model", "law", "verse"]
+    answers = {arm: messages[2]["content"] for arm, messages in said["arms"].items()}
+    assert len(set(answers.values())) == 3
+    assert [message["role"] for message in said["messages"]] == ["system", *["user", "assistant"] * 2], "a path is a question, too"
+    [row] = map(json.loads, rows.read_text().splitlines())
+    assert row["messages"][:3] == said["arms"]["law"][:3]
+    assert "/save takes a file" in shown.err
+    assert "no arm 'nobody'" in shown.err
+    assert "law:\n" in shown.err
+
+
+def test_base_needs_an_adapter_that_stands_on_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(place / "model"), "--beside", "base"]) != 0
+    assert "it is its own base" in capsys.readouterr().err
+
+
+def test_what_is_shown_of_thoughts_calls_and_results() -> None:
+    out = io.StringIO()
+    with InTurn(["mine"], out) as shown:
+        for delta in (
+            Delta(reasoning="hm"),
+            Delta(content="a\x1b[2Jb"),
+            Delta(content="c"),
+            Delta(index=0, name="f"),
+            Delta(index=0, arguments="{}"),
+        ):
+            shown.heard.delta("mine", delta)
+        shown.heard.result("mine", ToolCall("f", {}), "done")
+        shown.heard.delta("mine", Delta(content="end"))
+    assert out.getvalue() == "(thinks) hm\na␛[2Jbc\n(calls) f {}\n(f says) done\nend\n"
+
+
+def test_columns_hold_every_arm() -> None:
+    out = io.StringIO()
+    with SideBySide(["one", "two"], out) as shown:
+        shown.heard.delta("one", Delta(content="left"))
+        shown.heard.delta("two", Delta(content="right"))
+    lines = out.getvalue().splitlines()
+    assert any("one" in line and "two" in line for line in lines)
+    assert any("left" in line and "right" in line for line in lines)
