@@ -19,6 +19,10 @@ from sapwood.records import Message, Prompt
 Overflow = Literal["refuse", "drop oldest"]
 
 
+class OverflowingError(DataError):
+    """A conversation outgrows the context, and nothing may be left out, or nothing is left to be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A prompt that fits the context, and the number of messages that were left out for it."""
@@ -39,7 +43,7 @@ def fitted_prompt(
 ) -> Fitted:
     """`chat.prompt` of the messages, or of those that fit beside `room` tokens of answer.
 
-    Raises `DataError` where the prompt does not fit and nothing may be left out, or nothing is left to be left out.
+    Raises `OverflowingError` where the prompt does not fit and nothing may be left out, or nothing is left to be left out.
     """
     prompt = chat.prompt(messages, tools, template_arguments, where=where)
     limit = chat.context_length
@@ -59,7 +63,7 @@ def fitted_prompt(
     if found is not None:
         return found
     told = "its last question alone does not fit" if overflow == "drop oldest" else "nothing may be left out of it (`refuse`)"
-    raise DataError(
+    raise OverflowingError(
         f"{where}: the prompt has {len(prompt.ids):,} tokens, and with {room:,} of answer it outgrows the model's context of {limit:,}; "
         f"{told}. "
         "Begin anew, shorten it, choose a model with a longer context, or let the oldest turns go (`drop oldest`)."

@@ -93,10 +93,11 @@ class Form:
 
 
 def usage(asked: Asked, completions: Sequence[Completion]) -> dict[str, int]:
-    """Tokens read and written; a prompt counts once, however many samples it has."""
+    """Tokens read and written; a prompt counts once, however many samples it has. And how many messages were left out of it, if any."""
     read = sum(len(prompt.ids) for prompt in asked.prompts)
     written = sum(len(completion.ids) for completion in completions)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    found = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return found | ({"dropped_messages": asked.dropped} if asked.dropped else {})
 
 
 def finish_reason(completion: Completion) -> str:

@@ -11,14 +11,15 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from sapwood.chat import Chat
+from sapwood.chat.overflow import Fitted, Overflow, OverflowingError, fitted_prompt
 from sapwood.config import did_you_mean
 from sapwood.data.messages import read_messages, read_tools
 from sapwood.data.refusal import Refused
 from sapwood.errors import SapwoodError
-from sapwood.records import Constraint, Prompt, SamplingParams
+from sapwood.records import Constraint, Message, Prompt, SamplingParams
 from sapwood.serve.limits import ServeLimits
 
 _NUMBERS = {
@@ -34,7 +35,7 @@ _NUMBERS = {
 _BOTH = frozenset((*_NUMBERS, "model", "n", "stream", "stream_options", "stop", "seed", "max_tokens", "logprobs", "return_token_ids"))
 _CHAT = _BOTH | {
     *("messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "top_logprobs", "max_completion_tokens"),
-    *("chat_template_kwargs", "reasoning_effort"),
+    *("chat_template_kwargs", "reasoning_effort", "overflow"),
 }
 _TEXT = _BOTH | {"prompt", "echo"}
 _NO_MATTER = frozenset(("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"))
@@ -66,6 +67,8 @@ class Asked:
     """How many alternatives to give with each token; None gives no log-probabilities."""
     token_ids: bool
     echo: bool = False
+    dropped: int = 0
+    """Messages that were left out because the conversation outgrew the context, as the request allowed."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,34 @@ def read_chat(body: Any, served: Served) -> Asked:
         raise RefusalError(f"{refused.args[0]}", "tools") from None
     tools, constraint = _tool_choice(body, given)
     constraint = _response_format(body.get("response_format"), constraint)
-    try:
-        prompt = served.chat.prompt(messages, tools, _arguments(body, served), where="the request")
-    except SapwoodError as error:
-        raise RefusalError(str(error), "messages") from None
+    limit = _whole(body, "max_completion_tokens", 1) or _whole(body, "max_tokens", 1)
+    fitted = _fitted(body, messages, tools, limit, served)
     logprobs = None
     if _flag(body, "logprobs"):
         logprobs = _whole(body, "top_logprobs", 0, 20) or 0
     elif body.get("top_logprobs"):
         raise RefusalError("`top_logprobs` needs `logprobs: true`.", "top_logprobs")
-    limit = _whole(body, "max_completion_tokens", 1) or _whole(body, "max_tokens", 1)
-    return _asked(body, (prompt,), limit, logprobs, constraint, served)
+    asked = _asked(body, (fitted.prompt,), limit, logprobs, constraint, served)
+    return dataclasses.replace(asked, dropped=fitted.dropped)
+
+
+def _fitted(
+    body: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], limit: int | None, served: Served
+) -> Fitted:
+    """The prompt, without the oldest exchanges where it outgrows the context and the request lets them go."""
+    chat, arguments = served.chat, _arguments(body, served)
+    overflow: Any = body.get("overflow") or "refuse"
+    if overflow not in get_args(Overflow):
+        raise RefusalError(f"`overflow` is {overflow!r:.40}; give one of: {', '.join(get_args(Overflow))}.", "overflow")
+    try:
+        if overflow == "refuse":
+            return Fitted(chat.prompt(messages, tools, arguments, where="the request"), 0)
+        room = min(limit or served.limits.max_new_tokens, (chat.context_length or 0) // 4) or 1
+        return fitted_prompt(chat, messages, tools, arguments, overflow=overflow, room=room, where="the request")
+    except OverflowingError as error:
+        raise RefusalError(str(error), "messages", code="context_length_exceeded") from None
+    except SapwoodError as error:
+        raise RefusalError(str(error), "messages") from None
 
 
 def read_text(body: Any, served: Served) -> Asked:
