@@ -52,11 +52,14 @@ def serving(
     arguments: dict[str, Any] | None = None,
     adapters: Sequence[Path] = (),
     tools_in_system: bool = False,
+    processor: Any = None,
     **knobs: Any,
 ) -> Iterator[Serving]:
     """Serve the model of a folder until the block ends, with adapters that are called like their folders."""
     limits = limits or ServeLimits()
     chat = Chat.load(folder)
+    if processor is not None:
+        chat = chat.with_media(processor)
     if tools_in_system:
         chat = chat.with_tools_in_system()
     model = load_model(folder, "fp32")
