@@ -222,6 +222,12 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "regex:PATTERN" in scorer_names()
 
 
+def test_an_item_without_a_reference_is_never_wrong() -> None:
+    needs_none = {"json", "tags", "answers", "refuses"}
+    for name in PLAIN:
+        assert (scorer_named(name)(item(None), said("x")).value is not None) == (name in needs_none), name
+
+
 def test_no_scorer_scores_a_failed_completion() -> None:
     for name in PLAIN:
         failed = replace(said("Yes"), ended=Ended.ERROR, error="out of memory")

@@ -27,7 +27,11 @@ def maths() -> Scorer:
 
     def score(item: Item, completion: Completion) -> Score:
         bound = SECONDS if threading.current_thread() is threading.main_thread() else None
-        golds = [gold for entry in references_of(item.reference) if (gold := _read(library, str(entry), bound, strict=True))]
+        golds = [
+            gold
+            for entry in references_of(item.reference)
+            if entry is not None and (gold := _read(library, str(entry), bound, strict=True))
+        ]
         if not golds:
             return Score(None, None, f"the reference {str(item.reference)[:80]!r} holds no mathematical expression")
         answer = _read(library, spoken(completion), bound, strict=False)

@@ -17,6 +17,8 @@ from sapwood.records import Completion, Ended, Item, Score
 
 Scorer = Callable[[Item, Completion], Score]
 
+NO_REFERENCE = "the item has no reference to compare with"
+
 _THOUGHT = "</think>"
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?[$€£]?[-+−]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 _MARKED = re.compile(r"####\s*(.+)")
@@ -59,7 +61,9 @@ def exact(*, casefold: bool = False, strip: bool = True) -> Scorer:
         return text.casefold() if casefold else text
 
     def score(item: Item, completion: Completion) -> Score:
-        allowed = [str(entry) for entry in references_of(item.reference)]
+        allowed = [str(entry) for entry in references_of(item.reference) if entry is not None]
+        if not allowed:
+            return Score(None, None, NO_REFERENCE)
         answer = spoken(completion)
         right = normal(answer) in {normal(entry) for entry in allowed}
         return Score(float(right), normal(answer), "" if right else f"expected {_either(allowed)}, got {_short(answer)}")
@@ -78,6 +82,8 @@ def set_f1(sep: str = ",") -> Scorer:
         return {part.strip().casefold() for part in parts} - {""}
 
     def score(item: Item, completion: Completion) -> Score:
+        if item.reference is None:
+            return Score(None, None, NO_REFERENCE)
         answer, expected = entries(spoken(completion)), entries(item.reference)
         both = len(answer & expected)
         value = 2 * both / (len(answer) + len(expected)) if answer or expected else 1.0
