@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,3 +115,24 @@ def test_keys_sort_like_token_lists(left: list[int], right: list[int]) -> None:
     shared = common_prefix(a, b)
     assert left[:shared] == right[:shared]
     assert shared == min(len(left), len(right)) or left[shared] != right[shared]
+
+
+@given(lengths=st.lists(st.integers(5, 400), min_size=1, max_size=10), budget=st.integers(50, 1000))
+def test_equally_cheap_cuts_are_even(lengths: list[int], budget: int) -> None:
+    """Where nothing is shared, all cuts into as few passes as possible cost the same: no other one has a smaller sum of squares."""
+    lengths = sorted(lengths)
+    examples = [
+        Example((Row(np.full(length, place), np.array([1]), np.ones(1, np.float32)),)) for place, length in enumerate(lengths, start=100)
+    ]
+    sizes = [batch.forest.num_tokens for batch in cut(examples, budget)]
+    others = [
+        [sum(lengths[a:b]) for a, b in itertools.pairwise((0, *edges, len(lengths)))]
+        for edges in itertools.combinations(range(1, len(lengths)), len(sizes) - 1)
+    ]
+    fitting = [other for other in others if all(size <= budget or size in lengths for size in other)]
+    assert sum(size * size for size in sizes) == min(sum(size * size for size in other) for other in fitting)
+
+
+def test_a_step_that_does_not_fit_is_halved_not_filled() -> None:
+    examples = [Example((Row(np.full(100, place), np.array([1]), np.ones(1, np.float32)),)) for place in range(10)]
+    assert [batch.forest.num_tokens for batch in cut(examples, 900)] == [500, 500]

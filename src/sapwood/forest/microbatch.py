@@ -2,7 +2,8 @@
 
 Examples are sorted by their tokens and cut into contiguous runs, so that what shares a beginning stays together.
 The cut is the cheapest one (dynamic programming) under a budget of unique tokens, where a cut costs the beginnings
-it makes twice and a fixed overhead. An example is never cut; one that exceeds the budget stands alone.
+it makes twice and a fixed overhead. Of equally cheap ones it is the most even: two halves take less memory than a full pass and a
+rest. An example is never cut; one that exceeds the budget stands alone.
 Which examples a step holds is not decided here: sharing must never change the batch.
 """
 
@@ -58,8 +59,8 @@ def _shared(left: Example, right: Example) -> int:
 
 
 def _cheapest_cut(sizes: list[int], shared: list[int], budget: int) -> list[tuple[int, int]]:
-    """Runs [first, last) of least total cost, each within the budget unless it holds one example."""
-    best: list[tuple[float, int]] = [(0.0, 0)]
+    """Runs [first, last) of least total cost, then of least squared sizes; each within the budget unless it holds one example."""
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]
     for last in range(1, len(sizes) + 1):
         choices = []
         tokens = 0
@@ -68,11 +69,12 @@ def _cheapest_cut(sizes: list[int], shared: list[int], budget: int) -> list[tupl
             tokens += sizes[first] - (shared[first + 1] if first + 1 < last else 0)
             if tokens > budget and first < last - 1:
                 break
-            choices.append((best[first][0] + tokens + PASS_OVERHEAD, first))
+            cost, squares, _ = best[first]
+            choices.append((cost + tokens + PASS_OVERHEAD, squares + tokens * tokens, first))
         best.append(min(choices))
     runs, last = [], len(sizes)
     while last > 0:
-        first = best[last][1]
+        first = best[last][2]
         runs.append((first, last))
         last = first
     return runs[::-1]
