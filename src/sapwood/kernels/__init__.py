@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.cpp_extension import include_paths
 
 from sapwood.assets import cache_root
 
@@ -115,6 +114,8 @@ def _processor() -> str:
 
 def _compile(target: Path) -> str:
     """Compile to a name of this process, then move into place, so that no other sees a half; the compiler's words where it fails."""
+    from torch.utils.cpp_extension import include_paths  # brings setuptools, which only those who compile need
+
     command = [_compiler() or "c++", *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     command += ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", *(f"-I{path}" for path in include_paths())]
     library = Path(torch.__file__).parent / "lib"
