@@ -15,14 +15,14 @@ from sapwood.store import open_store
 
 
 def write_corrections(place: Path, count: int) -> None:
-    """So many of twice as many single answers are corrected."""
+    """So many of some single answers are corrected."""
     items = [
         Candidate(
             key=f"{number}",
             asked=[{"role": "user", "content": f"how is {number}"}],
             answers={"answer": {"role": "assistant", "content": "bad"}},
         )
-        for number in range(2 * count)
+        for number in range(2 * count + 1)
     ]
     with open_store(str(place), metadata, kind=KIND, version=VERSION) as store, store.writing() as connection:
         batch, _ = make_batch(connection, items, BatchConfig(), Rubric(), name="answers", source="a test", now=0.0)

@@ -55,7 +55,7 @@ def _serve(names: list[str], flags: list[str], json: Json) -> None:
     screen = screen_for(json)
     source = Path(names[0]) if names else None
     listener = listen(config.host, config.port)  # before anything is written: a port that is taken is known at once
-    with open_review(config) as store:
+    with listener, open_review(config) as store:
         begun = begin(store, source, config, screen)
         base = (config.address or f"http://{_named(config.host)}:{listener.getsockname()[1]}").rstrip("/")
         media = source if source is None or source.is_dir() else source.parent

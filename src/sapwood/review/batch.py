@@ -205,7 +205,7 @@ def make_batch(
     connection.execute(guidelines.insert().values(batch=batch.id, version=1, text=guideline, person=None, at=now))
     count = _write(connection, batch, (case for one in taken for case in _cases(one, arms, kind)), seated=True)
     if count == 0:
-        words = f"no item was answered by two of the arms {', '.join(arms)}" if kind == "pair" else "there is no answer in it"
+        words = f"no item was answered by two of the arms {', '.join(arms)}" if arms and kind == "pair" else "there is no answer in it"
         raise DataError(f"{source}: nothing to judge: {words}. Name other --arms, or another source.")
     connection.execute(batches.update().where(batches.c.id == batch.id).values(wanted=count * config.overlap))
     _write(connection, batch, (case for one in known for case in _cases(one, tuple(one.answers), kind) if case["gold"]), seated=False)
