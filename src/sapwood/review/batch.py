@@ -208,6 +208,7 @@ def make_batch(
         words = f"no item was answered by two of the arms {', '.join(arms)}" if arms and kind == "pair" else "there is no answer in it"
         raise DataError(f"{source}: nothing to judge: {words}. Name other --arms, or another source.")
     connection.execute(batches.update().where(batches.c.id == batch.id).values(wanted=count * config.overlap))
+    connection.exec_driver_sql("ANALYZE")  # or the database plans as if the tables were still empty
     _write(connection, batch, (case for one in known for case in _cases(one, tuple(one.answers), kind) if case["gold"]), seated=False)
     return batch, count
 

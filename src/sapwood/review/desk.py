@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, false, func, or_, select
 
 from sapwood.review.batch import PLACES, Batch
 from sapwood.review.pairs import hash_of
@@ -236,7 +236,7 @@ def _free(connection: Connection, batch: Batch, person: int, turn: int, now: flo
     mine = exists(select(other.c.id).where(other.c.case == seats.c.case, other.c.person == person))
     passed = exists(select(passes.c.case).where(passes.c.case == seats.c.case, passes.c.person == person))
     free = or_(seats.c.person.is_(None), seats.c.until < now)
-    common = (seats.c.batch == batch.id, ~seats.c.gold, seats.c.vote.is_(None), free, ~mine, ~passed)
+    common = (seats.c.batch == batch.id, seats.c.gold == false(), seats.c.vote.is_(None), free, ~mine, ~passed)
     for ready in (1, 0) if turn % 2 else (0, 1):
         for side in (seats.c.place >= start, seats.c.place < start):
             query = select(seats.c.id, seats.c.case).where(*common, seats.c.ready == ready, side).order_by(seats.c.place).limit(1)
