@@ -13,12 +13,14 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from sapwood.ab.records import Book
 from sapwood.chat import Chat
 from sapwood.generate import Engine
 from sapwood.model import load_model
 from sapwood.model.several import add_adapter
 from sapwood.serve.app import Front, make_app
 from sapwood.serve.asking import Served
+from sapwood.serve.experiment import Experiment
 from sapwood.serve.limits import Access, ServeLimits
 from sapwood.serve.worker import Worker
 
@@ -53,6 +55,7 @@ def serving(
     adapters: Sequence[Path] = (),
     tools_in_system: bool = False,
     processor: Any = None,
+    book: Book | None = None,
     **knobs: Any,
 ) -> Iterator[Serving]:
     """Serve the model of a folder until the block ends, with adapters that are called like their folders."""
@@ -72,9 +75,9 @@ def serving(
     stop = threading.Event()
 
     async def main() -> None:
-        front = Front(
-            worker, Served(models or {"tiny": None}, chat, limits, arguments or {}), Access((TOKEN, "second"), limits.requests_a_minute)
-        )
+        served = Served(models or {"tiny": None}, chat, limits, arguments or {})
+        experiment = Experiment(book, served) if book is not None else None
+        front = Front(worker, served, Access((TOKEN, "second"), limits.requests_a_minute), experiment)
         config = uvicorn.Config(make_app(front), host="127.0.0.1", port=0, log_level="error", lifespan="off", ws="none")
         server = uvicorn.Server(config)
         task = asyncio.ensure_future(server.serve())

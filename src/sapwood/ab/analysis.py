@@ -75,6 +75,8 @@ class Comparison:
     """Units that chance sent to one of the two."""
     primary: Measured
     guardrails: tuple[Measured, ...]
+    harm: str
+    """What it is shown to do worse, as a sentence; empty where it is not. Said of a broken split too: to stop is the safe side."""
     switched_off: str
     """Why it is switched off; empty where it is on."""
     decision: Decision
@@ -181,37 +183,42 @@ def _compare(records: Records, treatment: int, split: Split, pictures: bool) -> 
     )
     off = next((event for event in reversed(records.events) if event.arm == treatment), None)
     why = off.why if off is not None and not off.on else ""
-    decision, line, more = _decide(arm.name, plan, primary, guardrails, why, split, alpha)
-    return Comparison(arm.name, len(comparable(records, treatment)), primary, guardrails, why, decision, line, more)
+    harm = _harm(arm.name, plan, primary, guardrails)
+    stopped = harm or (f"{arm.name} is switched off: {why}" if why else "")
+    decision, line, more = _decide(arm.name, plan, primary, guardrails, stopped, alpha)
+    if split.broken:
+        decision, line, more = "split broken", f"{arm.name}: units did not come as planned, so no effect is to be believed.", None
+    return Comparison(arm.name, len(comparable(records, treatment)), primary, guardrails, harm, why, decision, line, more)
+
+
+def _harm(arm: str, plan: Plan, primary: Measured, guardrails: Sequence[Measured]) -> str:
+    harmed = [guard.metric.name for guard in guardrails if guard.harmed]
+    if primary.gain.high < 0:
+        return f"{arm} is worse than {plan.control.name}: {_said(primary)}."
+    return f"{arm} harms {' and '.join(harmed)} by more than the margin allows; {_said(primary)}." if harmed else ""
 
 
 def _decide(
-    arm: str, plan: Plan, primary: Measured, guardrails: Sequence[Measured], off: str, split: Split, alpha: float
+    arm: str, plan: Plan, primary: Measured, guardrails: Sequence[Measured], stopped: str, alpha: float
 ) -> tuple[Decision, str, int | None]:
-    if split.broken:
-        return "split broken", f"{arm}: units did not come to the arms as planned, so no effect is to be believed.", None
-    name, gain = plan.primary, primary.gain
-    said = f"{_signed(gain.mean)} [{_signed(gain.low)}, {_signed(gain.high)}] in {name}"
-    harmed = [guard.metric.name for guard in guardrails if guard.harmed]
-    if gain.high < 0:
-        return "stop for harm", f"{arm} is worse than {plan.control.name}: {said}.", None
-    if harmed:
-        return "stop for harm", f"{arm} harms {' and '.join(harmed)} by more than the margin allows; {said}.", None
-    if off:
-        return "stop for harm", f"{arm} is switched off: {off}", None
+    """(decision, its sentence, units that are still needed) where the split is right."""
+    gain, said = primary.gain, _said(primary)
+    if stopped:
+        return "stop for harm", stopped, None
     if gain.high < plan.effect:
         return "no gain worth having", f"{arm} does not gain {plan.effect:g} over {plan.control.name}: {said}.", None
-    waiting = [guard.metric.name for guard in guardrails if not guard.safe]
+    waiting = " and ".join(guard.metric.name for guard in guardrails if not guard.safe)
     if gain.low > 0 and not waiting:
         return "ship", f"{arm} is better than {plan.control.name}: {said}.", None
     more = _more(plan, primary, guardrails, alpha)
     if gain.low > 0:
-        return (
-            "keep running",
-            f"{arm} is better ({said}), but harm to {' and '.join(waiting)} is open: about {more:,} more units.",
-            more,
-        )
+        return "keep running", f"{arm} is better ({said}), but harm to {waiting} is open: about {more:,} more units.", more
     return "keep running", f"{arm} is not told apart from {plan.control.name} yet: {said}; about {more:,} more units.", more
+
+
+def _said(measured: Measured) -> str:
+    gain = measured.gain
+    return f"{signed(gain.mean)} [{signed(gain.low)}, {signed(gain.high)}] in {measured.metric.name}"
 
 
 def _more(plan: Plan, primary: Measured, guardrails: Sequence[Measured], alpha: float) -> int:
@@ -262,7 +269,8 @@ def _scaled(effect: Effect, span: float) -> Effect:
     return Effect(effect.n, effect.mean * span, effect.low * span, effect.high * span, effect.level)
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A gain as people read it: with its sign, and a real minus."""
     return f"{value:+.3g}".replace("-", "−")
 
 
@@ -310,6 +318,7 @@ def as_dict(analysis: Analysis) -> dict[str, Any]:
                 "line": one.line,
                 "units": one.units,
                 "more": one.more,
+                "harm": one.harm,
                 "switched_off": one.switched_off,
                 "primary": measured(one.primary),
                 "guardrails": [measured(guard) for guard in one.guardrails],

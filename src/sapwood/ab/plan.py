@@ -188,6 +188,11 @@ def load_plan(path: Path) -> Plan:
     return load_yaml(Plan, path)
 
 
+def records_of(path: Path) -> Path:
+    """Where a plan's experiment is recorded, where nothing else is said."""
+    return path.with_suffix(".db")
+
+
 def plan_from(content: Mapping[str, Any], where: str) -> Plan:
     """A plan that the records hold."""
     return from_dict(Plan, content, where)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sapwood.ab.plan import Plan, load_plan, records_of
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.chat_verb import ChatConfig, open_model, trained_arguments
 from sapwood.cli.options import Json, parse, screen_for, take_json, take_names
@@ -19,6 +23,10 @@ from sapwood.recipes.beside import load_beside
 from sapwood.remote.addresses import is_loopback, listen
 from sapwood.serve.limits import Access, ServeLimits
 from sapwood.serve.worker import Worker
+
+if TYPE_CHECKING:
+    from sapwood.serve.asking import Served
+    from sapwood.serve.experiment import Experiment
 
 DESCRIPTION = (
     "Serve a run's model or any model to clients of OpenAI's API. Prints its address and a token; Ctrl-C or SIGTERM ends it, and "
@@ -51,6 +59,12 @@ class ServeConfig:
     """Type of the base weights; `auto` takes a run's own."""
     slots: int = 32
     """Answers that are written at a time; others wait."""
+    experiment: Path | None = None
+    """A plan (YAML) of an A/B test: requests are split between its arms; see docs/ab-tests.md."""
+    records: str | None = None
+    """Where the test is recorded: a file, or postgresql://USER@HOST/DATABASE; beside the plan, as PLAN.db, where not given."""
+    check_every: float = 60.0
+    """Seconds between two looks at the records, after which an arm that does harm is switched off."""
     grace: float = 30.0
     """Seconds that answers under way may still take when the server is told to stop."""
     limits: ServeLimits = field(default_factory=ServeLimits)
@@ -62,6 +76,10 @@ class ServeConfig:
             raise ConfigError(f"slots is {self.slots}; give at least 1.")
         if not 0 <= self.grace < float("inf"):
             raise ConfigError(f"grace is {self.grace}; give seconds, 0 or more.")
+        if self.records is not None and self.experiment is None:
+            raise ConfigError("records says where an experiment is recorded, and there is none. Give --experiment PLAN.yaml as well.")
+        if not 0 < self.check_every < float("inf"):
+            raise ConfigError(f"check_every is {self.check_every}; give seconds above 0.")
         if self.unlocked and self.token_file is not None:
             raise ConfigError("unlocked asks for no token, and token_file names some. Give one of them.")
         if self.unlocked and not is_loopback(self.host):
@@ -87,6 +105,7 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     except ImportError as error:
         raise ConfigError(f"A server needs {error.name}, which is not installed: pip install 'sapwood[web]'") from None
     tokens, screen = _tokens(config), screen_for(json)
+    plan = load_plan(config.experiment) if config.experiment is not None else None
     listener = listen(config.host, config.port)  # before the model loads: a port that is taken is known at once
     model, chat = open_model(name, ChatConfig(template=config.template, dtype=config.dtype), screen)
     if config.tools_in_system and not chat.tools_in_system:
@@ -107,17 +126,36 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     served = Served(models, chat, config.limits, trained_arguments(Path(name)))
     worker = Worker(engine)
 
-    def ready() -> None:
-        url = f"http://{config.host}:{listener.getsockname()[1]}/v1"
-        _welcome(url, list(models), tokens, config, screen)
-        json.write({"url": url, "models": list(models)})
+    with closing(worker), _experiment(plan, config, served, screen) as experiment:
+        names = list(experiment.public.models if experiment else models)
 
-    try:
+        def ready() -> None:
+            url = f"http://{config.host}:{listener.getsockname()[1]}/v1"
+            _welcome(url, names, tokens, config, screen)
+            json.write({"url": url, "models": names, **({"records": experiment.book.place} if experiment else {})})
+
         access = Access(tokens, config.limits.requests_a_minute)
-        run_server(lambda: Front(worker, served, access), listener, grace=config.grace, ready=ready)
-    finally:
-        worker.close()
+        run_server(lambda: Front(worker, served, access, experiment), listener, grace=config.grace, ready=ready)
     screen.say("Stopped.")
+
+
+@contextmanager
+def _experiment(plan: Plan | None, config: ServeConfig, served: Served, screen: Screen) -> Iterator[Experiment | None]:
+    """The experiment that stands in front of the models, watched until the server ends."""
+    if plan is None or config.experiment is None:
+        yield None
+        return
+    from sapwood.ab.records import begin
+    from sapwood.serve.experiment import Experiment, Watch
+
+    with closing(begin(plan, config.records or records_of(config.experiment))) as book:
+        experiment = Experiment(book, served)
+        screen.title(f"Experiment {plan.name}")
+        for arm, chance in zip(plan.arms, plan.chances(plan.step_at(time.time() - book.started)), strict=True):
+            screen.lines([f"{arm.name:<12} {100 * chance:.3g} % of new units now"])
+        screen.say(f"Records: {book.place}. What they say: sapwood ab report {config.experiment}", "dim")
+        with closing(Watch(experiment, config.check_every)):
+            yield experiment
 
 
 def _welcome(url: str, names: Sequence[str], tokens: tuple[str, ...], config: ServeConfig, screen: Screen) -> None:

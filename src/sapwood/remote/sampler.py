@@ -287,7 +287,7 @@ class RemoteSampler:
         async with self._client() as client:
             try:
                 async with asyncio.timeout(min(30.0, self.remote.timeout)):
-                    response = await client.get(url, headers=self._headers())
+                    response = await client.get(url, headers=self.headers())
             except (httpx2.TransportError, TimeoutError) as error:
                 raise RemoteError(
                     f"{url}: no answer ({str(error) or type(error).__name__}). Check that the server runs and the address is right."
@@ -311,9 +311,10 @@ class RemoteSampler:
     def _line(self, client: httpx2.AsyncClient) -> Line:
         remote = self.remote
         url = remote.address("chat/completions")
-        return Line(client, url, self._headers(), self._key, self._pace, remote.timeout, remote.tries, remote.backoff)
+        return Line(client, url, self.headers(), self._key, self._pace, remote.timeout, remote.tries, remote.backoff)
 
-    def _headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
+        """What every request carries; the key is among it."""
         headers = {"content-type": "application/json", "accept": "application/json"}
         return headers | ({"authorization": f"Bearer {self._key}"} if self._key else {})
 

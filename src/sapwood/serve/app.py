@@ -1,9 +1,11 @@
 """The HTTP side: who may ask, what is read, what goes back, and that every request gets an answer or a clear error.
 
     /v1/chat/completions   /v1/completions   /v1/models   /metrics      with a token
+    /v1/feedback                                                        with a token, while an experiment runs
     /health                                                             open
 
-In: a `Worker` and what it serves. Out: an ASGI application. Left out on purpose: embeddings, files, assistants.
+In: a `Worker` and what it serves, perhaps an experiment in front of it. Out: an ASGI application.
+Left out on purpose: embeddings, files, assistants.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -25,8 +28,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.remote.addresses import is_loopback
 from sapwood.serve.answers import Form
 from sapwood.serve.asking import Asked, RefusalError, Served, read_chat, read_text
+from sapwood.serve.experiment import ARM, SHOW_ARM, Experiment, Routed
 from sapwood.serve.limits import Access
 from sapwood.serve.metrics import Metrics
+from sapwood.serve.remote_arms import RemoteArms
+from sapwood.serve.sources import EngineSource, RemoteSource, Source
 from sapwood.serve.under_way import UnderWay
 from sapwood.serve.worker import STOPPED, Worker
 
@@ -46,8 +52,10 @@ _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 class Front:
     """What all requests share. Belongs to the event loop."""
 
-    def __init__(self, worker: Worker, served: Served, access: Access) -> None:
-        self.worker, self.served, self.access = worker, served, access
+    def __init__(self, worker: Worker, served: Served, access: Access, experiment: Experiment | None = None) -> None:
+        self.worker, self.access, self.experiment = worker, access, experiment
+        self.served = experiment.public if experiment else served
+        self.remote_arms = RemoteArms(experiment.plan) if experiment else None
         self.metrics = Metrics()
         self.under_way = 0
         self.stopping = False
@@ -62,16 +70,39 @@ class Front:
         began = time.monotonic()
         body = await self._body(request)
         async with self._reading:  # rendering and tokenising, one at a time, beside the loop and not in it
-            asked: Asked = await run_in_threadpool(read_chat if of_chat else read_text, body, self.served)
-        form, work = Form(asked.model, self.served.chat, of_chat), UnderWay(asked, self.worker)
-        leaving.append(work.leave)
-        work.begin()
-        if asked.stream:
-            headers = {"cache-control": "no-store"}
-            return StreamingResponse(self._events(work, form, began), media_type="text/event-stream", headers=headers)
-        completions = await _unless_gone(request, work.whole())
-        self._count(work, began)
-        return _json(form.whole(asked, completions))
+            asked, routed = await run_in_threadpool(self._understood, request, body, of_chat)
+        source: Source
+        if asked is not None:
+            form = Form(body["model"], self.served.chat, of_chat, routed.id if routed else secrets.token_hex(12))
+            work = UnderWay(asked, self.worker)
+            leaving.append(work.leave)
+            work.begin()
+            source = EngineSource(work, form)
+        else:
+            assert routed is not None, "what the engine is not asked, a remote arm is"
+            assert self.remote_arms is not None
+            source = RemoteSource(self.remote_arms, routed, of_chat)
+        headers = {ARM: routed.arm.name} if routed and request.headers.get(SHOW_ARM) else {}
+        if asked.stream if asked is not None else bool(body.get("stream")):
+            headers |= {"cache-control": "no-store"}
+            return StreamingResponse(self._events(source, routed, began), media_type="text/event-stream", headers=headers)
+        response = _json(await self._whole(request, source, routed, began))
+        response.headers.update(headers)
+        return response
+
+    async def feedback(self, request: Request) -> Response:
+        """What came of an answer. Raises `RefusalError`."""
+        assert self.experiment is not None, "the path is there with an experiment alone"
+        self.admit(request)
+        body = await self._body(request)
+        return _json(await run_in_threadpool(self.experiment.feedback, request.headers, body))
+
+    def _understood(self, request: Request, body: Any, of_chat: bool) -> tuple[Asked | None, Routed | None]:
+        """What the engine is asked, None where a remote arm answers; and the arm, None without an experiment."""
+        if self.experiment is None:
+            return (read_chat if of_chat else read_text)(body, self.served), None
+        routed = self.experiment.route(request.headers, body, of_chat)
+        return routed.asked, routed
 
     def _one_less(self) -> None:
         self.under_way -= 1
@@ -110,28 +141,47 @@ class Front:
         except orjson.JSONDecodeError as error:
             raise RefusalError(f"The body is not JSON: {error}.") from None
 
-    async def _events(self, work: UnderWay, form: Form, began: float) -> AsyncIterator[bytes]:
+    async def _whole(self, request: Request, source: Source, routed: Routed | None, began: float) -> dict[str, Any]:
+        try:
+            answer = await _unless_gone(request, source.whole())
+        except _GoneError:
+            raise
+        except Exception as error:
+            await self._measure(source, routed, began, error)
+            raise
+        await self._measure(source, routed, began)
+        return answer
+
+    async def _events(self, source: Source, routed: Routed | None, began: float) -> AsyncIterator[bytes]:
         first = True
         try:
-            async for chunk in work.chunks(form):
+            async for chunk in source.chunks():
                 yield b"data: " + orjson.dumps(chunk) + b"\n\n"
-                said = chunk["choices"] and any(
-                    chunk["choices"][0].get("delta", chunk["choices"][0]).get(key) for key in ("content", "text")
-                )
+                choices = chunk.get("choices")
+                said = choices and any(choices[0].get("delta", choices[0]).get(key) for key in ("content", "text"))
                 if first and said:
                     first = False
                     self.metrics.first.add(time.monotonic() - began)
-            self._count(work, began)
+            await self._measure(source, routed, began)
             yield b"data: [DONE]\n\n"
         except Exception as error:  # noqa: BLE001  whatever it is, a stream that breaks says so
             self.metrics.cut += 1
+            await self._measure(source, routed, began, error)
             told = error if isinstance(error, RefusalError) else _bug(error)
             yield b"data: " + orjson.dumps(_error(told)) + b"\n\n"
 
-    def _count(self, work: UnderWay, began: float) -> None:
-        self.metrics.whole.add(time.monotonic() - began)
-        self.metrics.prompt_tokens += sum(len(prompt.ids) for prompt in work.asked.prompts)
-        self.metrics.completion_tokens += sum(len(completion.ids) for completion in work.completions if completion is not None)
+    async def _measure(self, source: Source, routed: Routed | None, began: float, error: Exception | None = None) -> None:
+        """Count an answer, for `/metrics` and for the experiment; of one that failed only that it did, unless the request was at fault."""
+        seconds, (read, written) = time.monotonic() - began, source.tokens
+        if error is None:
+            self.metrics.whole.add(seconds)
+            self.metrics.prompt_tokens += read
+            self.metrics.completion_tokens += written
+        elif isinstance(error, RefusalError) and error.status < 500:
+            return
+        if routed is not None and self.experiment is not None:
+            failed = error is not None
+            await run_in_threadpool(self.experiment.measure, routed, failed=failed, seconds=seconds, answer_tokens=written)
 
 
 def make_app(front: Front) -> ASGIApp:
@@ -155,6 +205,9 @@ def make_app(front: Front) -> ASGIApp:
 
     async def text(request: Request) -> Response:
         return await guarded(request, lambda: front.answer(request, of_chat=False))
+
+    async def feedback(request: Request) -> Response:
+        return await guarded(request, lambda: front.feedback(request))
 
     async def models(request: Request) -> Response:
         async def answer() -> Response:
@@ -182,6 +235,8 @@ def make_app(front: Front) -> ASGIApp:
     app = FastAPI(openapi_url=None, exception_handlers={404: elsewhere, 405: elsewhere})
     for path, answers in (("/v1/chat/completions", chat), ("/v1/completions", text)):
         app.add_api_route(path, answers, methods=["POST"])
+    if front.experiment is not None:
+        app.add_api_route("/v1/feedback", feedback, methods=["POST"])
     app.add_api_route("/v1/models", models)
     app.add_api_route("/metrics", metrics)
     app.add_api_route("/health", health)
