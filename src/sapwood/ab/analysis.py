@@ -52,8 +52,10 @@ class Measured:
     silence_differs: bool
     """Whether the share of units without an outcome differs between the arms: the gain is one among those who answered, then."""
     over_time: tuple[Effect, ...] = ()
-    variance: float = 0.0
-    """Of one unit's number, on the scale of 0..1."""
+    variance: float = 0.25
+    """Of outcomes within an arm, on the scale of 0..1."""
+    told: float = 0.0
+    """What the units so far tell, in units of an even split."""
 
     @property
     def harmed(self) -> bool:
@@ -169,7 +171,8 @@ def measure(data: Settled, metric: Metric, plan: Plan, alpha: float, *, pictures
         late=data.late,
         silence_differs=_silence_differs(data),
         over_time=over_time,
-        variance=float(units.xi_N.var()) if n else 1.0,
+        variance=_within(data) if n > 1 else 0.25,
+        told=float(units.weight_N.sum()),
     )
 
 
@@ -210,7 +213,7 @@ def _decide(
     waiting = " and ".join(guard.metric.name for guard in guardrails if not guard.safe)
     if gain.low > 0 and not waiting:
         return "ship", f"{arm} is better than {plan.control.name}: {said}.", None
-    more = _more(plan, primary, guardrails, alpha)
+    more = _more(plan, arm, primary, guardrails, alpha)
     if gain.low > 0:
         return "keep running", f"{arm} is better ({said}), but harm to {waiting} is open: about {more:,} more units.", more
     return "keep running", f"{arm} is not told apart from {plan.control.name} yet: {said}; about {more:,} more units.", more
@@ -221,19 +224,24 @@ def _said(measured: Measured) -> str:
     return f"{signed(gain.mean)} [{signed(gain.low)}, {signed(gain.high)}] in {measured.metric.name}"
 
 
-def _more(plan: Plan, primary: Measured, guardrails: Sequence[Measured], alpha: float) -> int:
+def _more(plan: Plan, arm: str, primary: Measured, guardrails: Sequence[Measured], alpha: float) -> int:
     """Units until the gain that is worth it, or the one that is seen where it is larger, shows four times in five."""
-    metric = primary.metric
-    span = metric.high - metric.low
-    needed = [units_for(min(1.0, max(plan.effect, primary.gain.mean) / span), primary.variance or 1.0, alpha, plan.units, power=0.8)]
-    needed = [needed[0] - primary.gain.n] if primary.gain.low <= 0 else [0]
+    chances = plan.chances(len(plan.ramp) - 1 if plan.ramp else 0)
+    treated = chances[[one.name for one in plan.arms].index(arm)]
+    share = treated / (treated + chances[0]) if treated else 0.5
+
+    def beyond(measured: Measured, delta: float, alpha: float) -> int:
+        part = min(1.0, delta / (measured.metric.high - measured.metric.low))
+        variance = max(measured.variance, 1e-4) / (share * (1 - share))
+        return units_for(part, variance, alpha, plan.units, share, 0.8) - int(measured.told / (4 * share * (1 - share)))
+
+    needed = [beyond(primary, max(plan.effect, primary.gain.mean), alpha) if primary.gain.low <= 0 else 0]
     for guard in guardrails:
         if not guard.safe and guard.metric.margin:
-            width = guard.metric.high - guard.metric.low
-            room = max(guard.metric.margin + min(0.0, guard.gain.mean), guard.metric.margin / 10) / width
-            needed.append(units_for(min(1.0, room), guard.variance or 1.0, 2 * alphas(plan)[1], plan.units, power=0.8) - guard.gain.n)
+            room = max(guard.metric.margin + min(0.0, guard.gain.mean), guard.metric.margin / 10)
+            needed.append(beyond(guard, room, 2 * alphas(plan)[1]))
     least = max(10, primary.gain.n // 10)
-    return _two_digits(max(least, *needed))
+    return two_digits(max(least, *needed))
 
 
 def _split(records: Records) -> Split:
@@ -246,6 +254,12 @@ def _split(records: Records) -> Split:
     counts, expected = np.bincount(arms, minlength=len(names)), chances_NK.sum(axis=0)
     rows = tuple((name, int(counts[place]), float(expected[place])) for place, name in enumerate(names))
     return Split(rows, math.exp(-max(0.0, highest)), highest >= math.log(1 / SPLIT_ALPHA))
+
+
+def _within(data: Settled) -> float:
+    """Variance of gains around the mean of their arm."""
+    arms = [data.gain_N[~data.treated_N], data.gain_N[data.treated_N]]
+    return float(sum(((arm - arm.mean()) ** 2).sum() for arm in arms if len(arm)) / len(data.gain_N))
 
 
 def _silence_differs(data: Settled) -> bool:
@@ -274,7 +288,7 @@ def signed(value: float) -> str:
     return f"{value:+.3g}".replace("-", "−")
 
 
-def _two_digits(n: int) -> int:
+def two_digits(n: int) -> int:
     """Rounded up: nobody knows it better."""
     unit = int(10 ** max(0, len(str(n)) - 2))
     return math.ceil(n / unit) * unit

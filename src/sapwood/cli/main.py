@@ -11,6 +11,7 @@
     study        several ways to answer, judged by a plan: ship it, or not
     chat         talk to a model or a run
     serve        an OpenAI-compatible server for a model or a run
+    ab           what an A/B test of served models shows, and how many units it takes
     plan         what a run will take, before it begins: memory, time, money, disk
     doctor       what a model's template does, and what your rows become
     template     what models or templates make of one conversation, side by side
@@ -50,6 +51,7 @@ VERBS = {
     "study": "several ways to answer, judged by a plan: ship it, or not",
     "chat": "talk to a model or a run",
     "serve": "an OpenAI-compatible server for a model or a run",
+    "ab": "what an A/B test of served models shows, and how many units it takes",
     "plan": "what a run will take, before it begins: memory, time, money, disk",
     "doctor": "what a model's template does, and what your rows become",
     "template": "what models or templates make of one conversation, side by side",

@@ -9,11 +9,12 @@ the treatment, outcome y and a centre η fixed before the unit,
     ξ =  (y − η) / π        treated          E[ξ | what was before] = mean outcome treated − mean outcome under control
     ξ = −(y − η) / (1 − π)  control          (Horvitz–Thompson, centred: η near both means takes away nearly all of what the weights add)
 
-Then it is betted against the claim that the effect is at most m: the capital ∏(1 + λ(ξᵢ − m)) is a nonnegative martingale if the claim is
-true, so it ever reaches 1/α with a chance of at most α (Ville's inequality). Waudby-Smith and Ramdas (2024), "Estimating means of
-bounded random variables by betting", JRSS-B 86, eq. (19) and (21)-(23); the mean of capitals over a grid of λ stands for one well chosen λ
-(their grid Kelly). The claims that no bet has refuted are the interval: exact at any n, no normal approximation, no variance known.
-Chances must be true, outcomes bounded, and the order may not depend on the arm. Left out on purpose: covariates, ratios, quantiles.
+Then it is betted against the claim that the effect is at most m: the capital ∏(1 + λwᵢ(ξᵢ − m)), w = 4π(1 − π), is a nonnegative
+martingale if the claim is true, so it ever reaches 1/α with a chance of at most α (Ville's inequality). Waudby-Smith and Ramdas (2024),
+"Estimating means of bounded random variables by betting", JRSS-B 86, eq. (19) and (21)-(23); the mean of capitals over a grid of λ stands
+for one well chosen λ (their grid Kelly); w bets less on units that say less, for the variance of ξ goes with 1/(π(1 − π)). The claims
+that no bet has refuted are the interval: exact at any n, no normal approximation, no variance known. Chances must be true, outcomes
+bounded, and the order may not depend on the arm. Left out on purpose: covariates, ratios, quantiles.
 """
 
 from __future__ import annotations
@@ -64,12 +65,19 @@ class Units:
     low_N: Floats
     """The least that it could have been, known before it came."""
     high_N: Floats
+    weight_N: Floats
+    """What a unit tells, 4π(1 − π): 1 at a half, little where one arm is rare."""
     stakes_J: Floats
     """What lies on each bet of `OCTAVES`; sums to 1."""
 
     def reversed(self) -> Units:
         """The two arms changed over."""
-        return Units(-self.xi_N, -self.high_N, -self.low_N, self.stakes_J)
+        return Units(-self.xi_N, -self.high_N, -self.low_N, self.weight_N, self.stakes_J)
+
+    @property
+    def mean(self) -> float:
+        """The effect, as all units together have it."""
+        return float(np.clip((self.weight_N * self.xi_N).sum() / self.weight_N.sum(), -1, 1))
 
 
 def units_of(treated: ArrayLike, chance: ArrayLike, outcome: ArrayLike, *, planned: int) -> Units:
@@ -88,7 +96,7 @@ def units_of(treated: ArrayLike, chance: ArrayLike, outcome: ArrayLike, *, plann
     xi_N = np.where(treated_N, (y_N - eta_N) / pi_N, -(y_N - eta_N) / (1 - pi_N))
     low_N = -np.maximum(eta_N / pi_N, (1 - eta_N) / (1 - pi_N))
     high_N = np.maximum((1 - eta_N) / pi_N, eta_N / (1 - pi_N))
-    return Units(xi_N, low_N, high_N, _stakes(planned, float(pi_N[-1]) if len(pi_N) else 0.5))
+    return Units(xi_N, low_N, high_N, 4 * pi_N * (1 - pi_N), _stakes(planned, float(pi_N[-1]) if len(pi_N) else 0.5))
 
 
 def evidence(units: Units, alternative: float = 0.0) -> tuple[Floats, Floats]:
@@ -105,10 +113,9 @@ def effect_at(units: Units, n: int, alpha: float) -> Effect:
         raise DataError(f"alpha is {alpha}; give a chance between 0 and 1, such as 0.05.")
     if n == 0:
         return Effect(0, 0.0, -1.0, 1.0, 1 - alpha)
-    first = Units(units.xi_N[:n], units.low_N[:n], units.high_N[:n], units.stakes_J)
-    mean = float(np.clip(first.xi_N.mean(), -1, 1))
-    low, high = _refuted_below(first, mean, alpha / 2), -_refuted_below(first.reversed(), -mean, alpha / 2)
-    return Effect(n, mean, low, high, 1 - alpha)
+    first = Units(units.xi_N[:n], units.low_N[:n], units.high_N[:n], units.weight_N[:n], units.stakes_J)
+    low, high = _refuted_below(first, alpha / 2), -_refuted_below(first.reversed(), alpha / 2)
+    return Effect(n, min(max(first.mean, low), high), low, high, 1 - alpha)
 
 
 def effect_over_time(units: Units, alpha: float, points: Sequence[int]) -> list[Effect]:
@@ -121,7 +128,7 @@ def half_width(n: float, variance: float, alpha: float, planned: int, share: flo
 
     log(1 + x) ≈ x − x²/2, so a bet λ gains nλδ − nλ²(variance + δ²)/2 in expectation; the δ at which the mean of capitals is 2/α.
     """
-    lambdas_J, log_stakes_J = 2.0**OCTAVES, np.log(_stakes(planned, share))
+    lambdas_J, log_stakes_J = 2.0**OCTAVES * 4 * share * (1 - share), np.log(_stakes(planned, share))
 
     def gains(delta: float) -> bool:
         gains_J = log_stakes_J + n * (lambdas_J * delta - lambdas_J**2 * (variance + delta**2) / 2)
@@ -166,41 +173,45 @@ def _centres(treated_N: NDArray[np.bool_], pi_N: Floats, y_N: Floats) -> Floats:
 
 
 def _stakes(planned: int, share: float) -> Floats:
-    """What lies on each bet. The best one at n units with σ is sqrt(2 log(2/α) / n) / σ; σ of a coin's outcomes, α of 0.05."""
-    suits = math.log2(math.sqrt(2 * math.log(40) / max(planned, 1)) * 2 * math.sqrt(share * (1 - share)))
+    """What lies on each bet. The best one at n units with σ is sqrt(2 log(2/α) / n) / (wσ); σ of a coin's outcomes, α of 0.05."""
+    suits = math.log2(math.sqrt(2 * math.log(40) / max(planned, 1)) / (2 * math.sqrt(share * (1 - share))))
     near_J = np.exp(-0.5 * ((OCTAVES - np.clip(suits, OCTAVES[-1], OCTAVES[0])) / SPREAD) ** 2)
     stakes_J: Floats = (1 - EVEN) * near_J / near_J.sum() + EVEN / len(OCTAVES)
     return stakes_J
 
 
-def _bets(units: Units) -> Floats:
-    """λ of each bet and unit (J, N): never so large that a claim from −1 to 1 could ruin it."""
-    return np.minimum((2.0**OCTAVES)[:, None], (BOLDEST / (1 - units.low_N))[None, :])
+def _bets(weight_N: Floats, low_N: Floats) -> Floats:
+    """λw of each bet and unit (J, N): never so large that a claim from −1 to 1 could ruin it."""
+    return np.minimum((2.0**OCTAVES)[:, None] * weight_N[None, :], (BOLDEST / (1 - low_N))[None, :])
 
 
 def _log_capital(units: Units, m: float) -> Floats:
-    gains_JN = np.log1p(_bets(units) * (units.xi_N - m)[None, :]).cumsum(axis=1)
+    gains_JN = np.log1p(_bets(units.weight_N, units.low_N) * (units.xi_N - m)[None, :]).cumsum(axis=1)
     log_N: Floats = np.logaddexp.reduce(gains_JN + np.log(units.stakes_J)[:, None], axis=0)
     return log_N
 
 
-def _refuted_below(units: Units, mean: float, alpha: float) -> float:
+def _refuted_below(units: Units, alpha: float) -> float:
     """The largest m up to which "the effect is at most m" is refuted; −1 where none is. Capital falls as m rises, so there is one."""
-    (xi_U, low_U), count_U = np.unique(np.stack([units.xi_N, units.low_N]), axis=1, return_counts=True)
-    lambdas_JU = np.minimum((2.0**OCTAVES)[:, None], (BOLDEST / (1 - low_U))[None, :])
-    log_stakes_J = np.log(units.stakes_J)
+    (xi_U, low_U, weight_U), count_U = np.unique(np.stack([units.xi_N, units.low_N, units.weight_N]), axis=1, return_counts=True)
+    lambdas_JU, log_stakes_J, mean = _bets(weight_U, low_U), np.log(units.stakes_J), units.mean
 
     def over(m: float) -> float:
         gains_J = np.log1p(lambdas_JU * (xi_U - m)[None, :]) @ count_U
         return float(np.logaddexp.reduce(gains_J + log_stakes_J)) - math.log(1 / alpha)
 
-    # nobody wins against the mean itself, so it is never refuted; from there down until something is
     reach = 3 * float(units.xi_N.std()) / math.sqrt(len(units.xi_N)) + 1e-3
-    while over(max(-1.0, mean - reach)) < 0:
-        if mean - reach <= -1:
+    low, high = max(-1.0, mean - reach), mean
+    while over(high) >= 0:  # bets that were capped lean elsewhere than the mean: rarely, and by little
+        if high >= 1:
+            return 1.0
+        low, high = high, min(1.0, high + reach)
+    while over(low) < 0:
+        if low <= -1:
             return -1.0
         reach *= 2
-    return _falling_root(over, max(-1.0, mean - reach), mean)
+        low, high = max(-1.0, low - reach), low
+    return _falling_root(over, low, high)
 
 
 def _falling_root(f: Callable[[float], float], low: float, high: float) -> float:
