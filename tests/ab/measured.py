@@ -32,7 +32,7 @@ from sapwood.stats import evidence, split_evidence, units_of
 PAGE = Path(__file__).parents[2] / "docs" / "ab-tests.md"
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "ab-tests.json"
 BEGIN, END = "<!-- measured by tests/ab/measured.py -->\n", "<!-- end -->\n"
-UNITS_EACH = 2000
+UNITS_EACH = 1000
 """Units of a simulated experiment; after each of them somebody looks."""
 
 
@@ -88,6 +88,8 @@ def two_processes(names: int) -> dict[str, int]:
     return {"names": names, "units": len(units), "exposures": len(exposures), "in_another_arm": other, "failed": failed}
 
 
+RATES = ((0.5, 0.55), (0.5, 0.6), (0.1, 0.15), (0.6, 0.7), (0.9, 0.95))
+"""(control, treated) of the table of power."""
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 COURSES: dict[str, tuple[Draw, np.ndarray]] = {
     "half resolve": (lambda rng, n: (rng.random(n) < 0.5).astype(float), np.full(UNITS_EACH, 0.5)),
@@ -96,7 +98,7 @@ COURSES: dict[str, tuple[Draw, np.ndarray]] = {
     "outcomes between 0 and 1": (lambda rng, n: rng.beta(2, 5, n), np.full(UNITS_EACH, 0.5)),
     "a ramp of 2, 10, 50 %, while outcomes drift from 0.2 to 0.8": (
         lambda rng, n: (rng.random(n) < np.linspace(0.2, 0.8, n)).astype(float),
-        np.repeat([0.02, 0.1, 0.5], [600, 600, 800]),
+        np.repeat([0.02, 0.1, 0.5], [300, 300, 400]),
     ),
 }
 
@@ -110,10 +112,10 @@ def false_alarms(course: str, times: int, seed: int = 1) -> dict[str, float]:
         above, below = evidence(units_of(treated, chances, outcome, planned=UNITS_EACH))
         ours += max(above.max(), below.max()) >= math.log(2 / 0.05)
         naive += z_test_ever(treated, outcome)
-    return {"sequence": ours / times, "z_test": naive / times}
+    return {"times": times, "sequence": float(ours / times), "z_test": float(naive / times)}
 
 
-def whole_experiments(times: int, seed: int = 2) -> float:
+def whole_experiments(times: int, seed: int = 2) -> dict[str, float]:
     """Share of A/A experiments with a guardrail in which anything at all is ever alarmed: gain, harm, guardrail or split."""
     alpha, guard = alphas(PLAN)
     rng, alarms, chances = np.random.default_rng(seed), 0, np.full(UNITS_EACH, 0.5)
@@ -128,7 +130,7 @@ def whole_experiments(times: int, seed: int = 2) -> float:
             or harm.max() >= math.log(1 / guard)
             or split.max() >= math.log(1 / SPLIT_ALPHA)
         )
-    return alarms / times
+    return {"times": times, "alarms": float(alarms / times)}
 
 
 def power(control: float, treated: float, most: int, times: int, seed: int = 3) -> dict[str, Any]:
@@ -141,11 +143,18 @@ def power(control: float, treated: float, most: int, times: int, seed: int = 3) 
         above = evidence(units_of(arm, chances, outcome, planned=UNITS_EACH))[0]
         found = np.flatnonzero(above >= math.log(2 / 0.05))
         first.append(float(found[0]) + 1 if len(found) else math.inf)
-    shown = {str(n): float(np.mean(np.array(first) <= n)) for n in (500, 1000, 2000, 5000, 10_000) if n <= most}
+    shown = {str(n): float(np.mean(np.array(first) <= n)) for n in (500, 1000, 2000, 5000) if n <= most}
     median = float(np.median(first))
     p = (control + treated) / 2
     fixed = (1.959964 + 0.841621) ** 2 * 4 * p * (1 - p) / (treated - control) ** 2
-    return {"control": control, "treated": treated, "shown": shown, "median": median if math.isfinite(median) else None, "fixed_80": fixed}
+    return {
+        "times": times,
+        "control": control,
+        "treated": treated,
+        "shown": shown,
+        "median": median if math.isfinite(median) else None,
+        "fixed_80": fixed,
+    }
 
 
 def planted_split(share: float, most: int, times: int, seed: int = 4) -> dict[str, Any]:
@@ -175,11 +184,11 @@ def measure_all(say: Callable[[str], None]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("uniformity", lambda: uniformity(1_000_000)),
-        ("ramped", lambda: ramped(8000)),
-        ("two_processes", lambda: two_processes(3000)),
+        ("ramped", lambda: ramped(2000)),
+        ("two_processes", lambda: two_processes(1000)),
         ("false_alarms", lambda: {course: false_alarms(course, 2000) for course in COURSES}),
         ("whole_experiments", lambda: whole_experiments(2000)),
-        ("power", lambda: [power(*rates, 10_000, 200) for rates in ((0.5, 0.55), (0.5, 0.6), (0.1, 0.13), (0.6, 0.7), (0.9, 0.93))]),
+        ("power", lambda: [power(*rates, 5000, 500) for rates in RATES]),
         ("split_right", lambda: planted_split(0.5, 20_000, 1000)),
         ("split_wrong", lambda: [planted_split(0.51, 200_000, 100), planted_split(0.4975, 1_500_000, 10)]),
     ]
@@ -191,7 +200,7 @@ def measure_all(say: Callable[[str], None]) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """The page's part."""
-    two, ramp = found["two_processes"], found["ramped"]
+    two, ramp, whole = found["two_processes"], found["ramped"], found["whole_experiments"]
     uniform = ", ".join(f"{p:.2f} over {int(bins):,}" for bins, p in found["uniformity"].items())
     lines = [
         "| claim | measured |",
@@ -201,7 +210,7 @@ def table(found: dict[str, Any]) -> str:
         f"| two processes on one PostgreSQL agree | {two['names']:,} units met by both: {two['units']:,} recorded, "
         f"{two['exposures']:,} answers, "
         f"{two['in_another_arm']} in another arm |",
-        f"| nothing false in a whole experiment (gain, harm, guardrail, split) | {100 * found['whole_experiments']:.1f} % of 2,000 A/A |",
+        f"| nothing false in a whole experiment (gain, harm, guardrail, split) | {100 * whole['alarms']:.1f} % of {whole['times']:,} A/A |",
         f"| a right split is not called broken | {found['split_right']['found']} of {found['split_right']['times']:,}, "
         f"looked at after each of {found['split_right']['most']:,} units |",
     ]
@@ -209,12 +218,12 @@ def table(found: dict[str, Any]) -> str:
         what = "1 point too many (51 to 49)" if one["share"] > 0.5 else "1 % of one arm's units lost"
         median = f"median after {one['median']:,.0f} units" if one["median"] else "no median"
         lines.append(f"| {what} is found | {one['found']} of {one['times']} within {one['most']:,}, {median} |")
-    lines += ["", f"A/A experiments of {UNITS_EACH:,} units, 2,000 each, looked at after every unit, that were ever called different:", ""]
-    lines += ["| outcomes | interval of Sapwood | z test |", "|---|---|---|"]
-    lines += [
-        f"| {course} | {100 * one['sequence']:.1f} % | {100 * one['z_test']:.0f} % |" for course, one in found["false_alarms"].items()
-    ]
-    lines += ["", "How often a true gain was shown by then, planned for 2,000 units (200 simulated experiments each):", ""]
+    lines += ["", f"A/A experiments of {UNITS_EACH:,} units, looked at after every unit: how many were ever called different.", ""]
+    lines += ["| outcomes | experiments | interval of Sapwood | z test |", "|---|---|---|---|"]
+    for course, one in found["false_alarms"].items():
+        lines.append(f"| {course} | {one['times']:,} | {100 * one['sequence']:.1f} % | {100 * one['z_test']:.0f} % |")
+    each = found["power"][0]["times"]
+    lines += ["", f"How often a true gain was shown by then, planned for {UNITS_EACH:,} units ({each} experiments each).", ""]
     sizes = list(found["power"][0]["shown"])
     heads = "".join(f" {int(n):,} |" for n in sizes)
     lines += [f"| control → treated |{heads} median | one look at a fixed size, 80 % |", "|---|" + "---|" * (len(sizes) + 2)]

@@ -69,6 +69,9 @@ def test_a_server_is_shown_asked_and_stopped_in_the_middle_of_an_answer(tmp_path
         (["--port", "70000"], "0 to 65535"),
         (["--host", "203.0.113.7"], "cannot be listened on"),
         (["--max-samples", "0"], "at least 1"),
+        (["--records", "ab.db"], "Give --experiment"),
+        (["--check-every", "0"], "check_every is 0.0"),
+        (["--experiment", "none.yaml"], "no such file"),
     ],
 )
 def test_odd_uses_are_refused_before_the_model_loads(

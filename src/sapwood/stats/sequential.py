@@ -187,7 +187,9 @@ def _bets(weight_N: Floats, low_N: Floats) -> Floats:
 
 def _log_capital(units: Units, m: float) -> Floats:
     gains_JN = np.log1p(_bets(units.weight_N, units.low_N) * (units.xi_N - m)[None, :]).cumsum(axis=1)
-    log_N: Floats = np.logaddexp.reduce(gains_JN + np.log(units.stakes_J)[:, None], axis=0)
+    gains_JN += np.log(units.stakes_J)[:, None]
+    top_N = gains_JN.max(axis=0, initial=-np.inf)
+    log_N: Floats = top_N + np.log(np.exp(gains_JN - top_N[None, :]).sum(axis=0))
     return log_N
 
 
