@@ -136,6 +136,8 @@ def test_what_a_fallback_answered_does_not_count() -> None:
     found = replace(records(PLAN, [0, 1, 0, 1, 0], []), outcomes=rows, events=off)
     data = settled(found, 1, PLAN.metrics[0])
     assert data.value_N.tolist() == [1.0, 0.0]
+    hour = settled(replace(found, plan=plan_with(window="1h")), 1, PLAN.metrics[0])
+    assert hour.value_N.tolist() == [0.0, 1.0], "of a treated unit's two answers the control gave one"
     result = analyse(found)
     assert result.decision == "stop for harm"
     assert "switched off: harm" in result.line
@@ -162,6 +164,7 @@ def test_alpha_is_shared_out_and_no_more_than_there_is() -> None:
     three = plan_with(arms=(*PLAN.arms[:1], Arm(name="a", share=0.3), Arm(name="b", share=0.3)))
     primary, guard = alphas(three)
     assert 2 * primary + 2 * guard == pytest.approx(three.alpha)
+    assert 0 < guard < primary
     assert alphas(plan_with(guardrails=()))[0] == PLAN.alpha
 
 

@@ -13,7 +13,21 @@ from dataclasses import dataclass
 from os import PathLike
 
 import orjson
-from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    select,
+)
 
 from sapwood.ab.assign import Unit
 from sapwood.ab.plan import Plan, changes, plan_from
@@ -198,7 +212,7 @@ class Book:
                 .where(UNITS.c.experiment == self._experiment)
                 .order_by(OUTCOMES.c.id)
             ).all()
-            exposed = connection.execute(select(EXPOSURES.c.id).join(UNITS).where(UNITS.c.experiment == self._experiment)).all()
+            count = select(func.count()).select_from(EXPOSURES.join(UNITS)).where(UNITS.c.experiment == self._experiment)
             return Records(
                 plan=self.plan,
                 started=self.started,
@@ -206,7 +220,7 @@ class Book:
                 units=[UnitRow(*row) for row in units],
                 outcomes=[OutcomeRow(*row) for row in outcomes],
                 events=self._events(connection),
-                exposures=len(exposed),
+                exposures=connection.execute(count).scalar_one(),
             )
 
     def close(self) -> None:
