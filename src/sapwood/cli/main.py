@@ -5,6 +5,7 @@
     dpo          learn from preferred answers: pairs, or single votes
     grpo         learn from rewards: verifiers, scorers, functions of your own
     distill      a teacher's right answers, as rows to imitate
+    reason       the stages by which a model learns to reason, from a recipe
     sweep        a small grid of settings on the same rows, and which of them can be told apart
     decide       should you fine-tune, and on how many rows?
     eval         measure a model, or a run's adapter, on conversations
@@ -45,6 +46,7 @@ VERBS = {
     "dpo": "learn from preferred answers: pairs, or single votes",
     "grpo": "learn from rewards: verifiers, scorers, functions of your own",
     "distill": "a teacher's right answers, as rows to imitate",
+    "reason": "the stages by which a model learns to reason, from a recipe",
     "sweep": "a small grid of settings on the same rows, and which of them can be told apart",
     "decide": "should you fine-tune, and on how many rows?",
     "eval": "measure a model, or a run's adapter, on conversations",
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         kept = (
             " What was finished is kept; name the run directory again to go on."
-            if verb in ("sft", "dpo", "grpo", "distill", "quickstart", "decide", "sweep")
+            if verb in ("sft", "dpo", "grpo", "distill", "reason", "quickstart", "decide", "sweep")
             else ""
         )
         print(f"\nStopped.{kept}", file=sys.stderr)

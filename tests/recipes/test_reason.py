@@ -1,0 +1,91 @@
+"""`sapwood reason`: the stages of DeepSeek-R1, small and end to end; and what is told before the first is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sapwood.cli.main import main
+from sapwood.errors import ConfigError
+from sapwood.recipes.reason import ReasonConfig, plan_stages, read_recipe, takes_back
+from tiny.folder import write_model
+
+COMMON: dict[str, Any] = {"r": 2, "budget": 512, "lr": 1e-3}
+GYM: dict[str, Any] = {"task": "chain_sum", "settings": ["min_terms=2", "max_terms=2", "max_digits=1"], "instances": 12, "unseen": 4}
+GRPO = {"kind": "grpo", **GYM, **COMMON, "steps": 1, "prompts": 2, "group": 3, "max_new_tokens": 6, "preflight": 0}
+
+
+def recipe(folder: Path, model: Path) -> Path:
+    traces = folder / "traces.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"{n} + 1 ="}, {"role": "assistant", "content": str(n + 1)}]} for n in range(9)]
+    traces.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft = {"kind": "sft", "data": [str(traces)], **COMMON, "max_steps": 2, "held_out": 0, "cache": False, "samples": 0}
+    stages = [
+        sft,
+        {**GRPO, "rewards": ["tokens:1-9", "gym"]},
+        {"kind": "distill", **GYM, "rewards": ["tokens:9-99", "gym"], "samples": 2, "max_new_tokens": 40, "unseen": 0},
+        {**sft, "max_refused": 0.9},
+        {**GRPO, "rewards": ["gym", "tokens:1-9*0.1"]},
+    ]
+    content = {
+        "model": str(model),
+        "out": str(folder / "run"),
+        "measure": {"gym": {**GYM, "instances": 1}, "samples": 2, "max_new_tokens": 6},
+        "stages": stages,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return folder / "recipe.yaml"
+
+
+@pytest.mark.slow
+def test_all_stages_end_to_end_then_nothing_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path, write_model(tmp_path / "model"))
+    assert main(["reason", str(path), "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert list(done) == ["base", "1-sft", "2-grpo", "3-distill", "4-sft", "5-grpo"]
+    for name, stage in done.items():
+        if name != "3-distill":
+            assert {"greedy", "pass@1", "pass@2", "maj@2"} <= stage["measured"].keys()
+            assert stage["measured"]["greedy"]["low"] <= stage["measured"]["greedy"]["mean"] <= stage["measured"]["greedy"]["high"]
+    assert (tmp_path / "run" / "5-grpo" / "adapter").is_dir()
+    before = (tmp_path / "run" / "2-grpo" / "metrics.jsonl").stat().st_mtime_ns
+    assert main(["reason", str(path)]) == 0
+    assert (tmp_path / "run" / "2-grpo" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_stages_are_checked_before_the_first_is_run(tmp_path: Path) -> None:
+    def wrong(*stages: dict[str, Any]) -> str:
+        with pytest.raises(ConfigError) as error:
+            plan_stages(ReasonConfig(stages=stages, out=tmp_path))
+        return str(error.value)
+
+    assert "no stages" in wrong()
+    assert "stage 1 (grop): give a kind. Did you mean 'grpo'?" in wrong({"kind": "grop"})
+    assert "stage 2 (grpo): " in wrong({"kind": "sft"}, {"kind": "grpo", "stpes": 3})
+    assert "`distilled` names the rows of a distill stage before it" in wrong({"kind": "sft", "data": ["distilled"]})
+
+
+def test_stages_follow_each_other(tmp_path: Path) -> None:
+    kinds = [{"kind": "sft"}, {"kind": "grpo"}, {"kind": "distill"}, {"kind": "sft", "data": ["distilled"]}, {"kind": "grpo"}]
+    first, second, third, fourth, fifth = (stage.config for stage in plan_stages(ReasonConfig(stages=tuple(kinds), out=tmp_path)))
+    assert second.start_from.start == first.out
+    assert third.start_from.start == second.out
+    assert fourth.data == (str(third.out / "rows.jsonl"),)
+    assert fifth.start_from.start == fourth.out
+
+
+@pytest.mark.parametrize("text", ["- a", "stages: 3", "stages: [1]", "{"])
+def test_what_is_no_recipe(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
+        read_recipe(tmp_path / "r.yaml")
+    assert main(["reason", str(tmp_path / "missing.yaml")]) == 2
+
+
+def test_self_corrections_are_seen() -> None:
+    assert takes_back("12 + 3 = 14. Wait, that is 15.")
+    assert not takes_back("12 + 3 = 15")
