@@ -19,6 +19,7 @@ from sapwood.records import Completion, Conversation, Item, Message, Score
 ENTRY = "entry"
 """Key of `Item.meta` under which the task's own record is kept."""
 ASKED_AT_ONCE = 64
+SEED_APART = 1_000_000_007
 _NUMERIC = re.compile(r"\s*-?\d+(\.\d+)?\s*")
 
 
@@ -39,7 +40,8 @@ def gym_items(
     taken = {item.meta[ENTRY]["question"] for item in exclude}
     found: list[Item] = []
     for part in range(1 + 20 * count // ASKED_AT_ONCE):
-        for entry in _dataset(task, settings or {}, seed * 1_000_003 + part):
+        # instance i of a data set is drawn from its seed + i: seeds that are nearer than its size would give the same again
+        for entry in _dataset(task, settings or {}, seed * SEED_APART + part * ASKED_AT_ONCE):
             question = entry["question"]
             if question in taken:
                 continue

@@ -12,6 +12,7 @@ import inspect
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ def _call(reward: Reward, items: Sequence[Item], completions: Sequence[Completio
     assert reward.function is not None
     try:
         given = reward.function(**_keywords(reward, items, completions))
-        values = asyncio.run(_awaited(given)) if inspect.isawaitable(given) else given
+        values = _awaited(given) if inspect.isawaitable(given) else given
         values = list(values)
     except Exception as error:  # noqa: BLE001  a reward that breaks must neither stop a run of hours nor count as wrong
         return [Score(None, None, f"it raised {type(error).__name__}: {error}")] * len(completions)
@@ -111,8 +112,18 @@ def _call(reward: Reward, items: Sequence[Item], completions: Sequence[Completio
     return [_score(value) for value in values]
 
 
-async def _awaited(given: Awaitable[Any]) -> Any:
-    return await given
+def _awaited(given: Awaitable[Any]) -> Any:
+    """Wait for an asynchronous reward, in a notebook too, where a loop is running already."""
+
+    async def wait() -> Any:
+        return await given
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
 
 
 def _score(value: Any) -> Score:
