@@ -22,6 +22,8 @@ _PUBLIC = {
     "AssessResult": "sapwood.recipes",
     "TuneResult": "sapwood.recipes",
     "sft": "sapwood.recipes.api",
+    "dpo": "sapwood.recipes.api",
+    "grpo": "sapwood.recipes.api",
     "decide": "sapwood.recipes.api",
     "plan": "sapwood.recipes.api",
     "runs": "sapwood.recipes.runs",
@@ -30,7 +32,21 @@ _PUBLIC = {
     "SapwoodError": "sapwood.errors",
 }
 
-__all__ = ["AssessResult", "SapwoodError", "TuneResult", "decide", "evaluate", "plan", "pull", "quickstart", "runs", "sft", "sweep"]
+__all__ = [
+    "AssessResult",
+    "SapwoodError",
+    "TuneResult",
+    "decide",
+    "dpo",
+    "evaluate",
+    "grpo",
+    "plan",
+    "pull",
+    "quickstart",
+    "runs",
+    "sft",
+    "sweep",
+]
 
 
 class _EvaluateRoom(ModuleType):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import sapwood
 from sapwood.cli.main import main
 from sapwood.config import with_knobs
 from sapwood.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -298,3 +299,13 @@ def test_the_verbs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["grpo", "--help"]) == 0
     assert main(["dpo", "--bta", "1"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+
+
+def test_from_python(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    knobs = {"model": str(model), "quiet": True, **FAST}
+    settings = {"steps": 1, "prompts": 2, "group": 3, "max_new_tokens": 5, "preflight": 0, "held_out": 0, **knobs}
+    result = sapwood.grpo(str(questions(tmp_path)), rewards=[longer, "tokens:1-9*0.5"], **settings)
+    step = next(record for record in read_records(result.path / "metrics.jsonl") if record["kind"] == "train")
+    assert list(step["rewards"]) == ["tokens:1-9", "longer"]
+    assert sapwood.dpo(str(pairs(tmp_path)), max_steps=1, held_out=0, **knobs).training.steps == 1

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from sapwood.config import with_knobs
 from sapwood.errors import ConfigError
+from sapwood.evaluate.rewards import Reward
 from sapwood.recipes.assess import AssessResult, assess
 from sapwood.recipes.assess import config_for as evaluation_for
 from sapwood.recipes.chain import TuneResult
@@ -23,6 +24,8 @@ from sapwood.recipes.decide import decide as run_decide
 from sapwood.recipes.plan import Plan
 from sapwood.recipes.planner import PlanConfig
 from sapwood.recipes.planner import plan as run_plan
+from sapwood.recipes.prefer import PreferConfig, PreferResult, prefer
+from sapwood.recipes.reinforce import ReinforceConfig, ReinforceResult, reinforce
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.sweep import SweepResult, as_over
 from sapwood.recipes.sweep import config_for as sweep_for
@@ -41,6 +44,26 @@ def sft(data: Files, *, quiet: bool = False, **knobs: Any) -> TuneResult:
     Raises `ConfigError` for an unknown one, and every other `SapwoodError` with what to do.
     """
     return tune(with_knobs(TuneConfig(data=_names(data)), knobs), screen=Screen(quiet=quiet))
+
+
+def dpo(data: Files, *, quiet: bool = False, **knobs: Any) -> PreferResult:
+    """Learn from what people preferred: `sapwood dpo` as a function. Raises like `sft`."""
+    return prefer(with_knobs(PreferConfig(data=_names(data)), knobs), screen=Screen(quiet=quiet))
+
+
+def grpo(data: Files = (), *, rewards: Sequence[Any] | Any = (), quiet: bool = False, **knobs: Any) -> ReinforceResult:
+    """Learn from rewards: `sapwood grpo` as a function. Raises like `sft`.
+
+    `rewards` are names, as `--rewards` takes them, `Reward`s, or functions as TRL calls them (`reward(completions, **columns)`).
+    """
+    given = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
+    named = tuple(one for one in given if isinstance(one, str))
+    own = [
+        one if isinstance(one, Reward) else Reward(getattr(one, "__name__", type(one).__name__), function=one)
+        for one in given
+        if not isinstance(one, str)
+    ]
+    return reinforce(with_knobs(ReinforceConfig(data=_names(data), rewards=named), knobs), screen=Screen(quiet=quiet), rewards=own)
 
 
 def decide(data: Files, *, quiet: bool = False, hosted: Sampler | None = None, **knobs: Any) -> DecideResult:
@@ -81,4 +104,4 @@ def _names(data: Files) -> tuple[str, ...]:
     return tuple(fspath(entry) for entry in entries)
 
 
-__all__ = ["decide", "evaluate", "plan", "sft", "sweep", "with_knobs"]
+__all__ = ["decide", "dpo", "evaluate", "grpo", "plan", "sft", "sweep", "with_knobs"]

@@ -145,10 +145,17 @@ METHODS: Mapping[str, str] = {
 
 ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
-        ("GRPOTrainer", "GRPOConfig", "DPOTrainer", "DPOConfig", "KTOTrainer", "KTOConfig", "RLOOTrainer", "RLOOConfig"),
-        "preference tuning and reinforcement learning are not built yet",
+        ("GRPOTrainer", "GRPOConfig"),
+        "reinforcement learning is `sapwood grpo`, or sapwood.grpo(file, rewards=[your_function]); functions keep TRL's convention",
     ),
-    **dict.fromkeys(("RewardTrainer", "RewardConfig", "ORPOTrainer", "ORPOConfig", "PPOTrainer", "PPOConfig"), "this method is not built"),
+    **dict.fromkeys(
+        ("DPOTrainer", "DPOConfig", "KTOTrainer", "KTOConfig"),
+        "preference tuning is `sapwood dpo`, or sapwood.dpo(file), on TRL's formats of pairs and of votes (votes=COLUMN)",
+    ),
+    **dict.fromkeys(
+        ("RLOOTrainer", "RLOOConfig", "RewardTrainer", "RewardConfig", "ORPOTrainer", "ORPOConfig", "PPOTrainer", "PPOConfig"),
+        "this method is not built",
+    ),
     "DataCollatorForCompletionOnlyLM": "no marker in the text is needed: answers are trained and prompts are not, which follows from the "
     "conversation's structure. Leave the collator out, and give rows with `messages`, or with `prompt` and `completion`",
     "ConstantLengthDataset": "rows are never cut or joined. Give the rows themselves as train_dataset",
