@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 
 from sapwood import kernels
 from sapwood.chat import Chat
@@ -104,8 +105,6 @@ def opened(config: StartConfig, default: str, out: Path | None, screen: Screen) 
 
 def _settings_of(start: Path) -> dict[str, Any]:
     """The model and template that a run was started with."""
-    import yaml
-
     file = next((place / "config.yaml" for place in (start, start.parent) if (place / "config.yaml").is_file()), None)
     if file is None:
         return {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import yaml
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
@@ -59,8 +60,6 @@ class TaskConfig:
     @property
     def values(self) -> dict[str, Any]:
         """The settings as the task takes them. Raises `ConfigError`."""
-        import yaml
-
         found = {}
         for entry in self.settings:
             name, equals, value = entry.partition("=")

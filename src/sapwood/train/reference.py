@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from sapwood.model import LanguageModel, trainable_parameters
-from sapwood.records import Example, Row
+from sapwood.records import Example
 from sapwood.train.step import micro_batches
 
 
@@ -62,8 +62,3 @@ def row_logprobs(
 def by_rows(examples: Sequence[Example]) -> list[Example]:
     """Each row as an example of its own: for objectives that see one row at a time, where a model runs row by row."""
     return [Example((row,), example.source, example.meta) for example in examples for row in example.rows]
-
-
-def rows_of(examples: Sequence[Example]) -> list[Row]:
-    """All rows, in order."""
-    return [row for example in examples for row in example.rows]
