@@ -193,5 +193,5 @@ def test_an_old_one_is_told_to_be_updated(monkeypatch: pytest.MonkeyPatch) -> No
     old = ModuleType("bitsandbytes")
     old.__version__ = "0.43.1"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "bitsandbytes", old)
-    with pytest.raises(ConfigError, match=r"0\.48 or newer; this is 0\.43\.1"):
+    with pytest.raises(ConfigError, match=r"0\.50 or newer; this is 0\.43\.1"):
         import_bitsandbytes("--dtype nf4")
