@@ -17,6 +17,7 @@
     doctor       what a model's template does, and what your rows become
     template     what models or templates make of one conversation, side by side
     export       a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained
+    items        a set of test items, built from logs of real queries
     compare      runs, evaluations or studies side by side, item by item
     review       people judge answers in the browser, blind; experts correct them
     runs         what you have trained: list, show, compare, prune, delete
@@ -58,6 +59,7 @@ VERBS = {
     "doctor": "what a model's template does, and what your rows become",
     "template": "what models or templates make of one conversation, side by side",
     "export": "a model for the programs of others: merged, PEFT, GGUF; each compared with what was trained",
+    "items": "a set of test items, built from logs of real queries",
     "compare": "runs, evaluations or studies side by side, item by item",
     "review": "people judge answers in the browser, blind; experts correct them",
     "runs": "what you have trained: list, show, compare, prune, delete",

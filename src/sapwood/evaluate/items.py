@@ -116,6 +116,11 @@ def asked_text(item: Item) -> str:
     return "\n".join(message.content for message in item.conversation.messages)
 
 
+def spoken_by_users(item: Item) -> str:
+    """What users say in it, as one text: what a system message says to all of them is no mark of one question."""
+    return "\n".join(message.content for message in item.conversation.messages if message.role == "user")
+
+
 def _with_addresses(message: Message) -> dict[str, Any]:
     """A message as records hold it: its media with their address, or, where that is the bytes themselves, their hash."""
     fields = message.for_template()

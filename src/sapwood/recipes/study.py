@@ -19,11 +19,13 @@ import orjson
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.config import load_yaml, save_yaml, to_dict
+from sapwood.data.alike import contamination
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.evaluate import ArmScore, item_records, items_from, over_samples
 from sapwood.evaluate.declared import Declared, Plan, declare, questions
 from sapwood.evaluate.free import FREE_ARMS
 from sapwood.evaluate.hosted import HOSTED
+from sapwood.evaluate.items import spoken_by_users
 from sapwood.evaluate.shipping import Shipping, Skills, ship
 from sapwood.evaluate.study_files import write_study
 from sapwood.model import Dtype
@@ -31,6 +33,7 @@ from sapwood.recipes.arms import PLAIN, Arms, EvalConfig, scorer_for
 from sapwood.recipes.assess import refuse_trained, without_trained
 from sapwood.recipes.hosted import HostedConfig
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
+from sapwood.recipes.item_set import looked
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files, set_apart
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.study_arms import SkillArms, TunedArm, ask_all, tuned_arms
@@ -170,6 +173,7 @@ def study(config: StudyConfig, *, screen: Screen | None = None) -> StudyResult:
         if config.plan_only:
             line = f"The plan is declared; nothing was asked. Go on with: sapwood study {run.path}"
             return StudyResult(run.path, declared, None, line, time.perf_counter() - began)
+        looks = _looks(setting, run)
         asked = ask_all(setting, arms, skills, run, screen)
         shipping = _judged(setting, declared.plan, asked.scores, asked.skills)
         write_study(
@@ -180,7 +184,7 @@ def study(config: StudyConfig, *, screen: Screen | None = None) -> StudyResult:
             setting.items,
             skills=asked.skills,
             training_seconds=next((one.training_seconds for one in setting.tuned if one.name == setting.candidate), 0.0),
-            notes=asked.notes,
+            notes=[*asked.notes, *looks],
             labels=_labels(config.labels, setting.requirements),
             texts=config.texts,
         )
@@ -211,10 +215,37 @@ def _setting(config: StudyConfig, screen: Screen) -> Setting:
     train_items = items_from(conversations_among(prepared.train, LOOKED_UP), **knobs) if prepared.held_out else []
     for one in tuned:
         refuse_trained(one.folder, config.data, items)
+    items = _seen(items, train_items)
     if not items:
         raise DataError("There is nothing to ask: no conversation among these rows has a question with an answer. Give other rows.")
     screen.lines([*prepared.notes, f"{len(items):,} items are asked"])
     return Setting(config, requirements, tuned, candidate, folder, chat, items, train_items, prepared)
+
+
+def _seen(items: list[Item], train_items: list[Item]) -> list[Item]:
+    """Items with a tag where their question stands in the training rows, so that scores with and without them are slices."""
+    if not train_items:
+        return items
+    level = contamination([spoken_by_users(item) for item in train_items])
+    found = [(item, level(spoken_by_users(item))) for item in items]
+    if not any(how for _, how in found):
+        return items
+    return [replace(item, tags=(*item.tags, f"seen:{how}" if how else "unseen")) for item, how in found]
+
+
+def _looks(setting: Setting, run: Run) -> list[str]:
+    """Count a look at each test side of an item set, once a study, and say where that is one too many."""
+    if (run.path / "ship.json").exists():
+        return []
+    allowed, said = setting.requirements.decision.looks, []
+    for file in map(Path, setting.config.data):
+        count = looked(file.parent) if file.name == "test.jsonl" else 0
+        if count > allowed:
+            said.append(
+                f"The test side of {file.parent} has now been looked at {count} times, and decision.looks allows {allowed}: what is "
+                "chosen by it looks better than it is. Build a new set for the next decision."
+            )
+    return said
 
 
 def _candidate(named: str | None, tuned: Sequence[TunedArm]) -> str | None:
