@@ -146,7 +146,10 @@ def _visit(tab: object, place: Place) -> Iterator[str]:
         yield name
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [("light", 1280), pytest.param("dark", 1280, marks=pytest.mark.slow), pytest.param("light", 390, marks=pytest.mark.slow)],
+)
 def test_every_page_is_sound_and_loads_nothing_from_elsewhere(
     browser: object, place: Place, tmp_path: Path, scheme: str, width: int
 ) -> None:
