@@ -55,6 +55,19 @@ def test_base_needs_an_adapter_that_stands_on_it(place: Path, capsys: pytest.Cap
     assert "it is its own base" in capsys.readouterr().err
 
 
+def test_a_template_without_a_place_for_tools_is_refused_before_anything_is_asked(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "functions.py"
+    file.write_text('def rest(hours: int) -> str:\n    """Rest.\n\n    Args:\n        hours: How long.\n    """\n    return "done"\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO("rest!\n"))
+    words = ["chat", str(place / "model"), "--tools", str(file), "--max-new-tokens", "3", "--dtype", "fp32"]
+    assert main(words) != 0
+    assert "--tools-in-system" in capsys.readouterr().err
+    assert main([*words, "--tools-in-system", "--json"]) == 0
+    assert [message["role"] for message in json.loads(capsys.readouterr().out)["messages"]] == ["user", "assistant"]
+
+
 def test_what_is_shown_of_thoughts_calls_and_results() -> None:
     out = io.StringIO()
     with InTurn(["mine"], out) as shown:

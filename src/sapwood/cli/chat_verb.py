@@ -44,6 +44,8 @@ class ChatConfig:
     """A Python file: the model may call its functions, and they are called. Types and docstrings say what they take."""
     template: str | None = None
     """A chat template, where the model has none: `chatml`, `plain`, or a Jinja file. A run brings its own."""
+    tools_in_system: bool = False
+    """Offer tools in the system message, for templates without a place for them. A run that was trained so brings it."""
     dtype: Dtype = "auto"
     """Type of the base weights; `auto` takes a run's own."""
     max_new_tokens: int = 512
@@ -69,6 +71,10 @@ def run(words: list[str]) -> None:
     screen = Screen(quiet=json.target == "-")
     name = _run_of(names[0]) if names else DEFAULT_MODEL
     model, chat = open_model(name, config, screen)
+    if config.tools_in_system and not chat.tools_in_system:
+        chat = chat.with_tools_in_system()
+    if tools:  # a template that has no place for them says so now
+        chat.prompt([Message("user", "What can you do?")], schemas, trained_arguments(Path(name)), where=str(config.tools))
     model, arms = _arms(model, Path(name).resolve().name if Path(name).exists() else name, config.beside)
     talk = Talk(
         Engine(model, chat),

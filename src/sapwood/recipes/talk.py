@@ -14,7 +14,7 @@ from typing import Any
 
 from sapwood.chat import Chat, Delta
 from sapwood.chat.overflow import Overflow, fitted_prompt
-from sapwood.errors import ConfigError, DataError
+from sapwood.errors import ConfigError, SapwoodError
 from sapwood.evaluate.tool_turns import Tool, result_of
 from sapwood.generate import Answer, Engine, Session
 from sapwood.records import Ended, Message, SamplingParams, ToolCall
@@ -113,7 +113,7 @@ class Talk:
     def _add(self, session: Session, arm: str, turn: _Turn, running: dict[Answer, str], streams: dict[str, Any], heard: Heard) -> None:
         try:
             fitted = fitted_prompt(self.chat, turn.messages, self.schemas, self.arguments, overflow=self.overflow, room=self._room())
-        except DataError as error:
+        except SapwoodError as error:
             heard.note(arm, str(error))
             return
         if fitted.dropped:
