@@ -89,8 +89,10 @@ def metadata_of(path: Path) -> dict[str, Any]:
 def test_what_is_written_computes_what_the_model_computes(tmp_path: Path, family: str) -> None:
     path, model, chat = written(tmp_path, family, "f32")
     traces = trace(model, chat, [chat.prompt([Message("user", text)]) for text in PROMPTS], max_new_tokens=6)
-    parity = compare(traces, read_tensors(path, model.base.config), Tolerance(kl=1e-8, tie=1e-4), "gguf")
+    # answers come from weights laid out once, whose products sum in another order: in fp32 that alone is some 5e-8
+    parity = compare(traces, read_tensors(path, model.base.config), Tolerance(kl=1e-6, tie=1e-4), "gguf")
     assert parity.holds, parity.sentence
+    assert parity.max_logprob < 1e-5
 
 
 @llama_cpp
