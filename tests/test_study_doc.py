@@ -10,6 +10,12 @@ from sapwood.requirements import read_requirements
 PAGE = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
 
 
+def test_the_requirements_of_the_example_can_be_read() -> None:
+    found = read_requirements(Path(__file__).parents[1] / "examples" / "study_bfcl.yaml")
+    assert [skill.name for skill in found.general] == ["mmlu-slice", "reasoning-gym:chain_sum"]
+    assert found.decision.gain == 0.05
+
+
 def test_the_requirements_that_are_shown_can_be_read(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "requirements.yaml").write_text(block)

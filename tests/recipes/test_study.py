@@ -107,7 +107,7 @@ def test_a_plan_is_declared_alone_and_does_not_move(trained: Path, tmp_path: Pat
     (tmp_path / "softer.yaml").write_text(yaml.safe_dump({**NEEDS, "errors": []}))
     with pytest.raises(CheckpointError, match="declares another plan"):
         done(trained, tmp_path / "s", "short", requirements=tmp_path / "softer.yaml")
-    with pytest.raises(CheckpointError, match="another settings"):
+    with pytest.raises(CheckpointError, match="other settings"):
         done(trained, tmp_path / "s", "short", retrieved=(1,))
     went_on = study(config_for([str(tmp_path / "s")]))
     assert went_on.shipping is not None
