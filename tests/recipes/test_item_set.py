@@ -12,6 +12,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sapwood.cli.main import main
 from sapwood.data import read
@@ -160,6 +161,32 @@ def test_hard_is_what_cheap_models_disagree_on(tmp_path: Path) -> None:
     assert built(tmp_path, hard_by=(str(tmp_path / "cheap"),))["tags"]["hard"] == 7
     with pytest.raises(ConfigError, match=r"holds no scores\.jsonl"):
         built(tmp_path, hard_by=(str(tmp_path),), out=tmp_path / "other")
+
+    nothing = tmp_path / "others"
+    nothing.mkdir()
+    (nothing / "scores.jsonl").write_bytes(orjson.dumps({"arm": "a", "item": "0" * 16, "value": 1.0}))
+    with pytest.raises(ConfigError, match="none of these 100 questions was asked"):
+        built(tmp_path, hard_by=(str(nothing),), out=tmp_path / "another")
+
+
+def test_calls_and_thoughts_are_masked_too_and_what_a_set_cannot_hold_is_told(tmp_path: Path) -> None:
+    call = {"id": "1", "function": {"name": "send", "arguments": {"to": ["ann@mail.org"], "note": {"by": "bob@mail.org"}, "times": 2}}}
+    answer = {"role": "assistant", "content": "", "reasoning_content": "ann@mail.org it is", "tool_calls": [call]}
+    asked = {"role": "user", "content": "Write to ann@mail.org, please."}
+    sounds = {"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]}
+    file = tmp_path / "calls.jsonl"
+    rows = [
+        {"messages": [asked, answer], "template_arguments": {"enable_thinking": True}},
+        {"messages": [sounds, {"role": "assistant", "content": "A cat."}]},
+    ]
+    file.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+    card = build_items(ItemsConfig(logs=(str(file),), out=tmp_path / "items")).card
+    assert card["unread"] == {"with images or sounds, which a set does not hold": 1}
+    (row,) = rows_of(tmp_path)
+    assert "@mail.org" not in json.dumps(row)
+    assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"to": ["[EMAIL_1]"], "note": {"by": "[EMAIL_2]"}, "times": 2}
+    assert row["template_arguments"] == {"enable_thinking": True}
 
 
 def an_item() -> Item:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 def _luhn(text: str) -> bool:
@@ -54,6 +55,14 @@ class Mask:
         for kind, (pattern, holds) in _KINDS.items():
             text = pattern.sub(lambda match, kind=kind, holds=holds: self._mark(kind, match.group(), holds), text)  # type: ignore[misc]
         return text
+
+    def cover_all(self, value: Any) -> Any:
+        """A value of JSON with every text in it covered, at any depth; keys stay, they are names of fields."""
+        if isinstance(value, str):
+            return self.cover(value)
+        if isinstance(value, Mapping):
+            return {key: self.cover_all(entry) for key, entry in value.items()}
+        return [self.cover_all(entry) for entry in value] if isinstance(value, list | tuple) else value
 
     def _mark(self, kind: str, value: str, holds: Callable[[str], bool]) -> str:
         if not holds(value):

@@ -92,6 +92,9 @@ def build_items(config: ItemsConfig) -> ItemSet:
     if (config.out / "card.json").exists():
         raise ConfigError(f"{config.out} holds a set of items. Name another folder with --out: a set does not change under its version.")
     asked, unread = conversations_of_logs(config.logs)
+    read_in_all, asked = len(asked), [one for one in asked if not any(message.media for message in one.messages)]
+    if read_in_all > len(asked):
+        unread["with images or sounds, which a set does not hold"] = read_in_all - len(asked)
     masked, counts = _masked(asked) if config.mask else (asked, Counter[str]())
     items = _tagged(items_from(masked))
     if not items:
@@ -101,7 +104,7 @@ def build_items(config: ItemsConfig) -> ItemSet:
     items = [replace(item, cluster=item.cluster or f"like:{items[place].id}") for item, place in zip(items, first, strict=True)]
     kept = [item for place, item in enumerate(items) if first[place] == place]
     kept, seen = _seen(kept, config)
-    kept = _hard(_sample(kept, config), config.hard_by)
+    kept, known = _hard(_sample(kept, config), config.hard_by)
     made = _edges(kept, config)
     sides = _split([*kept, *made], config)
     card = {
@@ -113,6 +116,7 @@ def build_items(config: ItemsConfig) -> ItemSet:
         "near_duplicates": len(items) - sum(first[place] == place for place in range(len(items))),
         "masked": dict(counts),
         "seen_in_training": dict(seen),
+        **({"asked_by_hard": known} if config.hard_by else {}),
         "real": len(kept),
         "edge": len(made),
         "sides": {side: len(rows) for side, rows in sides.items()},
@@ -137,10 +141,16 @@ def _masked(conversations: Sequence[Conversation]) -> tuple[list[Conversation], 
     covered, counts = [], Counter[str]()
     for conversation in conversations:
         mask = Mask()
-        turns = tuple(replace(message, content=mask.cover(message.content)) for message in conversation.messages)
-        covered.append(replace(conversation, messages=turns))
+        covered.append(replace(conversation, messages=tuple(_covered(message, mask) for message in conversation.messages)))
         counts += mask.counts
     return covered, counts
+
+
+def _covered(message: Message, mask: Mask) -> Message:
+    """All of a turn that people or models wrote: what is said, what is thought, and what functions are called with."""
+    calls = tuple(replace(call, arguments=mask.cover_all(call.arguments)) for call in message.tool_calls)
+    thought = None if message.reasoning is None else mask.cover(message.reasoning)
+    return replace(message, content=mask.cover(message.content), reasoning=thought, tool_calls=calls)
 
 
 def _tagged(items: Sequence[Item]) -> list[Item]:
@@ -190,8 +200,11 @@ def _sample(items: list[Item], config: ItemsConfig) -> list[Item]:
     return chosen
 
 
-def _hard(items: list[Item], runs: Sequence[str]) -> list[Item]:
-    """Tagged `hard` where the arms of earlier evaluations disagree, by question."""
+def _hard(items: list[Item], runs: Sequence[str]) -> tuple[list[Item], int]:
+    """Tagged `hard` where the arms of earlier evaluations disagree, and how many of these questions they were asked.
+
+    Raises `ConfigError` where they were asked none: a question is known by its content, so one that was masked here is another.
+    """
     values: dict[str, list[float]] = defaultdict(list)
     for name in runs:
         path = Path(name)
@@ -200,8 +213,14 @@ def _hard(items: list[Item], runs: Sequence[str]) -> list[Item]:
         for record in read_records(path / "scores.jsonl"):
             if record.get("value") is not None:
                 values[record["item"]].append(float(record["value"]))
+    known = sum(item.id in values for item in items)
+    if runs and items and not known:
+        raise ConfigError(
+            f"hard_by: none of these {len(items):,} questions was asked in {', '.join(runs)}, so nothing can be told of them. Build the "
+            "set first, evaluate cheap models on its dev.jsonl and test.jsonl, and build it again from the same logs into another folder."
+        )
     apart = {item for item, found in values.items() if max(found) - min(found) >= 0.5}
-    return [replace(item, tags=(*item.tags, "hard")) if item.id in apart else item for item in items]
+    return [replace(item, tags=(*item.tags, "hard")) if item.id in apart else item for item in items], known
 
 
 def _edges(items: list[Item], config: ItemsConfig) -> list[Item]:
@@ -248,6 +267,8 @@ def _row(item: Item, version: str) -> dict[str, Any]:
     row["source"] = item.conversation.where
     if item.conversation.tools:
         row["tools"] = list(item.conversation.tools)
+    if item.conversation.template_arguments:
+        row["template_arguments"] = dict(item.conversation.template_arguments)
     return row
 
 
@@ -260,6 +281,11 @@ def _notes(card: dict[str, Any]) -> list[str]:
     if card["seen_in_training"]:
         levels = ", ".join(f"{card['seen_in_training'][level]:,} {level}" for level in LEVELS if level in card["seen_in_training"])
         said.append(f"Stand in the training files: {levels}.")
+    if "asked_by_hard" in card:
+        said.append(
+            f"Cheap models were asked {card['asked_by_hard']:,} of {card['real']:,} questions; {card['tags'].get('hard', 0):,} are hard, "
+            "edge cases of them included."
+        )
     said.append(
         f"{card['real']:,} real and {card['edge']:,} edge cases: {card['sides']['dev']:,} for dev, {card['sides']['test']:,} for test."
     )
