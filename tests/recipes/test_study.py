@@ -13,7 +13,8 @@ import yaml
 
 import sapwood
 from sapwood.cli.main import main
-from sapwood.errors import CheckpointError, ConfigError, DataError
+from sapwood.errors import CheckpointError, ConfigError, DataError, SapwoodError
+from sapwood.recipes.item_set import ItemsConfig, build_items, looked
 from sapwood.recipes.study import StudyConfig, StudyResult, config_for, study
 from sapwood.run import read_json, read_records
 from tiny.folder import write_model, write_rows
@@ -133,8 +134,68 @@ def test_labels_of_people_decide_vetoes(trained: Path, tmp_path: Path) -> None:
     file.write_bytes(orjson.dumps({"arm": "tuned", "item": item, "errors": ["fals promise"]}))
     with pytest.raises(ConfigError, match="Did you mean 'false promise'"):
         veto(file)
-    with pytest.raises(ConfigError, match="is no file"):
-        veto(tmp_path / "none.jsonl")
+    vote = {"item": item, "left": "plain prompt", "right": "tuned", "gold": False}
+    found = [{"arm": "plain prompt", "type": "false promise"}]
+    file.write_bytes(orjson.dumps({**vote, "errors": found}))
+    assert veto(file) == "met", "a vote of `sapwood review export` looked at both answers, and the error is the other one's"
+    file.write_bytes(orjson.dumps({**vote, "errors": [{"arm": "tuned", "type": "false promise"}]}))
+    assert veto(file) == "missed"
+    file.write_bytes(orjson.dumps({**vote, "left": "gold", "item": "gold", "gold": True, "errors": []}))
+    assert veto(file) == "open"
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ({"arm": "tune", "item": "?", "errors": []}, r"labels.jsonl:1: this study has no arm 'tune'. Did you mean 'tuned'"),
+        ({"arm": "tuned", "item": "0123", "errors": []}, r"labels.jsonl:1: this study asks no item '0123'"),
+        (None, "is no file"),
+    ],
+)
+def test_labels_of_other_answers_are_refused_before_anything_is_asked(
+    trained: Path, tmp_path: Path, label: dict[str, Any] | None, says: str
+) -> None:
+    file = tmp_path / "labels.jsonl"
+    if label is not None:
+        file.write_bytes(orjson.dumps(label))
+    with pytest.raises(SapwoodError, match=says):
+        done(trained, tmp_path / "s", "short", labels=file)
+    assert not (tmp_path / "s" / "scores.jsonl").exists()
+
+
+def test_skills_whose_names_end_alike_keep_their_answers_apart(trained: Path, tmp_path: Path) -> None:
+    """Two files of one name had one file of answers, and each was judged by the answers of both."""
+    for place, count in (("a", 9), ("b", 14)):
+        (tmp_path / place).mkdir()
+        rows = [{"messages": [{"role": "user", "content": f"{place} {n}"}, {"role": "assistant", "content": "x"}]} for n in range(count)]
+        (tmp_path / place / "test.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    skills = [{"name": str(tmp_path / place / "test.jsonl"), "scorer": "exact"} for place in "ab"]
+    (tmp_path / "needs.yaml").write_text(yaml.safe_dump({**NEEDS, "general": skills}))
+    done(trained, tmp_path / "s", "short", requirements=tmp_path / "needs.yaml")
+    general = read_json(tmp_path / "s" / "ship.json")["general"]
+    assert [found["n"] for found in general.values()] == [9, 14]
+
+
+def test_a_look_is_counted_once_a_study_and_its_warning_stays(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write_rows(tmp_path / "logs.jsonl", 40)
+    build_items(ItemsConfig(logs=(str(rows),), out=tmp_path / "items", dev=0.1))
+    looked(tmp_path / "items")
+    made = dataclasses.replace(
+        config(trained, tmp_path / "s", "short"), runs=(), candidate=None, data=(str(tmp_path / "items" / "test.jsonl"),)
+    )
+    made = dataclasses.replace(made, rows=dataclasses.replace(made.rows, held_out=0))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sapwood.recipes.study.ask_all", killed)
+        with pytest.raises(KeyboardInterrupt):
+            study(made)
+    for _ in range(2):
+        study(made)
+        assert any("looked at 2 times" in note for note in read_json(tmp_path / "s" / "ship.json")["notes"])
+    assert read_json(tmp_path / "items" / "card.json")["looks_at_test"] == 2
 
 
 def test_without_a_tuned_arm_the_arms_are_compared(trained: Path, tmp_path: Path) -> None:

@@ -12,9 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
@@ -23,9 +20,11 @@ from sapwood.data.alike import contamination
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.evaluate import ArmScore, item_records, items_from, over_samples
 from sapwood.evaluate.declared import Declared, Plan, declare, questions
+from sapwood.evaluate.faults import Labels
 from sapwood.evaluate.free import FREE_ARMS
 from sapwood.evaluate.hosted import HOSTED
 from sapwood.evaluate.items import spoken_by_users
+from sapwood.evaluate.labels import read_labels
 from sapwood.evaluate.shipping import Shipping, Skills, ship
 from sapwood.evaluate.study_files import write_study
 from sapwood.model import Dtype
@@ -40,7 +39,7 @@ from sapwood.recipes.study_arms import SkillArms, TunedArm, ask_all, tuned_arms
 from sapwood.recipes.tune import config_of, fetch_model, load_chat
 from sapwood.records import Item
 from sapwood.requirements import Requirements, read_requirements
-from sapwood.run import Run, new_run_path, open_run
+from sapwood.run import Run, new_run_path, open_run, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,8 @@ class StudyConfig:
     max_cost: float | None = None
     """What the hosted model may cost in all, at the prices of the requirements; it is asked no further then."""
     labels: Path | None = None
-    """JSON Lines of what people found: {"arm": …, "item": …, "errors": [names]}, an empty list where they found nothing."""
+    """What people found: `votes.jsonl` of `sapwood review export`, or JSON Lines of {"arm": …, "item": …, "errors": [names]}, an empty
+    list where they found nothing."""
     texts: bool = True
     """Put questions and answers into the report; without them it holds ids, scores and tags alone."""
     plan_only: bool = False
@@ -173,9 +173,10 @@ def study(config: StudyConfig, *, screen: Screen | None = None) -> StudyResult:
         if config.plan_only:
             line = f"The plan is declared; nothing was asked. Go on with: sapwood study {run.path}"
             return StudyResult(run.path, declared, None, line, time.perf_counter() - began)
+        labels = read_labels(config.labels, setting.requirements, declared.plan.arms, {item.id for item in setting.items})
         looks = _looks(setting, run)
         asked = ask_all(setting, arms, skills, run, screen)
-        shipping = _judged(setting, declared.plan, asked.scores, asked.skills)
+        shipping = _judged(setting, declared.plan, asked.scores, asked.skills, labels)
         write_study(
             run,
             declared,
@@ -185,7 +186,7 @@ def study(config: StudyConfig, *, screen: Screen | None = None) -> StudyResult:
             skills=asked.skills,
             training_seconds=next((one.training_seconds for one in setting.tuned if one.name == setting.candidate), 0.0),
             notes=[*asked.notes, *looks],
-            labels=_labels(config.labels, setting.requirements),
+            labels=labels,
             texts=config.texts,
         )
     finally:
@@ -234,16 +235,17 @@ def _seen(items: list[Item], train_items: list[Item]) -> list[Item]:
 
 
 def _looks(setting: Setting, run: Run) -> list[str]:
-    """Count a look at each test side of an item set, once a study, and say where that is one too many."""
-    if (run.path / "ship.json").exists():
-        return []
-    allowed, said = setting.requirements.decision.looks, []
+    """Count a look at each test side of an item set, once a study however often it is named again, and say where that is one too many."""
+    allowed, said, counted = setting.requirements.decision.looks, [], read_json(run.path / "looks.json")
     for file in map(Path, setting.config.data):
-        count = looked(file.parent) if file.name == "test.jsonl" else 0
-        if count > allowed:
+        folder = str(file.parent.resolve())
+        if file.name == "test.jsonl" and folder not in counted and (count := looked(file.parent)):
+            counted[folder] = count
+            run.write_json("looks", counted)
+        if counted.get(folder, 0) > allowed:
             said.append(
-                f"The test side of {file.parent} has now been looked at {count} times, and decision.looks allows {allowed}: what is "
-                "chosen by it looks better than it is. Build a new set for the next decision."
+                f"The test side of {file.parent} has now been looked at {counted[folder]} times, and decision.looks allows {allowed}: what "
+                "is chosen by it looks better than it is. Build a new set for the next decision."
             )
     return said
 
@@ -299,7 +301,7 @@ def _declare(run: Run, setting: Setting, arms: Arms, skills: SkillArms) -> Decla
     return declare(run, plan)
 
 
-def _judged(setting: Setting, plan: Plan, scores: list[ArmScore], skills: list[Skills]) -> Shipping | None:
+def _judged(setting: Setting, plan: Plan, scores: list[ArmScore], skills: list[Skills], labels: Labels) -> Shipping | None:
     if setting.candidate is None:
         return None
     found = list(dict.fromkeys(score.arm for score in over_samples(scores)))
@@ -311,25 +313,9 @@ def _judged(setting: Setting, plan: Plan, scores: list[ArmScore], skills: list[S
         alternatives=[arm for arm in found if arm not in tuned],
         tags={item.id: item.tags for item in setting.items},
         general=skills,
-        labels=_labels(setting.config.labels, setting.requirements),
+        labels=labels,
         scorer=plan.scorers[0],
     )
-
-
-def _labels(file: Path | None, requirements: Requirements) -> dict[tuple[str, str], set[str]]:
-    """What people found. Raises `DataError` with file:line, `ConfigError` for an error that the taxonomy lacks."""
-    found: dict[tuple[str, str], set[str]] = {}
-    lines = file.read_bytes().splitlines() if file is not None and file.is_file() else []
-    if file is not None and not file.is_file():
-        raise ConfigError(f"labels: {file} is no file. `sapwood review` exports one.")
-    for number, line in enumerate(lines, 1):
-        try:
-            record: Any = orjson.loads(line)
-            key, errors = (str(record["arm"]), str(record["item"])), [str(name) for name in record["errors"]]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f'{file}:{number}: each line is one object with "arm", "item" and "errors", a list of names.') from None
-        found.setdefault(key, set()).update(requirements.error(name).name for name in errors)
-    return found
 
 
 def _claim(run: Run, setting: Setting) -> None:

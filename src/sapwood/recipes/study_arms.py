@@ -27,6 +27,7 @@ from sapwood.recipes.hosted import ask_hosted
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.skills import skill_items
 from sapwood.recipes.tune import config_of
+from sapwood.requirements import Skill
 from sapwood.run import Run, saved_steps, step_records
 
 if TYPE_CHECKING:
@@ -198,10 +199,9 @@ class SkillArms:
         self._arms: dict[str, Arms] = {}
         if self.setting.candidate is None:
             return
-        for skill in self.setting.requirements.general:
+        for skill, records in zip(self.setting.requirements.general, records_of(self.setting.requirements.general), strict=True):
             with self.screen.progress(skill.name) as advance:
                 items, scorer, _ = skill_items(skill, advance)
-            records = "skill-" + "".join(letter if letter.isalnum() else "-" for letter in Path(skill.name).name)
             self.run.clear(f"{records}-items")
             self.run.append(f"{records}-items", *item_records(items))
             config = replace(self.arms.config, shots=())
@@ -229,6 +229,12 @@ class SkillArms:
             sides = [[score for score in scores if score.arm == arm] for arm in (PLAIN, self.setting.candidate)]
             found.append(Skills(name, *sides))
         return found
+
+
+def records_of(skills: Sequence[Skill]) -> list[str]:
+    """Names of the records of each skill: the end of its own name, numbered where two end alike, so that no two skills' answers mix."""
+    plain = ["skill-" + "".join(letter if letter.isalnum() else "-" for letter in Path(skill.name).name) for skill in skills]
+    return plain if len(set(plain)) == len(plain) else [f"{name}-{number}" for number, name in enumerate(plain, 1)]
 
 
 def _answered(run: Run, arms: Arms, arm: str) -> bool:

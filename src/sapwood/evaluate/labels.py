@@ -1,0 +1,61 @@
+"""What people found in answers: a file in, labels by arm and item out. Read before anything is asked, so that a typo costs no answer.
+
+Read are lines of `{"arm", "item", "errors": [names]}`, and `votes.jsonl` as `sapwood review export` writes it, where one vote has looked
+at every answer that it was shown. What several people found of one answer is taken together. Votes on cases whose answer was known
+beforehand are passed over: they check the raters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sapwood.config import did_you_mean
+from sapwood.errors import ConfigError, DataError, storage
+from sapwood.requirements import Requirements
+
+
+def read_labels(
+    file: Path | None, requirements: Requirements, arms: Collection[str], items: Collection[str]
+) -> dict[tuple[str, str], set[str]]:
+    """(arm, item) → names of the errors found there, empty where somebody looked and found none.
+
+    `arms` may leave a number away that is chosen later (`few-shot`). Raises `DataError` with file:line for what is no label, or is one of
+    an answer that this study does not have, `ConfigError` for no file and for an error that the taxonomy lacks.
+    """
+    if file is None:
+        return {}
+    if not file.is_file():
+        raise ConfigError(f"labels: {file} is no file. Give votes.jsonl of `sapwood review export`, or lines of arm, item and errors.")
+    with storage(file, "read"):
+        lines = file.read_bytes().splitlines()
+    found: dict[tuple[str, str], set[str]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = orjson.loads(line)
+            item, said = str(record["item"]), [] if record.get("gold") else _said(record)
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f'{file}:{number}: each line is one object with "arm", "item" and "errors", a list of names, or a vote of votes.jsonl.'
+            ) from None
+        for arm, errors in said:
+            if arm not in arms and arm.rpartition(" ")[0] not in arms:
+                raise DataError(
+                    f"{file}:{number}: this study has no arm {arm!r}.{did_you_mean(arm, list(arms))} Arms: {', '.join(arms)}. While a "
+                    "batch of reviews is open its arms have no names: close it, and export again."
+                )
+            if item not in items:
+                raise DataError(f"{file}:{number}: this study asks no item {item!r}. Label the answers of its own items.jsonl.")
+            found.setdefault((arm, item), set()).update(requirements.error(name).name for name in errors)
+    return found
+
+
+def _said(record: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """(arm, errors) of each answer that was looked at."""
+    if "left" not in record:
+        return [(str(record["arm"]), [str(name) for name in record["errors"]])]
+    shown = [str(arm) for arm in (record["left"], record["right"]) if arm]
+    return [(arm, [str(error["type"]) for error in record["errors"] if error["arm"] == arm]) for arm in shown]
