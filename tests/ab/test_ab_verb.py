@@ -93,6 +93,19 @@ def test_arms_are_switched_by_hand_and_the_report_says_why(folder: Path, capsys:
     assert "short is on already" in capsys.readouterr().err
 
 
+def test_an_arm_that_does_harm_is_not_resumed_in_vain(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, fallback in (("falls-back", True), ("stays", False)):
+        plan = plan_with(name=name, fallback=fallback)
+        path = folder / f"{name}.yaml"
+        save_yaml(plan, path)
+        running = trial(plan, path.with_suffix(".db"))
+        running.crowd(400, (0.9, 0.2), seconds=(5, 5))
+        running.book.switch(1, False, "harm")
+        running.book.close()
+        assert main(["ab", "resume", str(path), "short"]) == (2 if fallback else 0)
+        assert ("short stays off: short is worse" in capsys.readouterr().err) is fallback
+
+
 def test_sizes_follow_what_is_expected(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_yaml(PLAN, folder / "plan.yaml")
     needed = []

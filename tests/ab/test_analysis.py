@@ -10,7 +10,7 @@ import pytest
 
 from ab.trial import PLAN, plan_with
 from sapwood.ab.analysis import Analysis, alphas, analyse, as_dict
-from sapwood.ab.outcomes import Given, aggregated, settled
+from sapwood.ab.outcomes import Given, aggregated, is_on, settled
 from sapwood.ab.plan import Arm, Metric, Plan, Step
 from sapwood.ab.records import Event, OutcomeRow, Records, UnitRow
 
@@ -135,12 +135,33 @@ def test_what_a_fallback_answered_does_not_count() -> None:
     ]
     found = replace(records(PLAN, [0, 1, 0, 1, 0], []), outcomes=rows, events=off)
     data = settled(found, 1, PLAN.metrics[0])
-    assert data.value_N.tolist() == [1.0, 0.0]
+    assert data.value_N.tolist() == [1.0], "what the control's units gave after it has nobody to be compared with either"
     hour = settled(replace(found, plan=plan_with(window="1h")), 1, PLAN.metrics[0])
-    assert hour.value_N.tolist() == [0.0, 1.0], "of a treated unit's two answers the control gave one"
+    assert hour.value_N.tolist() == [], "the fallback came within every unit's window"
     result = analyse(found)
     assert result.decision == "stop for harm"
     assert "switched off: harm" in result.line
+
+
+@pytest.mark.parametrize("window", ["0s", "10m"])
+def test_an_arm_without_an_effect_does_no_harm_for_having_been_off_for_a_while(window: str) -> None:
+    """Twins in both arms, asked five times, a minute apart, who say the same, if anything; the treatment is off a third of the time."""
+    metric = Metric(name="resolved", high=5, aggregate="sum", missing=None if window == "0s" else 0.0)
+    plan = plan_with(window=window, metrics=(metric,), guardrails=())
+    events = [Event(1800.0 * turn + 1200.0 * (not on), 1, on, "by hand") for turn in range(3) for on in (True, False)]
+    told = np.random.default_rng(7).choice([None, 0.0, 1.0], (2000, 5), p=(0.6, 0.2, 0.2)).tolist()
+    units, rows = [], []
+    for unit in range(4000):
+        arm, seen = unit % 2, float(unit // 2 * 2)
+        units.append(UnitRow(unit, arm, 0, False, seen))
+        for number, said in enumerate(told[unit // 2]):
+            served = arm if is_on(events, 1, at := seen + 60.0 * number) else 0
+            rows += [OutcomeRow(unit, f"{unit}-{number}", "resolved", said, at, served)] if said is not None else []
+    rows.sort(key=lambda row: row.at)
+    found = settled(replace(records(plan, [], []), units=units, outcomes=rows, events=events), 1, metric)
+    control, treated = (sorted(found.value_N[found.treated_N == arm]) for arm in (False, True))
+    assert len(control) > 500
+    assert treated == control, "those of the treatment whose window was cut short would give less, or nothing"
 
 
 def test_units_that_had_no_chance_of_the_treatment_do_not_count() -> None:

@@ -59,6 +59,7 @@ ARMS = PLAN.arms
         ({"guardrails": ("thumbs",)}, "`guardrails` names 'thumbs'"),
         ({"guardrails": ("resolved",)}, "primary and a guardrail"),
         ({"metrics": (Metric(name="resolved", low=1), PLAN.metrics[1])}, "`low` is less than `high`"),
+        ({"metrics": (Metric(name="resolved", high=float("inf")), PLAN.metrics[1])}, "gets the most that matters as `high`"),
         ({"metrics": (Metric(name="resolved", missing=2), PLAN.metrics[1])}, "outside of"),
         ({"metrics": (Metric(name="resolved", missing=0), PLAN.metrics[1])}, "`missing` needs a `window`"),
         ({"metrics": (Metric(name="resolved", margin=1), PLAN.metrics[1])}, "`margin` is 1"),

@@ -3,6 +3,10 @@
 In: `Records`. Out: `Settled`, units in the order in which they settled. A unit is settled when its window ends, in the order in which
 units came, so that neither the order nor the number can depend on what an arm does; what comes later is counted as late and not used.
 With a window of 0 the first outcome settles a unit, at once, and the order is that of first outcomes.
+
+Where a treatment was switched off for a while, units whose window reaches into that time do not count, in either arm: the control answered
+those of the treatment from then on, so that they gave less than the control's in the same window, and an arm without any effect would seem
+to do harm. Without a window, outcomes of that time do not count, in either arm.
 """
 
 from __future__ import annotations
@@ -73,7 +77,7 @@ def settled(records: Records, treatment: int, metric: Metric) -> Settled:
 
 
 def comparable(records: Records, treatment: int) -> list[UnitRow]:
-    """Units that chance sent to the treatment or to the control, while both were to be had."""
+    """Units that chance sent to the treatment or to the control, while both were to be had until the window's end."""
     plan = records.plan
     return [
         unit
@@ -81,13 +85,18 @@ def comparable(records: Records, treatment: int) -> list[UnitRow]:
         if unit.arm in (0, treatment)
         and not unit.chosen
         and plan.chances(unit.step)[treatment] > 0
-        and is_on(records.events, treatment, unit.seen)
+        and stays_on(records.events, treatment, unit.seen, unit.seen + plan.window_seconds)
     ]
 
 
 def is_on(events: Sequence[Event], arm: int, at: float) -> bool:
     """Whether an arm answered at a time."""
     return next((event.on for event in reversed(events) if event.arm == arm and event.at <= at), True)
+
+
+def stays_on(events: Sequence[Event], arm: int, start: float, end: float) -> bool:
+    """Whether an arm answered from `start` to `end`, both included."""
+    return is_on(events, arm, start) and not any(event.arm == arm and not event.on and start < event.at <= end for event in events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +136,8 @@ def _given(records: Records, treatment: int, metric: str) -> Mapping[int, Sequen
 
 
 def _own(row: OutcomeRow, arm: int, treatment: int, records: Records) -> bool:
-    """Whether the unit's own arm gave what is judged: not so after a fallback."""
-    if row.served is not None:
-        return row.served == arm
-    return arm != treatment or is_on(records.events, treatment, row.at)
+    """Whether it came while there was something to compare, and of an answer that the unit's own arm gave: not so after a fallback."""
+    return is_on(records.events, treatment, row.at) and row.served in (None, arm)
 
 
 def split_units(records: Records) -> tuple[list[int], list[tuple[float, ...]]]:

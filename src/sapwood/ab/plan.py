@@ -7,6 +7,7 @@ purpose: segments, several experiments on one unit, and shares that follow the o
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -269,8 +270,11 @@ def _problems_of_metrics(plan: Plan) -> Iterator[str]:
     if plan.primary in plan.guardrails:
         yield f"{plan.primary!r} is primary and a guardrail; harm to the primary metric stops an experiment anyway."
     for metric in plan.metrics:
-        if not metric.low < metric.high:
-            yield f"metric {metric.name!r} goes from {metric.low} to {metric.high}; `low` is less than `high`."
+        if not metric.low < metric.high or not (math.isfinite(metric.low) and math.isfinite(metric.high)):
+            yield (
+                f"metric {metric.name!r} goes from {metric.low} to {metric.high}; `low` is less than `high`, and both are numbers: what "
+                "may be any size gets the most that matters as `high`, and `clip: true`."
+            )
         if metric.missing is not None and not metric.low <= metric.missing <= metric.high:
             yield f"metric {metric.name!r}: `missing` is {metric.missing}, outside of {metric.low} to {metric.high}."
         if not 0 <= metric.margin < metric.high - metric.low:

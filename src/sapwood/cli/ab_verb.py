@@ -178,6 +178,18 @@ def _size(names: list[str], flags: list[str], json: Json) -> None:
     json.write({"needed": needed, "effect": plan.effect, "detectable": [{"units": n, "gain": delta} for n, delta in rows]})
 
 
+def _refuse_in_vain(book: Book, arm: str) -> None:
+    """Raise `ConfigError` where a running server would switch the arm off again at its next look."""
+    from sapwood.ab.analysis import analyse
+
+    harm = next(one.harm for one in analyse(book.read(), pictures=False).comparisons if one.arm == arm)
+    if book.plan.fallback and harm:
+        raise ConfigError(
+            f"{arm} stays off: {harm} The plan falls back by itself, so a server would switch it off again at its next look. Mend the arm, "
+            "and begin a test of another name; or begin one with `fallback: false`."
+        )
+
+
 def _switch(action: str, names: list[str], flags: list[str], json: Json) -> None:
     config = parse(SwitchConfig(), f"ab {action}", flags, DESCRIPTIONS[action])
     if len(names) != 2:
@@ -187,6 +199,8 @@ def _switch(action: str, names: list[str], flags: list[str], json: Json) -> None
         arms = [arm.name for arm in book.plan.treatments]
         if names[1] not in arms:
             raise ConfigError(f"There is no arm {names[1]!r} to {action}.{did_you_mean(names[1], arms)} Arms: {', '.join(arms)}.")
+        if action == "resume":
+            _refuse_in_vain(book, names[1])
         changed = book.switch(1 + arms.index(names[1]), action == "resume", config.why)
     finally:
         book.close()
