@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
 from random import Random
 from typing import Any
@@ -16,10 +16,10 @@ from template_families import folder, templates
 
 from sapwood.chat import Answer, Chat, Delta, StreamDecoder, round_trip
 from sapwood.chat.parsing import CoveredDecoder
-from sapwood.cli import chat_verb
+from sapwood.cli.chat_shown import InTurn
 from sapwood.errors import DataError, TemplateError
 from sapwood.generate.answer import Answer as Sampled
-from sapwood.records import Completion, Conversation, Ended, Message, Prompt, SamplingParams, ToolCall
+from sapwood.records import Conversation, Ended, Message, Prompt, SamplingParams, ToolCall
 
 STYLES = {
     "qwen2_5": "Hermes",
@@ -280,34 +280,29 @@ def test_a_json_answer_is_a_call_only_where_tools_are_offered() -> None:
     assert model.parse(text, model.prompt([ASK], (TOOL,))).message.tool_calls == (ToolCall("find_tree", {}),)
 
 
-class Scripted:
-    """An engine that writes given ids."""
-
-    def __init__(self, model: Chat, ids: list[int]) -> None:
-        self.model, self.ids = model, ids
-
-    def generate(self, prompts: list[Prompt], params: SamplingParams, *, on_token: Callable[[int, int], None]) -> list[Completion]:
-        answer = Sampled(prompts[0], params, self.model)
-        for token in self.ids:
+def shown_in_the_terminal(model: Chat, prompt: Prompt, ids: Sequence[int]) -> tuple[str, Message]:
+    """What `sapwood chat` shows of an answer as it comes, and the message that it keeps."""
+    out, stream, answer = io.StringIO(), model.parse_stream(prompt), Sampled(prompt, SamplingParams(max_new_tokens=999), model)
+    with InTurn(["mine"], out) as screen:
+        for token in ids:
             answer.push(token, -1.0)
-            on_token(0, token)
-        return [answer.completion()]
+            for delta in stream.push(token):
+                screen.heard.delta("mine", delta)
+        for delta in stream.finish()[0]:
+            screen.heard.delta("mine", delta)
+    message = answer.completion().message
+    assert message is not None
+    return out.getvalue(), message
 
 
 def test_a_conversation_in_the_terminal_shows_no_marks_and_keeps_messages() -> None:
     model = chat("gptoss")
     said = Message("assistant", "Below the bark.", reasoning="It is young wood.")
     turn = model.turns(Conversation((ASK, said)))[0]
-    out = io.StringIO()
-    answer = chat_verb._answer(Scripted(model, list(turn.ids)), model, turn.prompt, chat_verb.ChatConfig(), out)
-    assert answer == said
-    assert out.getvalue() == "(thinks) It is young wood.\n\nBelow the bark.\n"
-    call = ToolCall("find_tree", {"rings": 3})
-    turn = model.turns(Conversation((ASK, Message("assistant", tool_calls=(call,))), (TOOL,)))[0]
-    out = io.StringIO()
-    answer = chat_verb._answer(Scripted(model, list(turn.ids)), model, turn.prompt, chat_verb.ChatConfig(), out)
-    assert answer == Message("assistant", tool_calls=(call,))
-    assert out.getvalue() == 'find_tree{"rings": 3}\n'
+    assert shown_in_the_terminal(model, turn.prompt, turn.ids) == ("(thinks) It is young wood.\nBelow the bark.\n", said)
+    called = Message("assistant", tool_calls=(ToolCall("find_tree", {"rings": 3}),))
+    turn = model.turns(Conversation((ASK, called), (TOOL,)))[0]
+    assert shown_in_the_terminal(model, turn.prompt, turn.ids) == ('(calls) find_tree {"rings": 3}\n', called)
 
 
 def test_completions_hold_their_message() -> None:

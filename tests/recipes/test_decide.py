@@ -76,7 +76,7 @@ def test_named_again_it_asks_nothing_twice_and_adds_what_there_was_no_time_for(p
 
 def test_other_settings_or_another_kind_of_run_are_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["decide", str(place / "run"), "--lr", "1e-4"]) == 1
-    assert "another settings" in capsys.readouterr().err
+    assert "other settings" in capsys.readouterr().err
     assert main(["decide", str(place / "run"), "--steps", "30"]) == 1
     assert main(["decide", str(place / "coins.jsonl"), "--max-steps", "3"]) == 2
     assert "max_steps has no meaning here" in capsys.readouterr().err
