@@ -81,3 +81,23 @@ def test_intents_become_rows_with_their_list_in_the_prompt(tmp_path: Path) -> No
     rows = [[message["content"] for message in json.loads(line)["messages"]] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert rows[0] == ["Name the intent of the request. Answer with one of: greet, time.", "hello there", "greet"]
     assert [row[1:] for row in rows[1:]] == [["hi", "greet"], ["what time", "time"]]
+
+
+def test_rewards_of_the_course_read_what_a_model_writes(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    example = runpy.run_path(str(EXAMPLES / "course_grpo.py"))
+    said = "<think>\na lot\n</think>\n<answer>It is 1,000</answer>"
+    for completion in (said, [{"role": "assistant", "content": said}]):
+        assert example["answer_reward"]([completion], ["1000"]) == example["format_reward"]([completion]) == [1.0]
+        assert example["length_reward"]([completion]) == [pytest.approx(7 / 12)]
+    quick = {"max_steps": 1, "disable_tqdm": True}
+    trainer = example["main"](example["questions"](2), str(model), str(tmp_path / "out"), **quick, preflight=0)
+    assert "step 1: reward" in capsys.readouterr().out
+    assert {"rewards/length_reward/mean", "rewards/answer_reward/mean"} <= trainer.state.log_history[0].keys()
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_pairs_of_the_course(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    example = runpy.run_path(str(EXAMPLES / "course_dpo.py"))
+    example["main"](example["pairs"](10), str(model), str(tmp_path / "out"), disable_tqdm=True)
+    assert "step 0: held-out loss 0.693" in capsys.readouterr().out
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

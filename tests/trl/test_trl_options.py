@@ -17,8 +17,8 @@ from sapwood.errors import ConfigError
 from sapwood.recipes import track
 from sapwood.train.optimizer import learning_rate
 from sapwood.trl import SFTConfig
-from sapwood.trl.config import known_options, understood
 from sapwood.trl.names import ELSEWHERE, MET, REFUSED, RENAMED
+from sapwood.trl.options import known_options, understood
 from sapwood.trl.settings import NEVER, adapter, settings
 
 HONOURED = {field.name for field in dataclasses.fields(SFTConfig)}
@@ -53,7 +53,7 @@ def plan(rows: int = 40, lora: Any = None, **options: Any) -> Any:
 def test_every_option_of_trl_is_known() -> None:
     ours = options_of_trl()
     assert {"max_length", "packing", "assistant_only_loss", "loss_type", "chat_template_path"} <= ours, "the source was read"
-    assert not ours - known_options() - HONOURED
+    assert not ours - known_options(SFTConfig) - HONOURED
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
 
 def test_transformers_arguments_are_taken_as_far_as_they_differ(tmp_path: Path) -> None:
     given = transformers.TrainingArguments(str(tmp_path), max_steps=9, learning_rate=1e-3, lr_scheduler_type="cosine", use_cpu=True)
-    found = understood(given)
+    found = understood(given, SFTConfig)
     assert found.given == {
         "output_dir": str(tmp_path),
         "max_steps": 9,
@@ -144,12 +144,14 @@ def test_transformers_arguments_are_taken_as_far_as_they_differ(tmp_path: Path) 
         "lr_scheduler_type": "cosine",
         "use_cpu": True,
     }
-    again = understood(transformers.TrainingArguments(str(tmp_path), activation_checkpointing=True, logging_steps=5, use_cpu=True))
+    again = understood(
+        transformers.TrainingArguments(str(tmp_path), activation_checkpointing=True, logging_steps=5, use_cpu=True), SFTConfig
+    )
     assert (again.activation_checkpointing, again.logging_steps, again.bf16) == (True, 5, None)
     with pytest.raises(ConfigError, match="label_smoothing_factor"):
-        understood(transformers.TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True))
+        understood(transformers.TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True), SFTConfig)
     with pytest.raises(ConfigError, match="args is a dict"):
-        understood({"max_steps": 3})
+        understood({"max_steps": 3}, SFTConfig)
 
 
 KNOBS: dict[str, Any] = {

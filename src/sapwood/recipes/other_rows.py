@@ -53,12 +53,13 @@ def scan(files: Sequence[str], config: DataConfig, screen: Screen) -> Scan:
         )
 
 
-def prompts_to_ask(rows: Scan, chat: Chat, config: DataConfig) -> Sides[Asked]:
+def prompts_to_ask(rows: Scan, chat: Chat, config: DataConfig, *, longest: int | None = None) -> Sides[Asked]:
     """One prompt a row. What stands before the last answer is asked; that answer, or the column `reference`, is what is right.
 
-    A row of prompts alone has no reference: its rewards must do without. Other columns go to rewards by their names.
+    A row of prompts alone has no reference: its rewards must do without. Other columns go to rewards by their names. A prompt of more
+    than `longest` tokens is refused.
     """
-    return _sides(rows, config, lambda record: _asked(record, chat, config))
+    return _sides(rows, config, lambda record: _asked(record, chat, config, longest))
 
 
 def pairs_to_prefer(rows: Scan, chat: Chat, config: DataConfig) -> Sides[Example]:
@@ -101,7 +102,7 @@ def vote_of(value: Any) -> bool | None:
     return _VOTES.get(str(value).strip().casefold())
 
 
-def _asked(record: Record, chat: Chat, config: DataConfig) -> Asked | Refusal:
+def _asked(record: Record, chat: Chat, config: DataConfig, longest: int | None) -> Asked | Refusal:
     if not isinstance(record, Conversation):
         return Refusal(record.source, "nothing to ask: no conversation and no prompt", "give rows with a prompt")
     messages, meta = record.messages, record.meta
@@ -118,6 +119,8 @@ def _asked(record: Record, chat: Chat, config: DataConfig) -> Asked | Refusal:
     if chat.context_length is not None and len(prompt.ids) >= chat.context_length:
         reason = f"the prompt has {len(prompt.ids)} tokens, and the model's context holds {chat.context_length}, the answer included"
         return Refusal(record.source, reason, "shorten it")
+    if longest is not None and len(prompt.ids) > longest:
+        return Refusal(record.source, f"the prompt has {len(prompt.ids)} tokens, and at most {longest} are wanted", "shorten it")
     return Asked(Item(asked, right, meta=dict(meta)), prompt)
 
 

@@ -87,7 +87,7 @@ def prefer(config: PreferConfig, *, screen: Screen | None = None) -> PreferResul
         screen.say(_what_is_seen(config))
 
         def report(done: PreferenceStep) -> None:
-            screen.say(_line(done))
+            screen.say(line_of(done))
 
         result = dpo(model, sides.train, sides.held_out, config.train, run, report=report, say=screen.say, beside=start.chat.saved_files())
         line = _verdict(result, config)
@@ -127,7 +127,8 @@ def _what_is_seen(config: PreferConfig) -> str:
     return "The loss begins at 0.693 (log 2): the policy is the reference. What counts is the margin, and the held-out accuracy."
 
 
-def _line(done: PreferenceStep) -> str:
+def line_of(done: PreferenceStep) -> str:
+    """One step in a log."""
     words = f"step {done.step}/{done.num_steps}  loss {done.loss:.3f}  right {done.accuracy:.0%}  margin {done.margin:+.3f}"
     words += f"  chosen {done.chosen:+.3f}  rejected {done.rejected:+.3f}"
     if done.kl:

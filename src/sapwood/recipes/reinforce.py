@@ -145,7 +145,7 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
         screen.title("Model")
         model = start.load(screen)
         judge = judge_by(judged_by, say=screen.say)
-        memory = _cache_memory(run)
+        memory = cache_memory(run)
         seen: dict[int, list[float | None]] = {}
         _preflight(model, start.chat, sides.train, judge, config, memory, run, screen)
         screen.title("Training")
@@ -213,7 +213,7 @@ def gym_sides(gym: TaskConfig, chat: Chat) -> Sides[Asked]:
     return Sides(made[0], made[1], Ledger(0, 0), [])
 
 
-def _cache_memory(run: Run) -> int:
+def cache_memory(run: Run) -> int:
     """Bytes for keys and values, the same in every sitting: how many answers run at once must not depend on the machine's day."""
     file = run.path / "sampler.json"
     if not file.is_file():
@@ -313,4 +313,4 @@ def _verdict(run: Run, steps: int, seen: dict[int, list[float | None]]) -> tuple
     return found, f"{'Better' if low > 0 else 'Worse' if high < 0 else 'Not shown'}: {words}."
 
 
-__all__ = ["ReinforceConfig", "ReinforceResult", "TaskConfig", "gym_sides", "reinforce", "rewards_named"]
+__all__ = ["ReinforceConfig", "ReinforceResult", "TaskConfig", "cache_memory", "gym_sides", "line_of", "reinforce", "rewards_named"]

@@ -36,12 +36,12 @@ from sapwood.model.norms import fuse_norms
 from sapwood.model.processor import processor_or_reason
 from sapwood.recipes import Screen
 from sapwood.recipes.tune import fetch_model
-from sapwood.trl.config import SFTConfig
+from sapwood.trl.options import Options
 
 _DTYPES: Mapping[str, Dtype] = {"bfloat16": "bf16", "bf16": "bf16", "float32": "fp32", "fp32": "fp32", "auto": "auto"}
 
 
-def opened(model: Any, args: SFTConfig, quantization: Any, screen: Screen, notes: list[str]) -> tuple[LanguageModel, Path | None]:
+def opened(model: Any, args: Options, quantization: Any, screen: Screen, notes: list[str]) -> tuple[LanguageModel, Path | None]:
     """The model, and the folder it was loaded from where it came by name. Raises `ConfigError` and `ModelError`."""
     if isinstance(model, str | Path):
         dtype = _dtype(args, quantization, notes)
@@ -55,7 +55,7 @@ def opened(model: Any, args: SFTConfig, quantization: Any, screen: Screen, notes
     return _wrapped(model, args, notes), None
 
 
-def _wrapped(module: Any, args: SFTConfig, notes: list[str]) -> LanguageModel:
+def _wrapped(module: Any, args: Options, notes: list[str]) -> LanguageModel:
     """A model held in code, for computing on forests."""
     if isinstance(module, peft.PeftModel):
         if any(config.is_prompt_learning for config in module.peft_config.values()):
@@ -112,7 +112,7 @@ def forest_attention(model: LanguageModel) -> Iterator[None]:
         base.set_attn_implementation(for_text(base.config, stock))
 
 
-def _dtype(args: SFTConfig, quantization: Any, notes: list[str]) -> Dtype:
+def _dtype(args: Options, quantization: Any, notes: list[str]) -> Dtype:
     """The type in which a model by name is loaded."""
     options = dict(args.model_init_kwargs or {})
     asked = options.pop("dtype", options.pop("torch_dtype", None))
@@ -137,7 +137,7 @@ def _dtype(args: SFTConfig, quantization: Any, notes: list[str]) -> Dtype:
     return "auto" if args.bf16 is None else "bf16" if args.bf16 else "fp32"
 
 
-def _device(args: SFTConfig) -> str:
+def _device(args: Options) -> str:
     return "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
 
 
@@ -146,11 +146,12 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def chat_of(
-    model: LanguageModel, folder: Path | None, processing: Any, args: SFTConfig, place: Path, *, texts: bool
+    model: LanguageModel, folder: Path | None, processing: Any, args: Options, place: Path, *, texts: bool, longest: int | None = None
 ) -> tuple[Chat, Mapping[str, bytes]]:
     """The chat that makes the rows, and the files to lie beside the result by which others chat alike.
 
-    `place` takes the files of a tokenizer held in code; `texts`: no row is a conversation, so a base model needs no template.
+    `place` takes the files of a tokenizer held in code; `texts`: no row is a conversation, so a base model needs no template;
+    `longest`: most tokens of a row.
 
     Raises `ConfigError` where nothing says how to tokenise, `TemplateError` where nothing says how conversations are written.
     """
@@ -160,7 +161,7 @@ def chat_of(
         if not (Path(name) / "tokenizer.json").is_file():
             raise ConfigError(
                 f"processing_class is missing, and the model's own folder ({name or 'none'}) is not here. Give the tokenizer: "
-                "SFTTrainer(model, …, processing_class=tokenizer)."
+                "processing_class=tokenizer."
             )
         folder = Path(name)
     elif processing is not None:
@@ -171,18 +172,20 @@ def chat_of(
     if args.chat_template_path is not None:
         given = _template_at(args.chat_template_path, folder)
     if given is None and texts and default_template(folder) is None:
-        stand_in = _loaded(folder, named_template("plain", folder), args.max_length)
+        stand_in = _loaded(folder, named_template("plain", folder), longest)
         return stand_in, {name: (folder / name).read_bytes() for name in _TOKENIZER if (folder / name).is_file()}
     try:
-        chat = _loaded(folder, given, args.max_length)
+        chat = _loaded(folder, given, longest)
     except TemplateError as error:
-        text = str(error).replace("give it a template with `--template chatml` (or `--template FILE`)", _GIVE_TEMPLATE)
+        text = str(error).replace(
+            "give it a template with `--template chatml` (or `--template FILE`)",
+            f"give it a template with {args.name}(chat_template_path='chatml'), or a Jinja file there",
+        )
         raise TemplateError(text) from None
     return chat, chat.saved_files()
 
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-_GIVE_TEMPLATE = "give it a template with SFTConfig(chat_template_path='chatml'), or a Jinja file there"
 
 
 def _loaded(folder: Path, template: str | None, longest: int | None) -> Chat:

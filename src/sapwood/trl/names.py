@@ -115,6 +115,16 @@ REFUSED: Mapping[str, str] = {
 }
 """Options that would change what is learned (or promise what is not there) → what to do instead."""
 
+_LAST = "the state after the last step is the result, and held-out figures are for you to read. Leave it out"
+
+REFUSED_BEYOND_SFT: Mapping[str, str] = {
+    "label_smoothing_factor": "the loss of this trainer has none. Leave it at 0",
+    "load_best_model_at_end": _LAST,
+    "metric_for_best_model": _LAST,
+    "greater_is_better": _LAST,
+}
+"""The same for trainers that learn from preferences and rewards."""
+
 TRAINER_REFUSED: Mapping[str, str] = {
     "data_collator": "rows are never padded, and what is trained follows from the conversation's structure, so there is nothing to "
     "collate. Leave it out; to bring labels of your own, give rows with `input_ids` and `labels`",
@@ -144,14 +154,6 @@ METHODS: Mapping[str, str] = {
 """Methods of TRL's trainer that this one does not have → what to use."""
 
 ELSEWHERE: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("GRPOTrainer", "GRPOConfig"),
-        "reinforcement learning is `sapwood grpo`, or sapwood.grpo(file, rewards=[your_function]); functions keep TRL's convention",
-    ),
-    **dict.fromkeys(
-        ("DPOTrainer", "DPOConfig", "KTOTrainer", "KTOConfig"),
-        "preference tuning is `sapwood dpo`, or sapwood.dpo(file), on TRL's formats of pairs and of votes (votes=COLUMN)",
-    ),
     **dict.fromkeys(
         ("RLOOTrainer", "RLOOConfig", "RewardTrainer", "RewardConfig", "ORPOTrainer", "ORPOConfig", "PPOTrainer", "PPOConfig"),
         "this method is not built",

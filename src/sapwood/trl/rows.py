@@ -27,6 +27,7 @@ from sapwood.recipes import Screen
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files
 from sapwood.records import Example, Row, Source
 from sapwood.trl.config import SFTConfig
+from sapwood.trl.options import Options
 
 CONVERSATIONS = ("messages", "conversations", "prompt", "instruction", "question")
 """Columns by which a row is more than a text, in whatever column that text stands."""
@@ -75,18 +76,27 @@ def staged(dataset: Any, name: str, folder: Path, args: SFTConfig, formatting: F
         if formatting is not None:
             raise ConfigError(f"formatting_func is for rows held in code; {name} is the file {dataset}. Load its rows, or leave it out.")
         return Staged(name, str(dataset), None)
-    first, rows = _opened(dataset, name)
-    if not hasattr(dataset, "__len__") and args.max_steps > 0 and name == "train_dataset":
-        most = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
-        rows = itertools.islice(rows, most)
-        notes.append(f"{name} is a stream: of it the first {most:,} rows are taken, as many as max_steps={args.max_steps} trains.")
+    first, rows = opened_rows(dataset, name)
+    if name == "train_dataset":
+        rows = as_many_as_needed(dataset, rows, args, args.per_device_train_batch_size * args.gradient_accumulation_steps, notes)
     if "input_ids" in first and formatting is None:
         return Staged(name, None, first, tuple(tokenised_example(row, Source(name, number)) for number, row in enumerate(rows, 1)))
     if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        raise ConfigError(f"dataset_kwargs has skip_prepare_dataset, but the rows of {name} have no `input_ids`: {_listed(first)}.")
+        raise ConfigError(f"dataset_kwargs has skip_prepare_dataset, but the rows of {name} have no `input_ids`: {listed(first)}.")
     file = folder / f"{name}.jsonl"
     head = write_rows(rows, file, name, formatting, nulls=hasattr(dataset, "features"), notes=notes)
     return Staged(name, str(file), head)
+
+
+def as_many_as_needed(
+    dataset: Any, rows: Iterator[dict[str, Any]], args: Options, a_step: int, notes: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Of a stream, which has no end that is known, the rows that `max_steps` train, `a_step` each."""
+    if hasattr(dataset, "__len__") or args.max_steps <= 0:
+        return rows
+    most = args.max_steps * a_step
+    notes.append(f"train_dataset is a stream: of it the first {most:,} rows are taken, as many as max_steps={args.max_steps} trains.")
+    return itertools.islice(rows, most)
 
 
 def prepared_from(rows: Staged, chat: Chat, args: SFTConfig, screen: Screen) -> Prepared:
@@ -100,7 +110,7 @@ def prepared_from(rows: Staged, chat: Chat, args: SFTConfig, screen: Screen) -> 
         raise DataError(re.sub(r"pass --max-refused ([\d.]+)", r"give SFTConfig(max_refused=\1)", str(error))) from None
 
 
-def _opened(dataset: Any, name: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+def opened_rows(dataset: Any, name: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
     """The first row, and all of them. Raises `ConfigError` for what holds no rows."""
     if not isinstance(dataset, Iterable):
         raise ConfigError(
@@ -123,7 +133,7 @@ def reading_of(args: SFTConfig, rows: Staged) -> DataConfig:
         return DataConfig(held_out=0, max_refused=args.max_refused, format="text", columns=columns)
     named = "dataset_text_field" in args.given and field != "text"
     if named and rows.first is not None and field not in rows.first and "text" not in rows.first:
-        raise ConfigError(f"dataset_text_field is {field!r}, but the rows of {rows.name} have no such column: {_listed(rows.first)}.")
+        raise ConfigError(f"dataset_text_field is {field!r}, but the rows of {rows.name} have no such column: {listed(rows.first)}.")
     return DataConfig(held_out=0, max_refused=args.max_refused)
 
 
@@ -272,5 +282,5 @@ class WholeTexts(Sequence[Example]):
         return Example((Row(row.prompt_T[:1], whole_T, np.ones(len(whole_T), dtype=np.float32)),), example.source, example.meta)
 
 
-def _listed(row: Mapping[str, Any]) -> str:
+def listed(row: Mapping[str, Any]) -> str:
     return ", ".join(map(str, list(row)[:12]))

@@ -12,7 +12,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import peft
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
@@ -21,9 +21,10 @@ from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError
 from sapwood.model import LoraConfig
 from sapwood.recipes.track import Service, require_services
-from sapwood.train import OptimConfig, SftConfig
+from sapwood.train import DpoConfig, GrpoConfig, OptimConfig, SftConfig
 from sapwood.train.order import num_steps
 from sapwood.trl.config import SFTConfig
+from sapwood.trl.options import Options
 
 OPTIMIZERS: Mapping[str, str] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"), "adamw"),
@@ -35,11 +36,14 @@ NEVER = 10**9
 """As a number of steps or checkpoints: more than any run has."""
 
 
+Loop = TypeVar("Loop", SftConfig, GrpoConfig, DpoConfig)
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Generic[Loop]):
     """What a run does."""
 
-    train: SftConfig
+    train: Loop
     steps: int
     log_every: int
     """Steps between lines of progress; `NEVER` for none."""
@@ -48,7 +52,9 @@ class Settings:
     track: tuple[Service, ...]
 
 
-def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None, notes: list[str], patience: int = 0) -> Settings:
+def settings(
+    args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None, notes: list[str], patience: int = 0
+) -> Settings[SftConfig]:
     """The run that `args` describe, on so many rows. Raises `ConfigError` by TRL's names.
 
     `patience` is an EarlyStoppingCallback's: evaluations without a lower loss after which the run ends.
@@ -66,14 +72,10 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
         raise ConfigError(f"num_train_epochs is {args.num_train_epochs}; give a number above 0.")
     steps = args.max_steps if args.max_steps > 0 else num_steps(rows, batch, args.num_train_epochs)
     epoch = max(1, round(rows / batch))
-    every = {
-        "logging": _interval("logging_steps", args.logging_strategy, args.logging_steps, steps, epoch),
-        "eval": _interval("eval_steps", args.eval_strategy, args.eval_steps or args.logging_steps, steps, epoch),
-        "save": _interval("save_steps", args.save_strategy, args.save_steps, steps, epoch),
-    }
+    every = intervals(args, steps, epoch)
     if args.max_steps > 0 and "num_train_epochs" not in args.given and steps * batch > args.num_train_epochs * rows:
         notes.append(f"max_steps={steps} goes through the {rows:,} rows {steps * batch / rows:.1f} times.")
-    train = _named(
+    train = named(
         SftConfig,
         epochs=float(args.num_train_epochs),
         max_steps=steps if args.max_steps > 0 else None,
@@ -89,10 +91,10 @@ def settings(args: SFTConfig, rows: int, *, full: bool, lora: LoraConfig | None,
         lora=lora or LoraConfig(),
         optim=optimizer(args, steps, notes),
     )
-    return Settings(train, steps, every["logging"], args.eval_strategy != "no" or args.eval_on_start, _services(args, notes))
+    return Settings(train, steps, every["logging"], args.eval_strategy != "no" or args.eval_on_start, services(args, notes))
 
 
-def _services(args: SFTConfig, notes: list[str]) -> tuple[Service, ...]:
+def services(args: Options, notes: list[str]) -> tuple[Service, ...]:
     """Who is told of the run. Raises `ConfigError` for a service that Sapwood does not know, or whose package is missing."""
     asked = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
     if "all" in asked:
@@ -123,7 +125,7 @@ def _chooses(args: SFTConfig, patience: int, notes: list[str]) -> bool:
     return True
 
 
-def optimizer(args: SFTConfig, steps: int, notes: list[str]) -> OptimConfig:
+def optimizer(args: Options, steps: int, notes: list[str]) -> OptimConfig:
     """The optimizer and schedule of `args`, for so many steps. Raises `ConfigError` by TRL's names."""
     name = str(args.optim)
     if name not in OPTIMIZERS:
@@ -135,7 +137,7 @@ def optimizer(args: SFTConfig, steps: int, notes: list[str]) -> OptimConfig:
     knobs: dict[str, Any] = {"optimizer": OPTIMIZERS[name], **_schedule(args, steps, warmup, notes)}
     if OPTIMIZERS[name] != "adafactor" or args.given.keys() & {"adam_beta1", "adam_beta2", "adam_epsilon"}:
         knobs |= {"beta1": float(args.adam_beta1), "beta2": float(args.adam_beta2), "eps": float(args.adam_epsilon)}
-    return _named(  # type: ignore[no-any-return]
+    return named(  # type: ignore[no-any-return]
         OptimConfig,
         lr=float(args.learning_rate),
         warmup=warmup / steps,
@@ -145,7 +147,7 @@ def optimizer(args: SFTConfig, steps: int, notes: list[str]) -> OptimConfig:
     )
 
 
-def _warmup(args: SFTConfig, steps: int) -> int:
+def _warmup(args: Options, steps: int) -> int:
     """Steps of the warm-up."""
     asked = args.warmup_steps
     if not 0 <= asked < math.inf:
@@ -153,7 +155,7 @@ def _warmup(args: SFTConfig, steps: int) -> int:
     return min(steps, math.ceil(asked * steps) if asked < 1 else int(asked))
 
 
-def _schedule(args: SFTConfig, steps: int, warmup: int, notes: list[str]) -> dict[str, Any]:
+def _schedule(args: Options, steps: int, warmup: int, notes: list[str]) -> dict[str, Any]:
     """The schedule's knobs: transformers reaches the end of a line or a cosine one step behind the last."""
     name, options = str(args.lr_scheduler_type), dict(args.lr_scheduler_kwargs or {})
     left = max(1, steps - warmup)
@@ -193,7 +195,16 @@ _SCHEDULES: Mapping[str, tuple[str, ...]] = {
 """transformers' name → options that are honoured."""
 
 
-def _interval(name: str, strategy: str, asked: float, steps: int, epoch: int) -> int:
+def intervals(args: Options, steps: int, epoch: int) -> dict[str, int]:
+    """Steps between lines of progress (`logging`), evaluations (`eval`) and checkpoints (`save`); `NEVER` for none."""
+    return {
+        "logging": interval("logging_steps", args.logging_strategy, args.logging_steps, steps, epoch),
+        "eval": interval("eval_steps", args.eval_strategy, args.eval_steps or args.logging_steps, steps, epoch),
+        "save": interval("save_steps", args.save_strategy, args.save_steps, steps, epoch),
+    }
+
+
+def interval(name: str, strategy: str, asked: float, steps: int, epoch: int) -> int:
     """Steps between two events."""
     if strategy in ("no", "best"):
         return NEVER
@@ -294,7 +305,7 @@ def _targets(given: Any, model_type: str, notes: list[str]) -> tuple[str, ...]:
     return _names(given)
 
 
-def _named(kind: type, **knobs: Any) -> Any:
+def named(kind: type, **knobs: Any) -> Any:
     """A config of ours, with errors that speak of TRL's names."""
     try:
         return kind(**knobs)
