@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,6 +22,12 @@ def model(request: pytest.FixtureRequest) -> nn.Sequential:
     return found
 
 
+@contextmanager
+def generating() -> Iterator[None]:
+    with torch.inference_mode(), packed.in_force():
+        yield
+
+
 def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.allclose(found, expected, rtol=0, atol=32 * torch.finfo(expected.dtype).eps)
 
@@ -29,7 +37,7 @@ def test_the_products_are_torchs(model: nn.Sequential, rows: int) -> None:
     x = torch.randn(2, rows, 128, dtype=model[0].weight.dtype)
     with torch.no_grad():
         expected = model(x)  # outside of inference mode the layers run their own forward
-    with torch.inference_mode():
+    with generating():
         assert near(model(x), expected)
     assert model[0] in packed._COPIES, "the packed product was what ran"
     assert model[2] not in packed._COPIES, "small layers stay as they are"
@@ -37,12 +45,12 @@ def test_the_products_are_torchs(model: nn.Sequential, rows: int) -> None:
 
 def test_a_weight_that_was_written_to_is_packed_again(model: nn.Sequential) -> None:
     x = torch.randn(3, 128, dtype=model[0].weight.dtype)
-    with torch.inference_mode():
+    with generating():
         before = model(x)
     with torch.no_grad():
         model[0].weight.mul_(2)
         expected = model(x)
-    with torch.inference_mode():
+    with generating():
         after = model(x)
     assert near(after, expected)
     assert not torch.allclose(after, before)
@@ -56,11 +64,26 @@ def test_training_never_comes_here(model: nn.Sequential) -> None:
 
 def test_the_way_back(model: nn.Sequential) -> None:
     x = torch.randn(3, 128, dtype=model[0].weight.dtype)
-    with torch.inference_mode():
+    with generating():
         model(x)
     other = copy.deepcopy(model)
     assert packed.packed_bytes(model) == 2 * 128 * 160 * x.element_size()
     assert packed.unpack(model) == 2
     assert model[0] not in packed._COPIES
-    with torch.inference_mode():
+    with generating():
         assert near(other(x), model(x)), "a copy has a packed forward of its own"
+
+
+def test_the_products_of_float32_are_served_where_those_of_bfloat16_are() -> None:
+    assert packed._serves(torch.float32) == packed._serves(torch.bfloat16)
+
+
+def test_what_generates_nothing_never_meets_a_copy(model: nn.Sequential) -> None:
+    x = torch.randn(3, 128, dtype=model[0].weight.dtype)
+    with generating():
+        model(x)
+    with torch.no_grad():
+        model[0].weight.data.mul_(2)  # as peft merges: torch counts no write
+        expected = model(x)
+    with torch.inference_mode():
+        assert torch.equal(model(x), expected)

@@ -21,7 +21,7 @@ from torch import Tensor
 from sapwood.errors import ModelError
 from sapwood.generate.answer import Answer
 from sapwood.generate.drawing import draw
-from sapwood.model import LanguageModel
+from sapwood.model import LanguageModel, packed
 from sapwood.records import Prompt, Row, SamplingParams
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Session:
 
         Those that were cancelled (`Answer.cancel`) are among them.
         """
-        with evaluating(self._model), torch.inference_mode():
+        with evaluating(self._model), torch.inference_mode(), packed.in_force():
             self._clear()
             if not self._rows.running and (self._inbox or self._waiting):
                 self._engine.check_weights()

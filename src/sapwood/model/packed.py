@@ -4,13 +4,18 @@ torch lays a weight out anew in every product, which costs more than a product o
 results are the same bits; a product of 32 rows takes three quarters of the time and one of a single row half. In fp32 they round
 otherwise, for it is another library's product, and take half the time and less where torch's own is not made for the processor.
 
-In: a model. Out: the same model, whose plain linear layers carry another `forward`, which serves in inference mode alone: training never
-comes here. A copy belongs to one version of its weight and is made again when that was written to. It takes as much memory as the weight.
+In: a model. Out: the same model, whose plain linear layers carry another `forward`, which serves within `in_force` alone: what trains,
+scores or compares runs torch's own products, and never meets a copy. A copy belongs to one version of its weight and is made again when
+that was written to; peft merges through `.data`, which torch does not count, so whoever puts copies in force looks for that first, as
+engines do. A copy takes as much memory as the weight.
 Left out on purpose: quantized layers, and other devices, which have products of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +28,8 @@ from sapwood.model import by_instance
 
 SMALLEST = 1 << 14
 """Weights with fewer numbers stay as they are."""
+
+_IN_FORCE = ContextVar("packed weights are in force", default=False)
 
 _COPIES: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
 """Of each layer, the weight's version and its copy."""
@@ -39,6 +46,16 @@ def unpack(module: nn.Module) -> int:
     return by_instance.detach(_forward, module)
 
 
+@contextmanager
+def in_force() -> Iterator[None]:
+    """Let packed layers run their copies in this thread, in inference mode."""
+    token = _IN_FORCE.set(True)
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
 def forget(module: nn.Module) -> None:
     """Let the copies go; those that are needed are made again."""
     for layer in module.modules():
@@ -53,7 +70,7 @@ def packed_bytes(module: nn.Module) -> int:
 def _forward(self: Any, x: Tensor) -> Tensor:
     """What a packed layer runs."""
     weight_OI: Tensor = self.weight
-    if not torch.is_inference_mode_enabled() or x.dtype != weight_OI.dtype or torch.is_autocast_enabled("cpu"):
+    if not _IN_FORCE.get() or not torch.is_inference_mode_enabled() or x.dtype != weight_OI.dtype or torch.is_autocast_enabled("cpu"):
         out: Tensor = type(self).forward(self, x)
         return out
     return _product(x, _copy(self, weight_OI), self.bias)
@@ -86,7 +103,7 @@ def _is_plain(layer: Any) -> bool:
 
 @cache
 def _serves(dtype: torch.dtype) -> bool:
-    """Has this torch these two operators, private to it, and do they give what it gives?"""
+    """Has this torch these two operators, private to it, and do they give what it gives, up to the rounding of sums in another order?"""
     if dtype not in (torch.bfloat16, torch.float32) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     generator = torch.Generator("cpu").manual_seed(0)
@@ -96,4 +113,4 @@ def _serves(dtype: torch.dtype) -> bool:
             found, expected = _product(x, _packed(weight_OI), bias_O), F.linear(x, weight_OI, bias_O)
     except (AttributeError, RuntimeError):
         return False
-    return torch.allclose(found, expected, rtol=4 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+    return bool((found - expected).float().norm() <= 8 * torch.finfo(dtype).eps * expected.float().norm())
