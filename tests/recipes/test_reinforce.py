@@ -187,6 +187,12 @@ def test_nothing_named_or_both(model: Path, tmp_path: Path) -> None:
         reinforce(ReinforceConfig(data=("a.jsonl",), rewards=("number*x",)))
     with pytest.raises(ConfigError, match="has no task 'chain_sun'"):
         reinforce(ReinforceConfig(gym=TaskConfig(task="chain_sun")))
+    with pytest.raises(ConfigError, match=r"gym\.settings is given, but no task"):
+        reinforce(ReinforceConfig(data=("a.jsonl",), rewards=("number",), gym=TaskConfig(settings=("min_terms=2",))))
+    with pytest.raises(ConfigError, match=r"gym\.instruction is given, but no task"):
+        reinforce(ReinforceConfig(data=("a.jsonl",), rewards=("number",), gym=TaskConfig(instruction="Be brief.")))
+    with pytest.raises(ConfigError, match=r"whose value cannot be read"):
+        reinforce(ReinforceConfig(gym=TaskConfig(task="chain_sum", settings=("min_terms=[2",))))
 
 
 def steps(count: int, **last: float) -> list[dict[str, Any]]:
@@ -248,6 +254,15 @@ def test_votes_to_verdict(model: Path, tmp_path: Path) -> None:
     same = write(tmp_path / "same.jsonl", [{**row, "label": True} for row in rows])
     with pytest.raises(ConfigError, match="say the same"):
         tune(model, tmp_path / "other", data=(str(same),), votes="label")
+    with pytest.raises(ConfigError, match="loss is ipo, but single votes"):
+        tune(model, tmp_path / "fourth", votes="label", loss="ipo")
+
+
+def test_a_vote_held_out_alone_is_told_of(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}: sky", "completion": "blue" if n % 2 else "five", "label": bool(n % 2)} for n in range(8)]
+    screen = Heard()
+    tune(model, tmp_path, screen, data=(str(write(tmp_path / "v.jsonl", rows)),), votes="label", epochs=1, held_out=1)
+    assert any("One vote alone is held out" in line for line in screen.said)
 
 
 def test_bad_pairs_are_refused_by_their_line(model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sapwood.records import Example, Row, Source
 from sapwood.run import step_records
 from sapwood.train import OptimConfig
 from sapwood.train.dpo import DpoConfig, DpoResult, dpo
-from sapwood.train.preferred import FILE, vote_examples
+from sapwood.train.preferred import FILE, references, vote_examples
 from train.tiny_training import opened, tiny_lm, trained_steps
 
 
@@ -171,3 +171,35 @@ def test_votes_are_never_matched_with_themselves() -> None:
             for one in made:
                 assert one.rows[1].completion_T.tolist() != one.rows[0].completion_T.tolist()
                 assert one.rows[1].prompt_T.tolist() == one.rows[0].prompt_T.tolist()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "make"), [({"loss": "ipo"}, votes), ({"smoothing": 0.1}, votes), ({"good_weight": 2.0}, pairs), ({"bad_weight": 2.0}, pairs)]
+)
+def test_an_option_of_the_other_kind_is_refused(tmp_path: Path, knobs: dict[str, Any], make: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(knobs))} is .* not read it"):
+        prefer(tmp_path, config(**knobs), make(8))
+
+
+def test_other_held_out_pairs_are_asked_for_anew(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        made_of = {"rows": "those trained", "model": "one"}
+        first, second, again = (references(tiny_lm(), pairs(6, seed), 400, run, made_of, print) for seed in (1, 2, 2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(second, again)
+
+
+def test_a_run_that_goes_on_still_knows_how_it_began(tmp_path: Path) -> None:
+    def stop(done: Any) -> None:
+        if done.step == 2:
+            raise Stopped
+
+    setting = config(save_every=1, epochs=1, eval_every=2)
+    with pytest.raises(Stopped):
+        prefer(tmp_path, setting, held_out=pairs(6, 1), report=stop)
+    result = prefer(tmp_path, setting, held_out=pairs(6, 1))
+    assert result.before is not None
+    assert result.before.right == 3, "nothing had moved: all were ties"
+    assert result.before.loss == pytest.approx(np.log(2), abs=1e-6)
+    assert result.after is not None
+    assert result.after.loss != result.before.loss

@@ -19,7 +19,7 @@ from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.other_rows import Sides, pairs_to_prefer, scan, votes_to_learn
 from sapwood.recipes.screen import Screen
 from sapwood.records import Example, hash_of_rows
-from sapwood.train.dpo import DpoConfig, DpoResult, dpo
+from sapwood.train.dpo import DpoConfig, DpoResult, dpo, refuse_unread
 from sapwood.train.preferred import PreferenceStep, vote_examples
 
 
@@ -30,6 +30,9 @@ class PreferConfig(RunConfig):
     votes: str | None = None
     """Column that says whether an answer is good, for files of single answers with a vote (KTO) instead of pairs."""
     train: DpoConfig = field(default_factory=DpoConfig)
+
+    def __post_init__(self) -> None:
+        refuse_unread(self.train, self.votes is not None)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ def _sides(rows: Any, chat: Chat, config: PreferConfig) -> Sides[Example]:
     bad = len(good) - sum(good)
     ratio = config.train.good_weight * sum(good) / (config.train.bad_weight * bad)
     notes = list(found.notes)
+    if len(found.held_out) == 1:
+        notes.append("One vote alone is held out, and a vote is compared with others: nothing judges. Hold out more with --held-out.")
     if not 0.5 <= ratio <= 2:
         notes.append(
             f"{sum(good)} good and {bad} bad votes: weighed, {ratio:.2g} to 1. KTO's paper keeps this within 1 to 1.33; "

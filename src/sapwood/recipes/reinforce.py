@@ -33,7 +33,7 @@ from sapwood.recipes.preflight import preflight
 from sapwood.recipes.screen import Screen
 from sapwood.records import Judge, SamplingParams
 from sapwood.run import Run, read_json, step_records
-from sapwood.stats import Difference, paired_difference, rate_interval
+from sapwood.stats import Difference, paired_difference
 from sapwood.train.grpo import GrpoConfig, GrpoResult, grpo
 from sapwood.train.grpo_report import GrpoStep
 from sapwood.train.rollouts import Asked, Rollouts
@@ -65,7 +65,12 @@ class TaskConfig:
             name, equals, value = entry.partition("=")
             if not (name and equals and value):
                 raise ConfigError(f"settings holds {entry!r}; give name=value, such as min_terms=3.")
-            found[name] = yaml.safe_load(value)
+            try:
+                found[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ConfigError(
+                    f"settings holds {entry!r}, whose value cannot be read; give one such as 3, 0.5, true or [1, 2]."
+                ) from None
         return found
 
 
@@ -192,6 +197,9 @@ def rewards_named(names: Sequence[str], gym: TaskConfig, data: Sequence[str], al
     """The rewards by name; the task's verifier where a task is named and no reward. Raises `ConfigError` where nothing judges."""
     if gym.task is not None and data:
         raise ConfigError("Files and a task of reasoning-gym are both named. Give one of them: a run learns from one kind.")
+    for name in ("settings", "instruction"):
+        if gym.task is None and getattr(gym, name):
+            raise ConfigError(f"gym.{name} is given, but no task that would read it. Name one with --task, or leave gym.{name} out.")
     tasks = {"gym": verified(gym.task, gym.values)} if gym.task is not None else {}
     names = names or tuple(tasks)
     if not tasks and not data:
@@ -303,9 +311,8 @@ def _verdict(run: Run, steps: int, seen: dict[int, list[float | None]]) -> tuple
     bounded = bool(min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1)
     found = paired_difference(before, after, bounded=bounded)
     low, high = found.interval.low, found.interval.high
-    rate = rate_interval(float(after.sum()), len(after)) if bounded else None
     words = f"{before.mean():.3f} → {after.mean():.3f} on {len(both)} held-out prompts ({found.mean:+.3f} [{low:+.3f}, {high:+.3f}])"
-    if rate is not None:
+    if bounded:
         words = (
             f"{before.mean():.1%} → {after.mean():.1%} of {len(both)} held-out prompts "
             f"({100 * found.mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}])"

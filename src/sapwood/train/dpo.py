@@ -138,6 +138,7 @@ def dpo(
     lie in the folder of the result. Raises as `sft` does. Whatever ends the loop, a checkpoint of the last whole step is saved first.
     """
     votes = _kind_of(examples, held_out)
+    refuse_unread(config, votes)
     if votes and config.batch < 2:
         raise ConfigError("batch is 1, and a vote is compared with the mean of its step. Give a batch of at least 2, better 8 or more.")
     steps = config.max_steps or num_steps(len(examples), config.batch, config.epochs)
@@ -173,7 +174,8 @@ def dpo(
     def to_prefer(places: Sequence[int], among: Sequence[Example], offset: int) -> ToPrefer:
         return ToPrefer([among[place] for place in places], [known[offset + place] for place in places], config, votes)
 
-    before = after = None
+    before = Judged.at_step(0, run.path) if checkpoint is not None else None
+    after = None
     taken: list[PreferenceStep] = []
     whole: int | None = first
     saved = first if checkpoint is not None else None
@@ -224,6 +226,15 @@ def dpo(
         seconds=sum(done.seconds for done in taken),
         rehearsal=rehearsal,
     )
+
+
+def refuse_unread(config: DpoConfig, votes: bool) -> None:
+    """An option that nothing reads must not be accepted. Raises `ConfigError` for one of pairs beside votes, or of votes beside pairs."""
+    names = ("loss", "smoothing") if votes else ("good_weight", "bad_weight")
+    why = "single votes are trained by KTO, which does" if votes else "pairs are trained, which do"
+    for name in names:
+        if getattr(config, name) != getattr(DpoConfig, name):
+            raise ConfigError(f"{name} is {getattr(config, name)}, but {why} not read it. Leave {name} out.")
 
 
 def _kind_of(examples: Sequence[Example], held_out: Sequence[Example]) -> bool:

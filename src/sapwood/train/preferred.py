@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from torch import Tensor
 from sapwood.errors import storage
 from sapwood.forest import MicroBatch
 from sapwood.model import LanguageModel
-from sapwood.records import Example, Row
-from sapwood.run import Run, write_atomic
+from sapwood.records import Example, Row, hash_of_rows
+from sapwood.run import Run, step_records, write_atomic
 from sapwood.stats import Interval, rate_interval
 from sapwood.train.memory import peak_memory
 from sapwood.train.preferences import preference, row_sums, vote
@@ -57,7 +58,7 @@ def references(
 ) -> Floats:
     """Log-probability (B, 2) of both rows of each example, by the model as it stands; read where the run has asked before."""
     path = run.path / FILE
-    key = {name: made_of[name] for name in ("rows", "model")} | {"examples": str(len(examples))}
+    key = {"rows": hash_of_rows(examples), "model": made_of["model"]}
     if path.is_file():
         with storage(path, "read"):
             content = path.read_bytes()
@@ -166,6 +167,13 @@ class Judged:
     """Mean, of a pair."""
     margin: float
     """Mean of the difference of both answers' rewards, in units of β log-probability; 0 for votes."""
+
+    @classmethod
+    def at_step(cls, step: int, folder: Path) -> Judged | None:
+        """What an earlier sitting of a run has recorded of a step."""
+        records = (record for record in step_records(folder / "metrics.jsonl") if record["kind"] == "eval" and record["step"] == step)
+        found = next(records, None)
+        return None if found is None else cls(found["accuracy"] * found["pairs"], found["pairs"], found["loss"], found["margin"])
 
     @property
     def interval(self) -> Interval:
