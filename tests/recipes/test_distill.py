@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from sapwood.errors import ConfigError
+from sapwood.errors import ConfigError, TrainingError
 from sapwood.recipes.beginning import StartConfig
 from sapwood.recipes.distill import DistillConfig, distill
 from sapwood.recipes.prepare import DataConfig
-from sapwood.records import Completion, Ended, Message, Prompt, SamplingParams
+from sapwood.records import Completion, Ended, Message, Prompt, SamplingParams, ToolCall
 from sapwood.run import read_records
 from tiny.folder import write_model
 
@@ -94,3 +94,23 @@ def test_the_model_itself_is_a_teacher(model: Path, tmp_path: Path) -> None:
 def test_bad_knobs(model: Path, tmp_path: Path, knobs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(knobs))):
         config(tmp_path, model, **knobs)
+
+
+class Caller:
+    """Calls a tool."""
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, **_: Any) -> list[Completion]:
+        message = Message("assistant", "2", tool_calls=(ToolCall("add", {"a": 1, "b": 1}),))
+        return [Completion(prompt, (1,), "2", Ended.STOP, message=message) for prompt in prompts]
+
+
+def test_a_call_stays_in_its_row(model: Path, tmp_path: Path) -> None:
+    result = distill(config(tmp_path, model, count=1, samples=1), teacher=Caller())
+    turn = read_records(result.rows)[0]["messages"][-1]
+    assert turn["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1, "b": 1}}
+
+
+def test_a_teacher_that_went_away_ends_the_run_and_its_prompts_are_asked_again(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="None of 15 answers could be sampled: gone"):
+        distill(config(tmp_path, model), teacher=Teacher([("|", Ended.ERROR)]))
+    assert distill(config(tmp_path, model), teacher=Teacher(ANSWERS)).kept == 3

@@ -291,6 +291,21 @@ def test_a_remote_sampler_is_set_right(tmp_path: Path, kind: Any) -> None:
     assert len({adapter(tmp_path / name) for name in ("off", "on", "low")}) == 3
 
 
+class Silent(Apart):
+    """One that gives no probabilities."""
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, **_: Any) -> list[Completion]:
+        import dataclasses
+
+        return [dataclasses.replace(one, logprobs=()) for one in super().generate(prompts, params)]
+
+
+def test_a_correction_needs_the_samplers_probabilities(tmp_path: Path) -> None:
+    reinforce(tmp_path / "off", config(steps=1), sampler_of=Silent)
+    with pytest.raises(TrainingError, match="gave 0 log-probabilities"):
+        reinforce(tmp_path / "on", config(steps=1, policy=PolicyConfig(correction="token")), sampler_of=Silent)
+
+
 def test_other_prompts_or_settings_are_another_run(tmp_path: Path) -> None:
     reinforce(tmp_path, config(steps=2))
     with pytest.raises(CheckpointError, match="other rows"):

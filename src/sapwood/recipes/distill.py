@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.other_rows import prompts_to_ask, scan
 from sapwood.recipes.reinforce import TaskConfig, gym_sides, rewards_named
 from sapwood.recipes.screen import Screen
-from sapwood.records import Completion, Ended, Rewarded, Sampler, SamplingParams
+from sapwood.records import Completion, Ended, Message, Rewarded, Sampler, SamplingParams
 from sapwood.remote import RemoteSampler
 from sapwood.run import Run
 from sapwood.train import Asked
-from sapwood.train.rollouts import seed_of
+from sapwood.train.rollouts import refuse_silence, seed_of
 
 AT_ONCE = 16
 """Prompts that are asked together: what was answered of them is kept together, too."""
@@ -102,7 +102,8 @@ def distill(
 ) -> DistillResult:
     """Ask the teacher, judge, keep what is right. `teacher` is any sampler; where none is given, the config says who it is.
 
-    Raises a `SapwoodError` that says what to do; what was answered stays in the run directory.
+    Raises a `SapwoodError` that says what to do, also where a teacher answers nothing any more: what was answered stays in the run
+    directory, and what was not is asked again when the run goes on.
     """
     screen = screen or Screen(quiet=True)
     judged_by = [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(rewards)), *rewards]
@@ -132,6 +133,7 @@ def distill(
                 seed = seed_of(config.seed, asked.index(some[0]))
                 params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed)
                 answers = sampler.generate([one.prompt for one in every], params)
+                refuse_silence(answers)
                 judged = judge([one.item for one in every], answers)
                 made = [_record(one, answers[slice_], judged[slice_], config.keep) for one, slice_ in _slices(some, config.samples)]
                 run.append("answers", *made)
@@ -180,11 +182,9 @@ def _fault(answer: Completion, rewarded: Rewarded) -> str:
 
 
 def _row(one: Asked, answer: Completion) -> dict[str, Any]:
-    """A conversation as files hold it, reasoning and answer apart where they were understood."""
-    said = answer.message
-    turn: dict[str, Any] = {"role": "assistant", "content": answer.text if said is None else said.content}
-    if said is not None and said.reasoning:
-        turn["reasoning_content"] = said.reasoning
+    """A conversation as files hold it: reasoning, answer and calls apart where they were understood."""
+    said = answer.message or Message("assistant", answer.text)
+    turn = (said if said.reasoning else replace(said, reasoning=None)).for_template()
     asked = one.item.conversation
     row: dict[str, Any] = {"messages": [*(message.for_template() for message in asked.messages), turn], "source": asked.where}
     return {**row, "tools": list(asked.tools)} if asked.tools else row

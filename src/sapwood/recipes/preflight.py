@@ -17,7 +17,7 @@ from sapwood.errors import TrainingError
 from sapwood.records import Completion, Ended, Judge, Rewarded, Sampler
 from sapwood.train.advantages import dead, spreads
 from sapwood.train.grpo import GrpoConfig
-from sapwood.train.rollouts import Asked, seed_of
+from sapwood.train.rollouts import Asked, refuse_silence, seed_of
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ def preflight(
     begin = time.perf_counter()
     completions = sampler.generate([one.prompt for one in every], replace(config.sampling, seed=seed_of(config.seed, -1)))
     drawn = time.perf_counter()
-    failed = [one for one in completions if one.ended is Ended.ERROR]
-    if len(failed) == len(completions):
-        raise TrainingError(f"None of {len(completions)} answers could be sampled: {failed[0].error}")
+    refuse_silence(completions)
     rewarded = judge([one.item for one in every], completions)
     found = _found(some, completions, rewarded, config.group, drawn - begin, time.perf_counter() - drawn)
     for line in found.lines(config):

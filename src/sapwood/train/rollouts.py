@@ -99,7 +99,7 @@ def roll_out(
         every = [one for one in asked for _ in range(group)]
         completions = sampler.generate([one.prompt for one in every], replace(params, seed=seed_of(*seed, number)))
         drawn = time.perf_counter()
-        _refuse_silence(completions)
+        refuse_silence(completions)
         rewarded = judge([one.item for one in every], completions)
         sampling, rewarding = sampling + drawn - begin, rewarding + time.perf_counter() - drawn
         for place, one in enumerate(asked):
@@ -113,11 +113,12 @@ def roll_out(
     return Rollouts(live + kept, len(lifeless) - len(kept), taken, sampling, rewarding)
 
 
-def _refuse_silence(completions: Sequence[Completion]) -> None:
+def refuse_silence(completions: Sequence[Completion]) -> None:
+    """Raises `TrainingError` where all of these failed: a sampler that went away must not pass for a model that cannot answer."""
     failed = [one for one in completions if one.ended is Ended.ERROR]
-    if len(failed) == len(completions):
+    if failed and len(failed) == len(completions):
         raise TrainingError(
-            f"None of {len(completions)} answers could be sampled: {failed[0].error} Nothing was updated with this step. "
+            f"None of {len(completions)} answers could be sampled: {failed[0].error} Nothing was made of them. "
             "Mend that, and name the run directory to go on."
         )
 
@@ -156,6 +157,11 @@ def rows_to_train(rollouts: Rollouts, config: PolicyConfig) -> tuple[list[Exampl
             rows, tokens = rows + 1, tokens + len(completion.ids) * counts
             if not counts or (alone and advantage == 0):
                 continue
+            if config.correction != "none" and len(completion.logprobs) != len(completion.ids):
+                raise TrainingError(
+                    f"policy.correction is {config.correction}, and the sampler gave {len(completion.logprobs)} log-probabilities for an "
+                    f"answer of {len(completion.ids)} tokens. Set it to none, or take a sampler that gives one for each token."
+                )
             row = Row(
                 prompt_T, np.array(completion.ids, dtype=np.int64), np.ones(len(completion.ids), np.float32), group.asked.prompt.media
             )
