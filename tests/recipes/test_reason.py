@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import yaml
 
 from sapwood.cli.main import main
-from sapwood.errors import ConfigError
-from sapwood.recipes.reason import ReasonConfig, plan_stages, read_recipe, takes_back
+from sapwood.errors import CheckpointError, ConfigError
+from sapwood.recipes.reason import MeasureConfig, ReasonConfig, _settings, plan_stages, read_recipe, reason, takes_back
+from sapwood.recipes.reinforce import TaskConfig
 from tiny.folder import write_model
 
 COMMON: dict[str, Any] = {"r": 2, "budget": 512, "lr": 1e-3}
@@ -76,6 +78,30 @@ def test_stages_follow_each_other(tmp_path: Path) -> None:
     assert third.start_from.start == second.out
     assert fourth.data == (str(third.out / "rows.jsonl"),)
     assert fifth.start_from.start == fourth.out
+
+
+def test_a_recipe_that_changed_after_a_stage_was_finished_is_refused(tmp_path: Path) -> None:
+    given = ReasonConfig(stages=({"kind": "sft", "data": ["a.jsonl"], "epochs": 1},), out=tmp_path / "run")
+    known = _settings(given)
+    assert _settings(replace(given, out=tmp_path / "moved")) == known
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "stages.json"
+    file.write_text(json.dumps({"1-sft": {"kind": "sft", "line": "done", "settings": known["1-sft"]}}))
+    assert list(reason(given)) == ["1-sft"]
+    for changed in (
+        replace(given, stages=({**given.stages[0], "epochs": 2},)),
+        replace(given, model="another"),
+        replace(given, measure=MeasureConfig(samples=9)),
+        replace(given, stages=({"kind": "dpo"},)),
+    ):
+        with pytest.raises(CheckpointError, match="1-sft, finished with other settings"):
+            reason(changed)
+
+
+@pytest.mark.parametrize("knobs", [{"samples": 0}, {"max_new_tokens": 0}, {"gym": TaskConfig(unseen=0)}], ids=str)
+def test_what_measures_nothing_is_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="measure"):
+        MeasureConfig(**knobs)
 
 
 @pytest.mark.parametrize("text", ["- a", "stages: 3", "stages: [1]", "{"])

@@ -9,7 +9,7 @@
 
 DeepSeek-R1, arXiv:2501.12948, §2.3. In: a recipe, whose stages take the knobs of their verbs by plain names. Out: a folder with a run for
 each stage, and `stages.json`: greedy accuracy, pass@1, pass@k and maj@k with intervals before and after each. A stage that is finished is
-not run again, and one that was stopped goes on.
+not run again, and one that was stopped goes on. A recipe that was changed where it has been followed already is refused.
 Left out on purpose: stages that branch. A recipe is a line.
 """
 
@@ -25,12 +25,13 @@ import orjson
 import yaml
 
 from sapwood.assets import DEFAULT_MODEL
-from sapwood.config import did_you_mean, from_dict, with_knobs
-from sapwood.errors import ConfigError, storage
+from sapwood.config import did_you_mean, from_dict, to_dict, with_knobs
+from sapwood.errors import CheckpointError, ConfigError, storage
 from sapwood.evaluate.repeated import maj_at_k, pass_at_k
 from sapwood.generate import Engine
 from sapwood.recipes.beginning import StartConfig, opened
 from sapwood.recipes.distill import DistillConfig, distill
+from sapwood.recipes.identity import hash_of
 from sapwood.recipes.prefer import PreferConfig, prefer
 from sapwood.recipes.reinforce import ReinforceConfig, TaskConfig, gym_sides, reinforce, rewards_named
 from sapwood.recipes.screen import Screen
@@ -56,6 +57,11 @@ class MeasureConfig:
     """Samples of each prompt, for pass@k and maj@k."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("samples", self.samples), ("max_new_tokens", self.max_new_tokens), ("gym.unseen", self.gym.unseen)):
+            if value < 1:
+                raise ConfigError(f"measure.{name} is {value}; give at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +134,20 @@ def plan_stages(config: ReasonConfig) -> list[Stage]:
 
 
 def reason(config: ReasonConfig, *, screen: Screen | None = None) -> dict[str, Any]:
-    """Run what is not finished, measure, and return what `stages.json` holds. Raises what the stages raise."""
+    """Run what is not finished, measure, and return what `stages.json` holds.
+
+    Raises what the stages raise, and `CheckpointError` where a finished stage was run or measured with other settings.
+    """
     screen = screen or Screen(quiet=True)
     stages = plan_stages(config)
-    config.out.mkdir(parents=True, exist_ok=True)
+    with storage(config.out, "create the folder"):
+        config.out.mkdir(parents=True, exist_ok=True)
     file = config.out / FILE
     done: dict[str, Any] = read_json(file)
+    settings = _settings(config)
+    _refuse_others(done, settings, config.out)
     if config.measure.gym.task is not None and "base" not in done:
-        done["base"] = {"kind": "base", "measured": measured(config, None, screen)}
+        done["base"] = {"kind": "base", "settings": settings["base"], "measured": measured(config, None, screen)}
         _keep(file, done)
     for stage in stages:
         if stage.name in done:
@@ -146,11 +158,29 @@ def reason(config: ReasonConfig, *, screen: Screen | None = None) -> dict[str, A
         trained = stage.kind != "distill" and config.measure.gym.task is not None
         done[stage.name] = {
             "kind": stage.kind,
+            "settings": settings[stage.name],
             "line": line,
             "measured": measured(config, stage.config.out, screen) if trained else None,
         }
         _keep(file, done)
     return done
+
+
+def _settings(config: ReasonConfig) -> dict[str, str]:
+    """A hash for the base and each stage, of all that what is kept of it depends on, wherever the folder lies."""
+    measuring = [config.model, to_dict(config.measure)]
+    stages = plan_stages(replace(config, out=Path()))
+    return {"base": hash_of(measuring), **{stage.name: hash_of([measuring, to_dict(stage.config)]) for stage in stages}}
+
+
+def _refuse_others(done: Mapping[str, Any], settings: Mapping[str, str], out: Path) -> None:
+    """A stage that is finished is not run again, so a recipe that says something else of it must not pass for one that was followed."""
+    for name, one in done.items():
+        if one.get("settings", settings.get(name)) != settings.get(name):
+            raise CheckpointError(
+                f"{out} holds {name}, finished with other settings than the recipe has now. Give another folder with --out, or remove "
+                f"{name} from {out / FILE} and its folder, and what follows it."
+            )
 
 
 def _run(stage: Stage, screen: Screen) -> str:
