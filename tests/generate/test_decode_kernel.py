@@ -91,3 +91,25 @@ def test_the_engine_with_it_is_the_path_of_training(schedule: dict[str, Any], wi
     assert ids_of(unpacked.generate(prompts(nested_prompts(2)), SamplingParams(max_new_tokens=14, temperature=1.0, seed=3))) == ids_of(
         found
     )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"length_N": torch.tensor([4, 128])},
+        {"length_N": torch.tensor([4, -1])},
+        {"length_N": torch.tensor([4])},
+        {"rows": 1},
+        {"heads": 3},
+        {"width": 32},
+    ],
+    ids=str,
+)
+def test_what_does_not_belong_together_is_refused_before_memory_is_touched(wrong: dict[str, Any]) -> None:
+    given = {"length_N": torch.tensor([4, 5]), "rows": 2, "heads": 4, "width": 16, **wrong}
+    cache = torch.zeros(given["rows"], 2, 128, 16)
+    query, key = torch.zeros(given["heads"], 2, given["width"]), torch.zeros(2, 2, given["width"])
+    served = kernels.cpu_kernels()
+    assert served is not None
+    with pytest.raises(RuntimeError, match=r"belong together|room for one token"):
+        served.decode_attention(query, key, key, cache, cache.clone(), given["length_N"], 0, 1.0)

@@ -125,6 +125,12 @@ void of_type(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& keys, Te
 std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor keys, Tensor values,
                                             const Tensor& length_N, int64_t window, double scale) {
   const int64_t H = q.size(0), N = q.size(1), D = q.size(2);
+  TORCH_CHECK(H % k.size(0) == 0 && v.sizes() == k.sizes() && keys.sizes() == values.sizes() && keys.size(0) >= N && length_N.numel() == N &&
+                  keys.size(1) == k.size(0) && keys.size(3) == D && q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1,
+              "queries, keys, values and rows belong together");
+  const int64_t* lengths = length_N.const_data_ptr<int64_t>();
+  TORCH_CHECK(length_N.is_contiguous() && std::all_of(lengths, lengths + N, [&](int64_t length) { return length >= 0 && length < keys.size(2); }),
+              "each row has room for one token more");
   TORCH_CHECK(keys.is_contiguous() && values.is_contiguous() && D % LANES == 0, "rows of keys are contiguous, heads fill registers");
   Tensor out = at::empty({N, H, D}, q.options().dtype(at::kFloat)), lse = at::empty({N, H}, q.options().dtype(at::kFloat));
   const auto run = q.scalar_type() == at::kFloat ? of_type<float> : of_type<BFloat16>;
