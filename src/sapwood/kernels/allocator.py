@@ -1,8 +1,8 @@
 """Freed memory stays with the process: glibc otherwise gives it back to the system and asks for it again in every layer.
 
 A step's activations are a few MiB each. glibc takes such pieces from the system one by one, or gives the top of its heap back when it
-is free, and each page that comes again is a fault and a page of zeros: 7 to 15 % of the processor time of a step of SmolLM2-135M
-was spent on that, and 2 to 4 % is with this. The peak of memory is the same within 3 %.
+is free, and each page that comes again is a fault and a page of zeros: the system took 7 to 16 % of the processor time of a step of
+SmolLM2-135M, and takes 3 to 4 % with this. What that saves on the clock was not measured. The peak of memory is the same within 3 %.
 In: nothing. Out: the setting, once. Left out on purpose: other C libraries, and a process whose user has set MALLOC_* or
 GLIBC_TUNABLES.
 """

@@ -13,7 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -106,7 +106,7 @@ class Guard:
             return session_of(connection, cookie, self.review.clock())
 
     def _check_host(self, request: Request) -> None:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        host = _parts(f"//{request.headers.get('host', '')}").hostname or ""
         hosts = self.review.hosts
         if not (host in hosts or "*" in hosts if hosts else is_loopback(host)):
             raise RefusalError(421, "This server does not answer to that name. Name it with --address.")
@@ -180,8 +180,16 @@ def _check_origin(request: Request) -> None:
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
         raise RefusalError(403, "A form of another site was refused.")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and _parts(origin).netloc != request.headers.get("host"):
         raise RefusalError(403, "A form of another site was refused.")
+
+
+def _parts(address: str) -> SplitResult:
+    """An address in its parts, empty ones where it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def guarded(app: ASGIApp) -> ASGIApp:
