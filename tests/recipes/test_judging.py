@@ -68,6 +68,21 @@ def test_rates_of_a_judge_that_nobody_calibrated(run: Path) -> None:
     assert other.found["raw"]["rate"] == pytest.approx(0.125)
 
 
+def test_the_first_of_several_answers_is_judged_and_clusters_are_kept_together(run: Path) -> None:
+    wide = judge_run(config(run), sampler=Likes()).found["raw"]
+    records = read_records(run / "scores.jsonl")
+    groups = {name: f"g{place % 4}" for place, name in enumerate(dict.fromkeys(record["item"] for record in records))}
+    more = [{**record, "cluster": groups[record["item"]], "sample": sample} for record in records for sample in (0, 1)]
+    for record in more:
+        record["text"] = "fine" if record["sample"] else record["text"]
+        record.pop("schema", None)
+    (run / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in more))
+    (run / "judged.jsonl").unlink()
+    found = judge_run(config(run), sampler=Likes()).found["raw"]
+    assert found["rate"] == wide["rate"], "the second answers are all the same, and would be ties"
+    assert found["high"] - found["low"] > wide["high"] - wide["low"]
+
+
 def test_labels_calibrate_and_correct(run: Path, tmp_path: Path) -> None:
     items = [record["item"] for record in read_records(run / "items.jsonl")]
     labels = tmp_path / "labels.jsonl"

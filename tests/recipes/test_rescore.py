@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sapwood.cli.main import main
 from sapwood.evaluate import exact, item_records, items_from, run_free_arm
+from sapwood.recipes.rescore import RescoreConfig, rescore
 from sapwood.records import Conversation, Message
 from sapwood.run import open_run, read_records
 from tiny.folder import write_model
@@ -42,6 +44,29 @@ def test_by_several_scorers(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
     records = read_records(run / "rescored.jsonl")
     assert len(records) == 3 * 12, "the same scorer again takes its own place"
     assert read_records(run / "scores.jsonl") == before
+
+
+def test_items_are_counted_and_clusters_kept_together(tmp_path: Path) -> None:
+    """Three answers to each of eight questions in two clusters: eight questions, and an interval as wide as two of anything allow."""
+    model = write_model(tmp_path / "model")
+    rows = [
+        Conversation((Message("user", f"what is {n}?"), Message("assistant", f"it is {n}")), meta={"group": f"g{n % 2}"}) for n in range(8)
+    ]
+    items = items_from(rows, cluster="group")
+    run = open_run(tmp_path / "run")
+    run.append("items", *item_records(items))
+    for arm, right in (("plain", ()), ("tuned", ("g0",))):
+        scores = run_free_arm(arm, items, lambda item, right=right: str(item.reference) if item.cluster in right else "no", exact())
+        run.append("scores", *(replace(score, sample=sample).record() for score in scores for sample in range(3)))
+    run.close()
+    (run.path / "config.yaml").write_text(f"model: {model}\n")
+    plain, tuned = rescore(RescoreConfig(run=run.path, rescore=("exact",))).rows
+    assert (tuned.scored, tuned.rate) == (8, 0.5)
+    assert tuned.change is not None
+    assert (tuned.change.n, tuned.change.clusters) == (8, 2)
+    assert tuned.interval is not None
+    assert tuned.interval.high - tuned.interval.low > 0.8
+    assert plain.rate == 0
 
 
 def test_what_cannot_be_rescored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

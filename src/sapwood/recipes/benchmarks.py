@@ -157,31 +157,49 @@ def benchmark(config: BenchmarkConfig, *, screen: Screen | None = None) -> Bench
 
 
 def summary(records: Sequence[dict[str, Any]]) -> tuple[BenchmarkRow, ...]:
-    """Rates and paired differences to the first model, benchmark by benchmark. Questions without a value count for nobody."""
+    """Rates and paired differences to the first model, benchmark by benchmark. Questions without a value count for nobody.
+
+    Questions are counted, not answers: several samples of one are their mean. Where records name a `cluster`, intervals are over clusters.
+    """
     rows: list[BenchmarkRow] = []
     for name in dict.fromkeys(record["benchmark"] for record in records):
         by_arm: dict[str, list[dict[str, Any]]] = {}
         for record in records:
             if record["benchmark"] == name:
                 by_arm.setdefault(record["arm"], []).append(record)
-        first = {record["item"]: record["value"] for record in next(iter(by_arm.values()))}
+        first = _values(next(iter(by_arm.values())))
         rows += [_row(name, arm, own, first if number else {}) for number, (arm, own) in enumerate(by_arm.items())]
     return tuple(rows)
 
 
-def _row(name: str, arm: str, records: Sequence[dict[str, Any]], first: Mapping[str, Any]) -> BenchmarkRow:
+def _values(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Question → the mean of its answers that have a value; without those that have none."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if record["value"] is not None:
+            found.setdefault(record["item"], []).append(record["value"])
+    return {item: sum(values) / len(values) for item, values in found.items()}
+
+
+def _row(name: str, arm: str, records: Sequence[dict[str, Any]], first: Mapping[str, float]) -> BenchmarkRow:
     """`first` are the values of the model that is compared with; empty for that model itself."""
-    scored = [record["value"] for record in records if record["value"] is not None]
-    pairs = [(first[r["item"]], r["value"]) for r in records if r["value"] is not None and first.get(r["item"]) is not None]
+    named = {record["item"]: record["cluster"] for record in records if record.get("cluster") is not None}
+    values = _values(records)
+    clusters = [named.get(item, ("item", item)) for item in values] if named else None
+    pairs = [item for item in values if item in first]
     return BenchmarkRow(
         benchmark=name,
         arm=arm,
-        rate=sum(scored) / len(scored) if scored else None,
-        interval=mean_interval(scored) if scored else None,
-        scored=len(scored),
-        unscored=len(records) - len(scored),
-        cut=sum(bool(record["cut"]) for record in records),
-        change=paired_difference([before for before, _ in pairs], [after for _, after in pairs]) if pairs else None,
+        rate=sum(values.values()) / len(values) if values else None,
+        interval=mean_interval(list(values.values()), clusters) if values else None,
+        scored=len(values),
+        unscored=len({record["item"] for record in records}) - len(values),
+        cut=len({record["item"] for record in records if record["cut"]}),
+        change=paired_difference(
+            [first[item] for item in pairs], [values[item] for item in pairs], [named.get(item, ("item", item)) for item in pairs]
+        )
+        if pairs
+        else None,
     )
 
 

@@ -77,7 +77,7 @@ def judge_run(
 ) -> JudgeResult:
     """Judge what is missing, then count. Raises a `SapwoodError` before anything is sent for what cannot be judged."""
     screen = screen or Screen(quiet=True)
-    arms, pairs = _pairs(config)
+    arms, pairs, clusters = _pairs(config)
     people = _labels(config.labels, {pair.id for pair in pairs}) if config.labels is not None else {}
     if sampler is None:
         if not (config.judge_url and config.judge_model):
@@ -95,14 +95,17 @@ def judge_run(
             card.save(run.path / "judge-card.json")
     finally:
         run.close()
-    lines, found = _counted(arms, verdicts, people, card)
+    lines, found = _counted(arms, verdicts, people, card, clusters)
     return JudgeResult(config.run, arms, tuple(lines), found)
 
 
-def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing]]:
+def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing], dict[str, str]]:
+    """(the two arms, what is compared, clusters of items that have one). Of several answers to a question the first is compared."""
     by_arm: dict[str, dict[str, ArmScore]] = {}
     for score in scores_from(read_records(config.run / "scores.jsonl")):
-        by_arm.setdefault(score.arm, {})[score.item] = score
+        of_arm = by_arm.setdefault(score.arm, {})
+        if score.item not in of_arm or score.sample < of_arm[score.item].sample:
+            of_arm[score.item] = score
     wanted = config.arms or tuple(by_arm)[:1] + tuple(by_arm)[-1:]
     if len(set(wanted)) != 2 or not set(wanted) <= by_arm.keys():
         raise ConfigError(f"arms is {', '.join(wanted) or 'empty'}; give two of this run's: {', '.join(by_arm) or 'it has none'}.")
@@ -116,7 +119,7 @@ def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing]]:
             pairs.append(Pairing(record["item"], asked, a.text, b.text, reference))
     if not pairs:
         raise DataError(f"{config.run}: no item was answered by both {wanted[0]} and {wanted[1]}, so there is nothing to compare.")
-    return (wanted[0], wanted[1]), pairs
+    return (wanted[0], wanted[1]), pairs, {item: score.cluster for item, score in first.items() if score.cluster is not None}
 
 
 def _judged(
@@ -142,7 +145,7 @@ def _judged(
 
 
 def _counted(
-    arms: tuple[str, str], verdicts: Sequence[PairVerdict], people: dict[str, Winner], card: Card | None
+    arms: tuple[str, str], verdicts: Sequence[PairVerdict], people: dict[str, Winner], card: Card | None, clusters: dict[str, str]
 ) -> tuple[list[str], dict[str, Any]]:
     told = [(verdict, verdict.value) for verdict in verdicts if verdict.value is not None]
     failed = len(verdicts) - len(told)
@@ -151,7 +154,7 @@ def _counted(
     if not told:
         return [*lines, "the judge gave no verdict at all, so there is no rate"], found
     values = [value for _, value in told]
-    interval = mean_interval(values)
+    interval = mean_interval(values, [clusters.get(verdict.id, verdict.id) for verdict, _ in told] if clusters else None)
     calibrated = "" if card is not None else " (not calibrated: nobody's labels vouch for this judge)"
     ties, flips = values.count(0.5), sum(verdict.flipped for verdict, _ in told)
     lines.append(

@@ -1,7 +1,7 @@
 """`sapwood eval RUN --rescore NAME`: saved answers judged by other scorers, without asking any model again.
 
-In: a run's `items.jsonl` and `scores.jsonl`, and names of scorers. Out: `rescored.jsonl`, one record a scorer, arm and item, and the
-rates with their paired differences to the first arm. What the run found itself stays as it was.
+In: a run's `items.jsonl` and `scores.jsonl`, and names of scorers. Out: `rescored.jsonl`, one record an answer and scorer, and the rates
+with their paired differences to the first arm, over items and their clusters. What the run found itself stays as it was.
 
 Calls and thoughts are read out of the saved text by the run's own template, as they were when it was written; where the model's folder
 is gone, the text itself is scored, and that is said.
@@ -78,7 +78,7 @@ def rescore(config: RescoreConfig, *, screen: Screen | None = None) -> RescoreRe
             completion = saved_completion(score, item, chat)
             for name, scorer in scorers.items():
                 found = scorer(item, completion)
-                key = {"benchmark": name, "arm": score.arm, "item": score.item, "cut": 0}
+                key = {"benchmark": name, "arm": score.arm, "item": score.item, "sample": score.sample, "cluster": score.cluster, "cut": 0}
                 records.append(key | {"value": found.value, "answer": found.answer, "explanation": found.explanation})
             advance(number, len(asked), "")
     run = open_run(config.run)
