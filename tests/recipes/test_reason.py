@@ -12,8 +12,9 @@ import yaml
 
 from sapwood.cli.main import main
 from sapwood.errors import CheckpointError, ConfigError
-from sapwood.recipes.reason import MeasureConfig, ReasonConfig, _settings, plan_stages, read_recipe, reason, takes_back
+from sapwood.recipes.reason import MeasureConfig, ReasonConfig, _settings, figures, plan_stages, read_recipe, reason, takes_back
 from sapwood.recipes.reinforce import TaskConfig
+from sapwood.records import Score
 from tiny.folder import write_model
 
 COMMON: dict[str, Any] = {"r": 2, "budget": 512, "lr": 1e-3}
@@ -96,6 +97,15 @@ def test_a_recipe_that_changed_after_a_stage_was_finished_is_refused(tmp_path: P
     ):
         with pytest.raises(CheckpointError, match="1-sft, finished with other settings"):
             reason(changed)
+
+
+def test_what_could_not_be_judged_is_counted_beside_what_is_wrong() -> None:
+    right, wrong, failed = Score(1.0, "2", ""), Score(0.0, "3", ""), Score(None, None, "the verifier failed")
+    found = figures([right, failed], [[right, wrong], [failed, failed]])
+    assert found["greedy"]["mean"] == 0.5
+    assert (found["pass@1"]["mean"], found["pass@2"]["mean"]) == (0.25, 0.5)
+    assert (found["unjudged"], found["reason"]) == (3, "the verifier failed")
+    assert figures([right], [[right]])["unjudged"] == 0
 
 
 @pytest.mark.parametrize("knobs", [{"samples": 0}, {"max_new_tokens": 0}, {"gym": TaskConfig(unseen=0)}], ids=str)

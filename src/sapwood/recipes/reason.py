@@ -36,7 +36,7 @@ from sapwood.recipes.prefer import PreferConfig, prefer
 from sapwood.recipes.reinforce import ReinforceConfig, TaskConfig, gym_sides, reinforce, rewards_named
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import TuneConfig, tune
-from sapwood.records import SamplingParams
+from sapwood.records import SamplingParams, Score
 from sapwood.run import read_json, write_atomic
 from sapwood.stats import mean_interval, rate_interval
 
@@ -208,20 +208,35 @@ def measured(config: ReasonConfig, run: Path | None, screen: Screen) -> dict[str
         advance(1, 2, "samples")
         params = SamplingParams(max_new_tokens=measure.max_new_tokens, temperature=1.0)
         drawn = engine.generate([one.prompt for one in asked for _ in range(many)], params)
-    right = [(scorer(one.item, answer).value or 0) >= 1 for one, answer in zip(asked, greedy, strict=True)]
+    singles = [scorer(one.item, answer) for one, answer in zip(asked, greedy, strict=True)]
     groups = [[scorer(one.item, answer) for answer in drawn[place * many : (place + 1) * many]] for place, one in enumerate(asked)]
+    found = {
+        **figures(singles, groups),
+        "tokens": float(np.mean([len(answer.ids) for answer in greedy])),
+        "self_corrections": float(np.mean([takes_back(answer.text) for answer in drawn])),
+    }
+    rate = found["greedy"]["mean"]
+    screen.say(f"{'base' if run is None else run.name}: {rate:.1%} of {len(singles)} unseen prompts right (greedy)", "bold")
+    if found["unjudged"]:
+        screen.say(f"{found['unjudged']} answers could not be judged and count as wrong, such as: {found['reason']}", "yellow")
+    return found
+
+
+def figures(singles: Sequence[Score], groups: Sequence[Sequence[Score]]) -> dict[str, Any]:
+    """Of one greedy answer and a group of samples a prompt. What could not be judged counts as wrong, is counted, and has its reason."""
+    many = len(groups[0])
+    right = [(score.value or 0) >= 1 for score in singles]
     marks = [[(score.value or 0) >= 1 for score in group] for group in groups]
     interval = rate_interval(sum(right), len(right))
-    found = {
+    unjudged = [score.explanation for score in (*singles, *(score for group in groups for score in group)) if score.value is None]
+    return {
         "greedy": {"mean": float(np.mean(right)), "low": interval.low, "high": interval.high},
         "pass@1": _mean([sum(group) / many for group in marks]),
         f"pass@{many}": _mean([pass_at_k(many, sum(group), many) for group in marks]),
         f"maj@{many}": _mean([maj_at_k([score.answer for score in group], mark, many) for group, mark in zip(groups, marks, strict=True)]),
-        "tokens": float(np.mean([len(answer.ids) for answer in greedy])),
-        "self_corrections": float(np.mean([takes_back(answer.text) for answer in drawn])),
+        "unjudged": len(unjudged),
+        "reason": unjudged[0] if unjudged else "",
     }
-    screen.say(f"{'base' if run is None else run.name}: {np.mean(right):.1%} of {len(right)} unseen prompts right (greedy)", "bold")
-    return found
 
 
 CORRECTIONS = ("wait", "let me check", "let me re", "actually,", "that is wrong", "that's wrong", "mistake", "hmm")
