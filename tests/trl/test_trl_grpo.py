@@ -13,6 +13,7 @@ import torch
 
 from sapwood.errors import ConfigError, DataError, TrainingError
 from sapwood.trl import GRPOConfig, GRPOTrainer
+from sapwood.trl.prompts import taken
 from tiny.trainers import model_of, tokenizer_of, weights_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -219,3 +220,13 @@ def test_the_run_s_folder_says_whose_it_is(folder: Path, tmp_path: Path) -> None
     assert "secret" not in "".join(file.read_text() for file in trainer.run_path.glob("*.json"))
     assert json.loads((trainer.run_path / "settings.json").read_text())["trl"]["num_generations"] == 2
     assert f"model: {folder}" in (trainer.run_path / "config.yaml").read_text()
+
+
+def test_rows_say_what_their_template_is_told(tmp_path: Path) -> None:
+    args = GRPOConfig(str(tmp_path), chat_template_kwargs={"enable_thinking": False, "a": 1}, disable_tqdm=True)
+    rows = [{**ROWS[0], "chat_template_kwargs": {"a": 2}, "tools": None}]
+    found = taken(rows, "train_dataset", tmp_path, args, [])
+    (written,) = [json.loads(line) for line in Path(found.file).read_text().splitlines()]
+    assert written["chat_template_kwargs"] == {"enable_thinking": False, "a": 2}
+    assert written["columns"]["answer"] == "0"
+    assert not found.conversational

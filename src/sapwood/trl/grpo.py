@@ -166,14 +166,16 @@ class GRPOTrainer(Face[GRPOConfig]):
         if not self.args.preflight or saved_steps(run.path):
             return
         engine = Engine(self._model, self.chat, memory=cache_memory(run))
+
+        def said(line: str) -> None:
+            self._screen.say(_in_trl_words(line))
+
         try:
-            found = preflight(self._asked, engine, self._judge, config, prompts=self.args.preflight, say=self._screen.say)
+            found = preflight(self._asked, engine, self._judge, config, prompts=self.args.preflight, say=said)
         except TrainingError as error:
             names = [f"{reward.name}: " for reward in self._rewards]
             hints = [note for note in self._notes if note.startswith(tuple(names))]
-            text = str(error).replace("--preflight 0 begins", "GRPOConfig(preflight=0) begins")
-            text = text.replace("(sapwood sft on worked answers, then --start RUN)", "(SFTTrainer on worked answers, then its model)")
-            raise TrainingError("\n".join([text, *hints])) from None
+            raise TrainingError("\n".join([_in_trl_words(str(error)), *hints])) from None
         run.write_json("preflight", {key: value for key, value in vars(found).items() if key != "example"})
 
     def _fit(self, run: Run, plan: Settings[GrpoConfig]) -> GrpoResult:
@@ -247,6 +249,18 @@ class GRPOTrainer(Face[GRPOConfig]):
         """Notes, once."""
         for line in dict.fromkeys([*self.args.notes, *self._notes]):
             self._screen.say(line)
+
+
+def _in_trl_words(text: str) -> str:
+    """Advice of the preflight, by the names that this face has."""
+    for ours, theirs in (
+        ("--preflight 0 begins", "GRPOConfig(preflight=0) begins"),
+        ("--max-new-tokens", "max_completion_length"),
+        ("sapwood sft on worked answers, then --start RUN", "SFTTrainer on worked answers, then its model"),
+        ("sapwood sft, then --start RUN", "SFTTrainer, then its model"),
+    ):
+        text = text.replace(ours, theirs)
+    return text
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
