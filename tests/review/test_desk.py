@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from review_runs import candidates, fill, known
+from review_runs import ARMS, candidates, fill, known
 from sqlalchemy import select
 
 from postgres_server import postgres_url
@@ -221,4 +221,14 @@ def test_words_of_ones_own_are_covered(tmp_path: Path) -> None:
     store, batch, _, _ = fill(tmp_path / "r.db", candidates(1), BatchConfig(mask=("Bluebird",), gold_every=0, hold=99, overlap=5))
     assert batch.mask("I am bluebird by acme/secret-7b. I was tuned.") == "I am ⟦name 1⟧ by ⟦name 2⟧. I was tuned."
     assert (batch.gold_every, batch.hold, batch.overlap) == (0, 99, 5)
+    store.close()
+
+
+def test_the_letters_of_a_page_say_nothing_of_who_is_who(tmp_path: Path) -> None:
+    """Pages carry `a` and `b`: were one of them always the tuned answer, a reader of the source would know it."""
+    store, _, _, _ = fill(tmp_path / "r.db", candidates(60), BatchConfig(overlap=1), now=0.0)
+    with store.reading() as connection:
+        first = Counter(connection.execute(select(cases.c.arm_a)).scalars())
+    assert set(first) == set(ARMS)
+    assert min(first.values()) >= 15, "60 fair coins fall so unevenly once in 20,000 times"
     store.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from review_runs import candidates, fill, known
+from review_runs import ARMS, candidates, fill, known
 from sqlalchemy import select
 
 from sapwood.review.batch import BatchConfig
@@ -36,9 +36,9 @@ class Someone:
 def judged(
     folder: Path, people: list[Someone], items: int, rounds: int, share: float = 0.75
 ) -> tuple[list[Cast], list[Cast], dict[int, str], dict[str, int]]:
-    """Everybody votes so many times; the truth of an item is a with probability `share`."""
+    """Everybody votes so many times; an item's better answer is tuned's with probability `share`."""
     dice = np.random.default_rng(4)
-    truth = {f"item-{number}": "a" if dice.random() < share else "b" for number in range(items)}
+    truth = {f"item-{number}": ARMS[0] if dice.random() < share else ARMS[1] for number in range(items)}
     config = BatchConfig(overlap=len(people), gold_every=5)
     store, batch, _, ids = fill(
         folder / "r.db", [*candidates(items), *known(20)], config, people=tuple(one.name for one in people), now=0.0
@@ -49,7 +49,7 @@ def judged(
                 shown = next_case(connection, batch, ids[one.name], float(turn))
                 if shown is None:
                     continue
-                right = shown.case.gold or truth[shown.case.key]
+                right = shown.case.gold or ("a" if shown.case.arm_a == truth[shown.case.key] else "b")
                 sees = dice.random() < (one.careful if turn < one.tired_after else 0.5)
                 better = right if sees else ("b" if right == "a" else "a")
                 verdict = one.habit or ("a" if better == shown.left else "b")

@@ -63,6 +63,7 @@ class Person:
         before = self.case
         self.tab.keyboard.press(key)
         self.tab.locator(f'#desk:not([data-case="{before}"])').wait_for()
+        sync_api.expect(self.tab.locator(".htmx-request, .htmx-swapping, .htmx-settling")).to_have_count(0)  # or the focus moves once more
         self.look()
 
     def go(self, path: str) -> None:

@@ -203,13 +203,13 @@ def make_batch(
     batch = batch_by_id(connection, int(key[0]))
     assert batch is not None
     connection.execute(guidelines.insert().values(batch=batch.id, version=1, text=guideline, person=None, at=now))
-    count = _write(connection, batch, (case for one in taken for case in _cases(one, arms, kind)), seated=True)
+    count = _write(connection, batch, (case for one in taken for case in _cases(one, arms, kind, salt)), seated=True)
     if count == 0:
         words = f"no item was answered by two of the arms {', '.join(arms)}" if arms and kind == "pair" else "there is no answer in it"
         raise DataError(f"{source}: nothing to judge: {words}. Name other --arms, or another source.")
     connection.execute(batches.update().where(batches.c.id == batch.id).values(wanted=count * config.overlap))
     connection.exec_driver_sql("ANALYZE")  # or the database plans as if the tables were still empty
-    _write(connection, batch, (case for one in known for case in _cases(one, tuple(one.answers), kind) if case["gold"]), seated=False)
+    _write(connection, batch, (case for one in known for case in _cases(one, tuple(one.answers), kind, salt) if case["gold"]), seated=False)
     return batch, count
 
 
@@ -227,9 +227,13 @@ def arms_of(candidates: Sequence[Candidate], config: BatchConfig) -> tuple[str, 
     return ("tuned", best)
 
 
-def _cases(one: Candidate, arms: tuple[str, ...], kind: Kind) -> Iterator[dict[str, Any]]:
+def _cases(one: Candidate, arms: tuple[str, ...], kind: Kind, salt: str) -> Iterator[dict[str, Any]]:
+    """An item's cases. Which arm is `a` is drawn for each of them: pages carry the letter, and it must not say who is who."""
     present = [arm for arm in arms if arm in one.answers]
-    chosen = [(arm, None) for arm in present] if kind == "single" else list(itertools.combinations(present, 2))
+    chosen: list[tuple[str, str | None]] = [(arm, None) for arm in present]
+    if kind != "single":
+        pairs = itertools.combinations(present, 2)
+        chosen = [pair if int(hash_of(salt, "letters", one.key, *pair), 16) % 2 else pair[::-1] for pair in pairs]
     for a, b in chosen:
         sides = [arm for arm in (a, b) if arm is not None]
         gold = one.gold.get(a) if b is None else "a" if one.gold.get(a) == "better" else "b" if one.gold.get(b) == "better" else None
