@@ -1,0 +1,74 @@
+"""`sapwood bench reason`: the whole way through on a tiny model, going on from what is there, and the worked solutions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from bench.reason import ReasonBench, worked
+from bench.reason_picture import draw
+
+from sapwood.cli.main import main
+from sapwood.evaluate.gym import gym_items, verified
+from sapwood.records import Completion, Ended, Prompt
+from tiny.folder import write_model
+
+SMALL = {"unseen": 6, "sampled": 3, "samples": 2, "traces": 4, "epochs": 1, "steps": 2, "prompts": 2, "group": 2}
+
+
+def test_the_whole_way_and_on_from_what_is_there(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    words = [
+        "bench",
+        "reason",
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "out"),
+        *(f"--{name}={value}" for name, value in SMALL.items()),
+    ]
+
+    def found() -> dict[str, Any]:
+        assert main([*words, "--json", str(tmp_path / "found.json")]) == 0
+        return dict(json.loads((tmp_path / "found.json").read_bytes()))
+
+    first = found()
+    assert list(first["arms"]) == ["base", "sft", "grpo", "more sft"]
+    assert all({"greedy", "low", "high", "tokens"} <= set(arm) for arm in first["arms"].values())
+    assert all("pass_at_2" in arm for arm in first["arms"].values())
+    assert [point["step"] for point in first["curve"]] == [1, 2]
+    assert first["training_seconds"]["more sft"] > 0
+    metrics = (tmp_path / "out" / "grpo" / "metrics.jsonl").read_bytes()
+    again = found()
+    assert (tmp_path / "out" / "grpo" / "metrics.jsonl").read_bytes() == metrics, "a stage that is finished is not done again"
+    assert again["arms"] == first["arms"]
+
+
+def test_a_worked_solution_ends_in_the_result() -> None:
+    settings = ReasonBench().settings
+    score = verified("chain_sum", settings)
+    for item in gym_items("chain_sum", 40, seed=3, settings=settings):
+        text = worked(item)
+        for line in text.splitlines():
+            left, _, right = line.partition("=")
+            assert sum(int(number) for number in re.findall(r"(?:^|[+-])\d+|^-\d+", left)) == int(right)
+        done = Completion(Prompt((), (1,), ""), (1,), text, Ended.STOP)
+        assert score(item, done).value == 1
+
+
+def test_the_curve_keeps_its_scale(tmp_path: Path) -> None:
+    arms = {"base": {"greedy": 0.1}, "sft": {"greedy": 0.11}, "grpo": {"greedy": 0.9}}
+    result = {"curve": [{"solved": share} for share in (0.0, 0.5, 1.0)], "arms": arms}
+    root = ElementTree.parse(draw(result, tmp_path / "a.svg")).getroot()
+    dots = [float(dot.get("cy", "nan")) for dot in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert math.isclose(dots[0] - dots[1], dots[1] - dots[2], abs_tol=0.2)
+    assert dots[0] > dots[2]
+    words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert [word for word in words if word and word.split()[0] in arms] == ["base 10.0%", "sft 11.0%", "grpo 90.0%"]
+    heights = [float(text.get("y", "nan")) for text in root.iter("{http://www.w3.org/2000/svg}text")][-3:]
+    assert heights[0] - heights[1] == pytest.approx(14), "labels do not lie on each other"
