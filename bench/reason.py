@@ -63,13 +63,13 @@ class ReasonBench:
     """Times each of them is trained there."""
     batch: int = 8
     """Worked solutions a step of SFT."""
-    steps: int = 24
+    steps: int = 20
     """Steps of GRPO."""
     prompts: int = 8
     """Prompts a step."""
     group: int = 8
     """Answers a prompt."""
-    lr: float = 5e-4
+    lr: float = 2e-4
     """Learning rate of GRPO."""
     temperature: float = 0.7
     """Of GRPO's samples: a cold start that was kept short rarely solves anything at 1, and dead groups teach nothing."""
