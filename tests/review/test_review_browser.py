@@ -181,6 +181,7 @@ def test_an_expert_corrects_decides_and_exports_what_then_trains(browser: Any, t
         eve = Person(browser, place, "eve")
         eve.go("/queue/1?queue=disagreement")
         eve.tab.locator(".list a").first.click()
+        eve.tab.wait_for_url("**/case/**")  # its script included: a key before that is nobody's
         eve.tab.keyboard.press("l")
         field = eve.tab.locator("textarea[name=text]:visible")
         before = field.input_value()

@@ -202,19 +202,25 @@ def compare(sums: Sums, model: LanguageModel, name: str) -> None:
 def rolled_out(config: PolicyConfig, shares: bool) -> tuple[Sums, LanguageModel]:
     """One step on the rows of the comparison, by the way that the loop goes."""
     model, examples = lm(shares), groups()
+    now = row_logprobs(model, [Example((row,)) for example in examples for row in example.rows], 4000)
+    old, before, sampler = ([value[0] + add for value, add in zip(now, noise(examples, seed), strict=True)] for seed in (1, 2, 3))
+    sampler = [value + one - two[0] for value, one, two in zip(sampler, old, now, strict=True)]
     number = iter(range(len(REWARDS_PG) * GROUP))
     made = []
     for example, reward_G in zip(examples, REWARDS_PG, strict=True):
         asked = Asked(Item(Conversation((Message("user", "?"),)), None), Prompt((), tuple(example.rows[0].prompt_T.tolist()), ""))
         completions = tuple(
-            Completion(asked.prompt, tuple(row.completion_T.tolist()), "", Ended.LENGTH if next(number) in CUT else Ended.STOP)
+            Completion(
+                asked.prompt,
+                tuple(row.completion_T.tolist()),
+                "",
+                Ended.LENGTH if (place := next(number)) in CUT else Ended.STOP,
+                logprobs=tuple(sampler[place].tolist()),
+            )
             for row in example.rows
         )
         made.append(Group(asked, completions, tuple(Rewarded(float(reward)) for reward in reward_G)))
     _, facts, rows, tokens = rows_to_train(Rollouts(made, 0, 2, 0.0, 0.0), config)
-    now = row_logprobs(model, [Example((row,)) for example in examples for row in example.rows], 4000)
-    old, before, sampler = ([value[0] + add for value, add in zip(now, noise(examples, seed), strict=True)] for seed in (1, 2, 3))
-    sampler = [value + one - two[0] for value, one, two in zip(sampler, old, now, strict=True)]
     kept, units, known = iter(range(len(now))), [], []
     for example, reward_G in zip(examples, REWARDS_PG, strict=True):
         rows_here = [(row, next(kept)) for row, _ in zip(example.rows, reward_G, strict=True)]
