@@ -57,6 +57,23 @@ def test_the_gain_that_is_asked_for() -> None:
     assert judged(BETTER, needs(decision={"gain": 0.5})).answer == "don't ship"
 
 
+def test_more_items_are_counted_for_the_power_that_is_asked_for() -> None:
+    """Of the gain, and of a slice that may not lose: the surer one wants to be, the more."""
+    tags = {f"i{n}": ("short",) for n in range(200)}
+    slices = [{"name": "short", "tags": ["short"], "margin": 0.001}]
+    scores = [*arm("plain", right(60, 200)), *arm("tuned", [float(k < 56 or 60 <= k < 72) for k in range(200)])]
+    usual, surer = (
+        {
+            check.name: check.more
+            for check in judged(scores, needs(slices=slices, decision={"power": power}), tags=tags).checks
+            if check.more
+        }
+        for power in (0.8, 0.95)
+    )
+    assert set(usual) == {"right: gain", "short: no loss"}
+    assert all(surer[name] > more for name, more in usual.items())
+
+
 def test_levels_of_metrics_and_slices() -> None:
     metric = {"name": "right", "primary": True}
     for wanted, expected in ((0.4, "met"), (0.55, "open"), (0.7, "missed")):

@@ -22,7 +22,7 @@ from sapwood.evaluate.experiment import ArmScore, over_samples
 from sapwood.evaluate.faults import FaultCount, Labels, count_faults, harm_difference
 from sapwood.evaluate.slices import SliceResult, Tags, inside, slice_results
 from sapwood.evaluate.verdict import FEWEST_CLUSTERS, FEWEST_ITEMS, ArmResult, Verdict, arm_result, decide
-from sapwood.requirements import ErrorType, Requirements
+from sapwood.requirements import ErrorType, Requirements, Rule
 from sapwood.stats import Difference, Interval, more_items, not_worse, paired_difference
 from sapwood.stats.rates import t_quantile
 
@@ -87,7 +87,7 @@ def ship(
     scorer: str = "",
 ) -> Shipping:
     """Judge the candidate by the requirements. Raises `DataError` where it, or every alternative, was not asked at all."""
-    labels, level = labels or {}, requirements.decision.level
+    labels, rule, level = labels or {}, requirements.decision, requirements.decision.level
     means = over_samples(scores)
     by_arm = {arm: [score for score in means if score.arm == arm] for arm in dict.fromkeys(score.arm for score in means)}
     if candidate not in by_arm or not any(arm in by_arm for arm in alternatives):
@@ -106,14 +106,14 @@ def ship(
     strict = count_faults(by_arm[candidate], requirements.errors, labels, _shared(level, family))
     checks = [_enough(verdict, by_arm[candidate]), *_primary(verdict, by_arm[candidate], requirements, family)]
     checks += _others(best, by_arm[candidate], requirements, family)
-    checks += [check for result in slices if result.declared for check in _slice(result, by_arm[candidate], tags or {}, family, level)]
+    checks += [check for result in slices if result.declared for check in _slice(result, by_arm[candidate], tags or {}, family, rule)]
     checks += [
         check
         for error in requirements.errors
         for check in _error(error, _of(error, candidate, faults), _of(error, candidate, strict), labels)
     ]
     skills = {one.name: found for one in general if (found := paired(one.before, one.after, level)) is not None}
-    checks += [_skill(one.name, one.margin, skills.get(one.name), general, family, level) for one in requirements.general]
+    checks += [_skill(one.name, one.margin, skills.get(one.name), general, family, rule) for one in requirements.general]
     answer = _answer(checks)
     return Shipping(
         answer=answer,
@@ -190,24 +190,24 @@ def _primary(verdict: Verdict | None, candidate: Sequence[ArmScore], requirement
 
 def _others(before: Sequence[ArmScore], after: Sequence[ArmScore], requirements: Requirements, family: int) -> list[Check]:
     """The metrics that are not primary, from the other scores of each answer."""
-    checks, level = [], requirements.decision.level
+    checks, rule = [], requirements.decision
     for metric in requirements.metrics:
         if metric is requirements.primary:
             continue
         first, second = ([replace(score, value=score.others.get(metric.name)) for score in side] for side in (before, after))
         if metric.at_least is not None:
-            checks.append(_reaches(f"{metric.name}: level", metric.at_least, second, level, family))
+            checks.append(_reaches(f"{metric.name}: level", metric.at_least, second, rule.level, family))
         if metric.margin is not None:
-            checks.append(_keeps(f"{metric.name}: no loss", metric.margin, paired(first, second, level), family, level))
+            checks.append(_keeps(f"{metric.name}: no loss", metric.margin, paired(first, second, rule.level), family, rule))
     return checks
 
 
-def _slice(result: SliceResult, candidate: Sequence[ArmScore], tags: Tags, family: int, level: float) -> list[Check]:
+def _slice(result: SliceResult, candidate: Sequence[ArmScore], tags: Tags, family: int, rule: Rule) -> list[Check]:
     one, checks = result.slice, []
     if one.at_least is not None:
-        checks.append(_reaches(f"{one.name}: level", one.at_least, inside(candidate, one, tags), level, family))
+        checks.append(_reaches(f"{one.name}: level", one.at_least, inside(candidate, one, tags), rule.level, family))
     if one.margin is not None:
-        checks.append(_keeps(f"{one.name}: no loss", one.margin, result.difference, family, level))
+        checks.append(_keeps(f"{one.name}: no loss", one.margin, result.difference, family, rule))
     empty = f"No item carries {' and '.join(one.tags)}: the slice is empty."
     return checks if result.items else [Check(check.name, "open", empty) for check in checks]
 
@@ -239,11 +239,11 @@ def _error(error: ErrorType, count: FaultCount, strict: FaultCount, labels: Labe
     return checks
 
 
-def _skill(name: str, margin: float, found: Difference | None, general: Sequence[Skills], family: int, level: float) -> Check:
+def _skill(name: str, margin: float, found: Difference | None, general: Sequence[Skills], family: int, rule: Rule) -> Check:
     if found is None:
         asked = any(one.name == name for one in general)
         return Check(f"{name}: no loss", "open", "No item was scored before and after." if asked else "It was not asked.")
-    return _keeps(f"{name}: no loss", margin, found, family, level)
+    return _keeps(f"{name}: no loss", margin, found, family, rule)
 
 
 def _reaches(name: str, wanted: float, scores: Sequence[ArmScore], level: float, family: int) -> Check:
@@ -265,17 +265,17 @@ def _more_for_rate(arm: ArmResult, wanted: float) -> int | None:
     return max(1, math.ceil(scored * ((half / apart) ** 2 - 1)))
 
 
-def _keeps(name: str, margin: float, found: Difference | None, family: int, level: float) -> Check:
+def _keeps(name: str, margin: float, found: Difference | None, family: int, rule: Rule) -> Check:
     """Non-inferiority: shown to lose less than the margin, shown to lose more, or open."""
     if found is None:
         return Check(name, "open", "No item of it was scored on both sides.")
     text = f"{points(found)}; a loss of {100 * margin:.1f} is allowed."
     if (held := not_worse(found, margin)) == "held":
         return Check(name, "met", text)
-    strict = replace(found, interval=Interval(*_strict(found, family, level), level, found.interval.method))
+    strict = replace(found, interval=Interval(*_strict(found, family, rule.level), rule.level, found.interval.method))
     if held == "lost" and not_worse(strict, margin) == "lost":
         return Check(name, "missed", text)
-    return Check(name, "open", text, more_items(found, -margin))
+    return Check(name, "open", text, more_items(found, -margin, rule.power))
 
 
 def _strict(found: Difference, family: int, level: float) -> tuple[float, float]:
