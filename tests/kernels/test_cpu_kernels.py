@@ -284,7 +284,20 @@ def test_people_hear_of_the_compiler_once(tmp_path: Any, monkeypatch: pytest.Mon
     assert said[1] == "They are left out, and training is slower: the compiler refused: so it is."
 
 
-@pytest.mark.parametrize("name", ["tree_backward", "rms_forward", "rms_backward", "swiglu_forward", "swiglu_backward", "row_lse", "pull"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tree_backward",
+        "lora_forward",
+        "lora_backward",
+        "rms_forward",
+        "rms_backward",
+        "swiglu_forward",
+        "swiglu_backward",
+        "row_lse",
+        "pull",
+    ],
+)
 def test_one_that_disagrees_is_seen(served: Any, name: str) -> None:
     class Other:
         def __getattr__(self, asked: str) -> Any:
@@ -294,7 +307,10 @@ def test_one_that_disagrees_is_seen(served: Any, name: str) -> None:
 
             def wrong(*given: Any) -> Any:
                 found = real(*given)
-                return (*found[:-1], found[-1] * 1.1) if isinstance(found, tuple) else found * 1.1
+                if not isinstance(found, tuple):
+                    return found * 1.1
+                last = [tensor * 1.1 for tensor in found[-1]] if isinstance(found[-1], list) else found[-1] * 1.1
+                return (*found[:-1], last)
 
             return wrong
 

@@ -56,8 +56,8 @@ def adapted(kind: Any = transformers.LlamaConfig, **extra: Any) -> LanguageModel
     return model
 
 
-def forest_of_rows() -> Forest:
-    rng = np.random.default_rng(0)
+def forest_of_rows(seed: int = 0) -> Forest:
+    rng = np.random.default_rng(seed)
     shared = rng.integers(0, 97, 40)
     return plant(
         [Row(np.concatenate([shared, rng.integers(0, 97, 9)]), rng.integers(0, 97, 12), np.ones(12, np.float32)) for _ in range(4)]
@@ -79,19 +79,28 @@ def off(found: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    "kind", [transformers.LlamaConfig, transformers.Qwen2Config, transformers.GraniteConfig, transformers.SmolLM3Config]
+    ("kind", "extra"),
+    [
+        (transformers.LlamaConfig, {}),
+        (transformers.Qwen2Config, {}),
+        (transformers.GraniteConfig, {"attention_multiplier": 0.2}),  # its default, 1, makes gradients here that are all rounding
+        (transformers.SmolLM3Config, {}),
+    ],
 )
-def test_values_and_gradients_are_as_near_to_the_truth_as_the_class_s_own(kind: Any) -> None:
-    model, forest = adapted(kind), forest_of_rows()
-    fused = sum(is_fused_attention(block) for block in model.module.modules())
-    assert fused == 2
-    ours = step(model, forest)
-    assert unfuse_attention(model.module) == fused
-    own = step(model, forest)
-    truth = step(LanguageModel(copy.deepcopy(model.module).double(), probe=False), forest)
-    for found, stock, true in zip(ours, own, truth, strict=True):
-        assert not torch.equal(found, stock), "the fast forward must have run"
-        assert off(found, true) < 1.3 * off(stock, true)
+def test_values_and_gradients_are_as_near_to_the_truth_as_the_class_s_own(kind: Any, extra: dict[str, Any]) -> None:
+    errors = []  # of values and gradients, ours and the class's own; one draw alone says little
+    for seed in range(4):
+        model, forest = adapted(kind, **extra), forest_of_rows(seed)
+        fused = sum(is_fused_attention(block) for block in model.module.modules())
+        assert fused == 2
+        ours = step(model, forest)
+        assert unfuse_attention(model.module) == fused
+        own = step(model, forest)
+        truth = step(LanguageModel(copy.deepcopy(model.module).double(), probe=False), forest)
+        assert not any(torch.equal(found, stock) for found, stock in zip(ours, own, strict=True)), "the fast forward must have run"
+        errors.append([[off(found, true) for found, true in zip(arm, truth, strict=True)] for arm in (ours, own)])
+    our_errors, own_errors = np.exp(np.log(errors).mean(0))
+    assert (our_errors < 1.3 * own_errors).all()
 
 
 @pytest.mark.parametrize(

@@ -183,10 +183,34 @@ def _agrees(kernels: Any) -> bool:
             and near(y, normed)
             and near(kernels.rms_backward(grad, gate, weight, inverse), norm_grad)
             and _decodes(kernels, query, key, value)
+            and _projects(kernels, draw)
             and torch.allclose(row_lse, logits.float().logsumexp(-1), atol=1e-3)
             and near(pulled, expected)
             and torch.equal(kernels.pull_(logits, row_lse, token), pulled)
         )
+
+
+def _projects(kernels: Any, draw: Callable[..., torch.Tensor]) -> bool:
+    """Two LoRA layers over 37 rows, there and back, against the plain products; the second has a bias."""
+    x, weights, grads = draw(37, 64), [draw(96, 64), draw(32, 64)], [draw(37, 96), draw(37, 32)]
+    all_A, all_B = [draw(4, 64).float(), draw(2, 64).float()], [draw(96, 4).float(), draw(32, 2).float()]
+    biases = [draw(0), draw(32)]
+    outputs, h = kernels.lora_forward(x, weights, biases, all_A, all_B, [0.5, 2.0])
+    grad_x, grad_A, found_B = kernels.lora_backward(x, h, grads, weights, all_A, all_B, [0.5, 2.0], True)
+    fine, wide, sums, first = True, x.float(), torch.zeros(37, 64), 0
+    for i, scale in enumerate((0.5, 2.0)):
+        A, B, g, last = all_A[i], all_B[i], grads[i].float(), first + len(all_A[i])
+        expected = wide @ weights[i].float().T + scale * (wide @ A.T) @ B.T + (biases[i].float() if len(biases[i]) else 0)
+        sums += g @ weights[i].float() + scale * (g @ B) @ A
+        pairs = (
+            (outputs[i], expected),
+            (h[:, first:last], wide @ A.T),
+            (grad_A[first:last], scale * (g @ B).T @ wide),
+            (found_B[i], scale * g.T @ (wide @ A.T)),
+        )
+        fine = fine and all(bool((found.float() - truth).norm() < 0.02 * truth.norm()) for found, truth in pairs)
+        first = last
+    return fine and bool((grad_x.float() - sums).norm() < 0.02 * sums.norm())
 
 
 def _decodes(kernels: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:

@@ -10,17 +10,33 @@ constexpr int64_t BLOCK_Q = 128;
 constexpr int64_t BLOCK_K = 256;
 constexpr int64_t TASKS = 24;  // of a pass, about: enough that two or more threads end together
 
-// two rows of fp32 -> two rows of bf16, and, where wanted, the same two interleaved
-inline void write_rows(const float* even, const float* odd, int64_t width, BFloat16* row, BFloat16* next, BFloat16* pairs) {
-  auto* to = reinterpret_cast<uint16_t*>(row);
-  auto* to_next = reinterpret_cast<uint16_t*>(next);
-  auto* to_pairs = reinterpret_cast<uint32_t*>(pairs);
-  for (int64_t i = 0; i < width; ++i) {
-    const uint32_t x = rounded(even[i]) >> 16, y = rounded(odd[i]) & 0xffff0000u;
-    to[i] = static_cast<uint16_t>(x);
-    to_next[i] = static_cast<uint16_t>(y >> 16);
-    if (to_pairs != nullptr) to_pairs[i] = x | y;
+// the lanes of 16 from the one `hidden` on
+inline __mmask16 from_lane(int64_t hidden) {
+  return hidden <= 0 ? 0xffff : hidden >= LANES ? 0 : static_cast<__mmask16>(0xffff << hidden);
+}
+
+// Two keys' scores and products with the gradient, for 32 queries each -> p and p (dp - delta) in bf16, rows to `pt` and `st`; the
+// second pair of rows also interleaved, to `sp`. Queries before `hidden` do not see the first key, nor those before `hidden_next` the other.
+inline void two_rows(const float* s, const float* dp, int64_t M, int64_t i, int64_t hidden, int64_t hidden_next, const Floats& factor,
+                     const float* lse, const float* delta, BFloat16* pt, BFloat16* st, BFloat16* sp) {
+  __m512i gradients[2];
+  for (int64_t two = 0; two < 2; ++two) {
+    Floats p[2], ds[2];
+    for (int64_t half = 0; half < 2; ++half) {
+      const int64_t at = i + half * LANES, place = two * M + at;
+      const __mmask16 seen = from_lane((two ? hidden_next : hidden) - at);
+      p[half] = _mm512_maskz_mov_ps(seen, power_of_two(at::vec::fmsub(Floats::loadu(s + place), factor, Floats::loadu(lse + at))));
+      ds[half] = p[half] * (Floats::loadu(dp + place) - Floats::loadu(delta + at));
+    }
+    gradients[two] = narrowed(ds[0], ds[1]);
+    store(p[0], p[1], pt + two * M + i);
+    _mm512_storeu_si512(st + two * M + i, gradients[two]);
   }
+  alignas(64) static const uint16_t order[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                 11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+                                                 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+  for (int64_t half = 0; half < 2; ++half)
+    _mm512_storeu_si512(sp + 2 * (i + half * LANES), _mm512_permutex2var_epi16(gradients[0], _mm512_load_si512(order + 32 * half), gradients[1]));
 }
 
 // one query head: queries, keys, values, gradient, with the strides of their rows; sums in fp32, (T, D)
@@ -34,13 +50,13 @@ struct Head {
 struct Scratch {
   std::vector<BFloat16> qt, gt, qp, gp, k, v, kt;  // of a whole part, packed block by block
   std::vector<BFloat16> pt, st, sp;                // of one pair of blocks
-  std::vector<float> s, p, dqt, dkb, dvb, lse, delta;
+  std::vector<float> s, p, dqt, dqb, dkb, dvb, lse, delta;
   explicit Scratch(int64_t D)
       : pt(BLOCK_K * BLOCK_Q), st(BLOCK_K * BLOCK_Q), sp(BLOCK_K * BLOCK_Q), s(BLOCK_K * BLOCK_Q), p(BLOCK_K * BLOCK_Q),
-        dqt(D * BLOCK_Q), dkb(D * BLOCK_K), dvb(D * BLOCK_K), lse(BLOCK_Q), delta(BLOCK_Q) {}
+        dqt(D * BLOCK_Q), dqb(D * BLOCK_Q), dkb(D * BLOCK_K), dvb(D * BLOCK_K), lse(BLOCK_Q), delta(BLOCK_Q) {}
 };
 
-// queries [a, b) and keys [c, d): P' = exp(K Q' - lse), S' = P' (V G' - delta); dV += P' G, dK += S' Q, dQ' += K' S'.
+// queries [a, b) and keys [c, d): P' = exp(K Q' - lse), S' = P' (V G' - delta), yet without the scale; dV += P' G, dK += S' Q, dQ' += K' S'.
 // All scores are made transposed, keys by queries, so that only keys need a transposed copy.
 void part_backward(const Head& h, Scratch& x, int64_t D, int64_t a, int64_t b, int64_t c, int64_t d, bool causal, float scale,
                    const float* delta) {
@@ -60,12 +76,11 @@ void part_backward(const Head& h, Scratch& x, int64_t D, int64_t a, int64_t b, i
     copy_rows(h.v + n0 * h.ld_v, h.ld_v, n, N, D, x.v.data() + at);
     transpose<BFloat16, 32>(h.k + n0 * h.ld_k, h.ld_k, n, D, N, x.kt.data() + at);
   }
-  alignas(64) float ps[2][BLOCK_Q], ds[2][BLOCK_Q];
-  const Floats vscale(scale), zero(0.f);
+  const Floats factor(scale * LOG2E);
   for (int64_t m0 = a; m0 < b; m0 += BLOCK_Q) {
     const int64_t m = std::min(BLOCK_Q, b - m0), M = padded(m), at_q = (m0 - a) * D;
     for (int64_t i = 0; i < M; ++i) {
-      x.lse[i] = i < m ? h.lse[m0 + i] : 0.f;
+      x.lse[i] = i < m ? h.lse[m0 + i] * LOG2E : 0.f;
       x.delta[i] = i < m ? delta[m0 + i] : 0.f;
     }
     const int64_t last = causal ? std::min(d, m0 + m) : d;
@@ -76,21 +91,11 @@ void part_backward(const Head& h, Scratch& x, int64_t D, int64_t a, int64_t b, i
       blas::brgemm(N, M, D, D, M, M, false, x.k.data() + at_k, x.qt.data() + at_q, x.s.data());
       blas::brgemm(N, M, D, D, M, M, false, x.v.data() + at_k, x.gt.data() + at_q, x.p.data());
       for (int64_t row = 0; row < N; row += 2) {
-        for (int64_t two = 0; two < 2; ++two) {
-          const int64_t r = row + two, hidden = causal ? n0 + r - m0 : (r < n ? 0 : M);  // queries before this one do not see key r
-          const float *s = x.s.data() + r * M, *dp = x.p.data() + r * M;
-          const int64_t skip = std::min(M, std::max<int64_t>(0, hidden) / LANES * LANES);
-          std::fill(ps[two], ps[two] + skip, 0.f);
-          std::fill(ds[two], ds[two] + skip, 0.f);
-          for (int64_t i = skip; i < M; i += LANES) {
-            Floats p = (Floats::loadu(s + i) * vscale - Floats::loadu(x.lse.data() + i)).exp_u20();
-            if (hidden > i) p = Floats::blendv(p, zero, Floats::arange(0.f, 1.f) < Floats(static_cast<float>(hidden - i)));
-            p.store(ps[two] + i);
-            (p * (Floats::loadu(dp + i) - Floats::loadu(x.delta.data() + i)) * vscale).store(ds[two] + i);
-          }
-        }
-        write_rows(ps[0], ps[1], M, x.pt.data() + row * M, x.pt.data() + (row + 1) * M, nullptr);
-        write_rows(ds[0], ds[1], M, x.st.data() + row * M, x.st.data() + (row + 1) * M, x.sp.data() + row * M);
+        // queries before this one do not see the key of the row
+        const auto hidden = [&](int64_t r) { return causal ? n0 + r - m0 : (r < n ? 0 : M); };
+        for (int64_t i = 0; i < M; i += 2 * LANES)
+          two_rows(x.s.data() + row * M, x.p.data() + row * M, M, i, hidden(row), hidden(row + 1), factor, x.lse.data(), x.delta.data(),
+                   x.pt.data() + row * M, x.st.data() + row * M, x.sp.data() + row * M);
       }
       blas::brgemm(N, D, M, M, D, D, false, x.pt.data(), x.gp.data() + at_q, x.dvb.data());
       blas::brgemm(N, D, M, M, D, D, false, x.st.data(), x.qp.data() + at_q, x.dkb.data());
@@ -100,8 +105,9 @@ void part_backward(const Head& h, Scratch& x, int64_t D, int64_t a, int64_t b, i
         (Floats::loadu(h.dk + n0 * D + i) + Floats::loadu(x.dkb.data() + i)).store(h.dk + n0 * D + i);
       }
     }
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < D; ++j) h.dq[(m0 + i) * D + j] += x.dqt[j * M + i];
+    transpose<float, 16>(x.dqt.data(), M, D, m, D, x.dqb.data());
+    for (int64_t i = 0; i < m * D; i += LANES)
+      (Floats::loadu(h.dq + m0 * D + i) + Floats::loadu(x.dqb.data() + i)).store(h.dq + m0 * D + i);
   }
 }
 
@@ -163,8 +169,8 @@ std::tuple<Tensor, Tensor, Tensor> tree_backward(const Tensor& g, const Tensor& 
     }
     blas::brgemm_release();
   });
-  // heads side by side: each is the sum of `each` others, so many numbers apart
-  const auto gather = [&](const float* from, int64_t heads, int64_t each, int64_t apart, int64_t step, Tensor& to) {
+  // heads side by side: each is `by` times the sum of `each` others, so many numbers apart
+  const auto gather = [&](const float* from, int64_t heads, int64_t each, int64_t apart, int64_t step, float by, Tensor& to) {
     BFloat16* out = to.mutable_data_ptr<BFloat16>();
     at::parallel_for(0, T, rows_a_task(H * D), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
@@ -176,13 +182,13 @@ std::tuple<Tensor, Tensor, Tensor> tree_backward(const Tensor& g, const Tensor& 
               low = low + Floats::loadu(row);
               high = high + Floats::loadu(row + LANES);
             }
-            store(low, high, out + (t * heads + head) * D + j);
+            store(low * Floats(by), high * Floats(by), out + (t * heads + head) * D + j);
           }
     });
   };
-  gather(sum_q, H, ranges, H * T * D, T * D, dq);
-  gather(sum_k, G, group, T * D, group * T * D, dk);
-  gather(sum_v, G, group, T * D, group * T * D, dv);
+  gather(sum_q, H, ranges, H * T * D, T * D, static_cast<float>(scale), dq);
+  gather(sum_k, G, group, T * D, group * T * D, static_cast<float>(scale), dk);
+  gather(sum_v, G, group, T * D, group * T * D, 1.f, dv);
   return {dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)};
 }
 

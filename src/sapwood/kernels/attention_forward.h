@@ -44,14 +44,14 @@ inline float weigh(const float* s, int64_t seen, int64_t N, float scale, float& 
   for (int64_t j = 0; j < whole; j += LANES) high = at::vec::maximum(high, Floats::loadu(s + j));
   if (whole < seen) high = at::vec::maximum(high, Floats::blendv(lowest, Floats::loadu(s + whole), inside));
   const float now = std::max(top, largest(high) * scale), factor = std::exp(top - now);
-  const Floats by(scale), base(now), zero(0.f);
+  const Floats by(scale * LOG2E), base(now * LOG2E), zero(0.f);
   Floats sums(0.f);
   for (int64_t j = 0; j < N; j += 2 * LANES) {
     Floats two[2] = {zero, zero};
     for (int64_t i = 0; i < 2; ++i) {
       const int64_t first = j + i * LANES;
       if (first >= seen) continue;
-      two[i] = (Floats::loadu(s + first) * by - base).exp_u20();
+      two[i] = power_of_two(at::vec::fmsub(Floats::loadu(s + first), by, base));
       if (first + LANES > seen) two[i] = Floats::blendv(zero, two[i], inside);
       sums = sums + two[i];
     }

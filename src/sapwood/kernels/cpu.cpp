@@ -1,6 +1,7 @@
 // Training kernels for a CPU whose matrix products take bf16. In: contiguous rows of bf16. Out: the same in few passes over memory.
 //
 //   attention_forward.h, attention_backward.h    ancestor attention
+//   linears.h                                    LoRA linear layers, there and back
 //   rows.h                                       what is done row by row: norms, gates, rotary positions, the head's loss
 //   decode.h                                     attention of one new token a sequence; bf16 and fp32
 //   vectors.h                                    registers and layouts
@@ -15,6 +16,7 @@
 
 #include "attention_backward.h"
 #include "attention_forward.h"
+#include "linears.h"
 #include "rows.h"
 
 namespace {
@@ -25,6 +27,11 @@ TORCH_LIBRARY(sapwood_cpu, library) {
   library.def("tree_forward(Tensor q, Tensor k, Tensor v, Tensor parts, float scale) -> (Tensor, Tensor)", tree_forward);
   library.def("tree_backward(Tensor g, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor parts, float scale) -> (Tensor, Tensor, Tensor)",
               tree_backward);
+  library.def("lora_forward(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] a, Tensor[] b, float[] scales) -> (Tensor[], Tensor)", lora_forward);
+  library.def(
+      "lora_backward(Tensor x, Tensor h, Tensor[] grads, Tensor[] weights, Tensor[] a, Tensor[] b, float[] scales, bool needs_x) -> "
+      "(Tensor, Tensor, Tensor[])",
+      lora_backward);
   library.def("rms_forward(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)", rms_forward);
   library.def("rms_backward(Tensor g, Tensor x, Tensor weight, Tensor inverse) -> Tensor", rms_backward);
   library.def("swiglu_forward(Tensor gate, Tensor up) -> Tensor", swiglu_forward);

@@ -6,6 +6,7 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
+#include <immintrin.h>
 
 #include <algorithm>
 #include <atomic>
@@ -33,7 +34,28 @@ int64_t rows_a_task(int64_t width) { return std::max<int64_t>(1, ELEMENTS_A_TASK
 
 std::tuple<Floats, Floats> widened(const BFloat16* from) { return at::vec::convert_to_float<BFloat16>(Halves::loadu(from)); }
 
-void store(const Floats& low, const Floats& high, BFloat16* to) { at::vec::convert_from_float<BFloat16>(low, high).store(to); }
+// 32 numbers in bf16, nearest even: one instruction where the processor has it, some fifteen elsewhere
+inline __m512i narrowed(const Floats& low, const Floats& high) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+#else
+  return at::vec::convert_from_float<BFloat16>(low, high);
+#endif
+}
+
+inline void store(const Floats& low, const Floats& high, BFloat16* to) { _mm512_storeu_si512(to, narrowed(low, high)); }
+
+// 2^x within 4e-6 of itself, what is smaller than any number as 0: a polynomial on [-1/2, 1/2], then the exponent
+inline Floats power_of_two(const Floats& x) {
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), rest = _mm512_sub_ps(x, whole);
+  __m512 y = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.00958285299f), _mm512_set1_ps(0.0559064247f));
+  y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.240240986f));
+  y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.693124193f));
+  y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(1.f));
+  return _mm512_scalef_ps(y, whole);
+}
+
+constexpr float LOG2E = 1.44269504f;
 
 float sum(const Floats& values) {
   return at::vec::vec_reduce_all<float>([](Floats& x, Floats& y) { return x + y; }, values);

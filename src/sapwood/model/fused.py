@@ -27,6 +27,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sapwood import kernels
 from sapwood.model import by_instance
 
 BASE_TYPES = (torch.bfloat16, torch.float32, torch.float64)
@@ -88,6 +89,11 @@ def project(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
 def _products(x: Tensor, projections: Sequence[Projection]) -> tuple[tuple[Tensor, ...], Tensor]:
     """The outputs (..., O), and all h = x Aᵀ side by side, (T, R of all)."""
     x_TI = x.reshape(-1, x.shape[-1])
+    if (served := _served(x_TI, projections)) is not None:
+        weights, biases, all_A, all_B, scales = zip(*projections, strict=True)
+        none = x.new_empty(0)
+        found, h_TR = served.lora_forward(x_TI.contiguous(), weights, [none if b is None else b for b in biases], all_A, all_B, scales)
+        return tuple(y_TO.view(*x.shape[:-1], y_TO.shape[-1]) for y_TO in found), h_TR
     h_TR = x_TI @ _stacked([projection.A_RI for projection in projections], x.dtype).T
     outputs, first = [], 0
     for weight_OI, bias_O, A_RI, B_OR, scale in projections:
@@ -96,6 +102,15 @@ def _products(x: Tensor, projections: Sequence[Projection]) -> tuple[tuple[Tenso
         outputs.append(y_TO.view(*x.shape[:-1], len(weight_OI)))
         first += len(A_RI)
     return tuple(outputs), h_TR
+
+
+def _served(x_TI: Tensor, projections: Sequence[Projection]) -> Any | None:
+    """The kernels, where they take these products: bf16 in sizes that fill registers, and even ranks."""
+    if not len(x_TI) or any(projection.weight_OI.shape[0] % 32 or len(projection.A_RI) % 2 for projection in projections):
+        return None
+    if x_TI.shape[1] % 32 or not all(projection.weight_OI.is_contiguous() for projection in projections):
+        return None
+    return kernels.serves(x_TI, *(projection.weight_OI for projection in projections))
 
 
 def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -121,6 +136,13 @@ class _LoraLinears(torch.autograd.Function):
         x_TI, count = x.reshape(-1, x.shape[-1]), len(ctx.scales)
         weights, all_A, all_B = saved[0::3], saved[1::3], saved[2::3]
         needs_x, needs_A, needs_B = ctx.needs_input_grad[0], ctx.needs_input_grad[4::4], ctx.needs_input_grad[5::4]
+        each = [Projection(weights[i], None, all_A[i], all_B[i], ctx.scales[i]) for i in range(count)]
+        if (all(needs_A) and all(needs_B)) and (served := _served(x_TI, each)) is not None:
+            g = [grad.reshape(-1, grad.shape[-1]).contiguous() for grad in grads]
+            grad_x, grad_A, found_B = served.lora_backward(x_TI.contiguous(), h_TR, g, weights, all_A, all_B, ctx.scales, needs_x)
+            pairs = zip(grad_A.split([len(A_RI) for A_RI in all_A]), found_B, all_A, all_B, strict=True)
+            typed = [(None, None, d_A.to(A_RI.dtype), d_B.to(B_OR.dtype)) for d_A, d_B, A_RI, B_OR in pairs]
+            return grad_x.view(x.shape) if needs_x else None, None, *(tensor for four in typed for tensor in four)
         g = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         ranks = [len(A_RI) for A_RI in all_A]
         grad_x, grads_A = None, [None] * count
