@@ -240,14 +240,17 @@ class _Bench:
         tuned = {TUNED: TrlSetting(**self.sweep["best"])}
         return tuned | ({BY_DEFAULT: default_setting(self.peer_rows, self.config.threads)} if self.config.against == "trl" else {})
 
-    def _try(self, ours: list[float], our_dtype: str, setting: TrlSetting) -> float:
+    def _try(self, ours: list[float], our_dtype: str, setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
         """Seconds of a step in a fresh process with this setting: the mean of those that the rounds will time, for a setting that suits
-        one step may not suit the next, whose longest row pads all others. Raises `SapwoodError` where its losses are not `ours`."""
+        one step may not suit the next, whose longest row pads all others; and whether all were taken, for once they must take over
+        `give_up` in the mean, the others are left out. Raises `SapwoodError` where its losses are not `ours`."""
+        timed = self.config.steps
         with self._trl(setting) as peer:
             exact = self._load_trl(peer, setting).reply["dtype"] == our_dtype == "float32"
-            reply = peer.ask("train", steps=self.config.steps + 1).reply
-        compare_losses({OURS: [ours], peer.name: [reply["losses"]]}, OURS, {peer.name} if exact else set())
-        return statistics.mean(reply["seconds"])
+            reply = peer.ask("train", steps=timed + 1, give_up=None if give_up is None else give_up * timed).reply
+        taken = len(reply["losses"])
+        compare_losses({OURS: [ours[:taken]], peer.name: [reply["losses"]]}, OURS, {peer.name} if exact else set())
+        return sum(reply["seconds"]) / timed, taken == timed + 1
 
     def _ours(self) -> Contestant:
         environment = {"PYTHONPATH": str(ROOT / "src"), **threads_of(self.config.threads)}

@@ -3,7 +3,8 @@
 A setting is precision, rows a pass (the rest accumulates to the same step), activation checkpointing, padding or one flat row
 of each pass (TRL's `padding_free`, which trains the same tokens), threads, and what the allocator keeps. They are searched
 one after the other, each around the best so far; each try is a fresh process that takes the very steps of the comparison, the
-first uncounted. The table of all tries is part of the result. Left out on purpose: packing, which changes how many rows a step holds.
+first uncounted. A try that has taken longer than all steps of the fastest ends there, for it cannot be the fastest any more: the table,
+which is part of the result, then says the least that it would take. Left out on purpose: packing, which changes how many rows a step holds.
 """
 
 from __future__ import annotations
@@ -90,12 +91,16 @@ def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False) -> tupl
     ]
 
 
-def search(space: tuple[TrlSetting, Candidates], seconds_of: Callable[[TrlSetting], float], screen: Screen) -> dict[str, Any]:
+SecondsOf = Callable[[TrlSetting, float | None], tuple[float, bool]]
+"""Seconds of a step with a setting, and whether all steps were taken: it may give up once a step takes over so many in the mean."""
+
+
+def search(space: tuple[TrlSetting, Candidates], seconds_of: SecondsOf, screen: Screen) -> dict[str, Any]:
     """`best` and the table of all tries. Raises `SapwoodError` where not even the first one works."""
     best, stages = space
     screen.say("Finding the peer's best setting for this workload:")
     table: list[dict[str, Any]] = []
-    fastest = _tried(best, seconds_of, table, screen)
+    fastest = _tried(best, seconds_of, None, table, screen)
     if fastest is None:
         raise SapwoodError(f"TRL failed with the first setting of its sweep, so there is nothing to compare with. {table[0]['error']}")
     for stage in stages:
@@ -103,15 +108,16 @@ def search(space: tuple[TrlSetting, Candidates], seconds_of: Callable[[TrlSettin
         for setting in (replace(before, **change) for change in stage):
             if any(asdict(setting).items() <= line.items() for line in table):
                 continue
-            seconds = _tried(setting, seconds_of, table, screen)
+            seconds = _tried(setting, seconds_of, fastest, table, screen)
             if seconds is not None and seconds < fastest:
                 best, fastest = setting, seconds
-    finalists = sorted((line for line in table if line["tries"]), key=lambda line: line["seconds"])[:FINALISTS]
+    whole = [line for line in table if line["tries"] and not line["given_up"]]
+    finalists = sorted(whole, key=lambda line: line["seconds"])[:FINALISTS]
     for line in finalists:  # a lucky second must not choose a weaker peer
-        line["tries"].append(seconds_of(_setting_of(line)))
+        line["tries"].append(seconds_of(_setting_of(line), None)[0])
         line["seconds"] = min(line["tries"])
         screen.say(f"{words_of(_setting_of(line))}, again: {line['tries'][-1]:.2f} s a step")
-    fastest_line = min((line for line in table if line["tries"]), key=lambda line: line["seconds"])
+    fastest_line = min(whole, key=lambda line: line["seconds"])
     return {"best": asdict(_setting_of(fastest_line)), "table": table}
 
 
@@ -119,16 +125,16 @@ def _setting_of(line: Mapping[str, Any]) -> TrlSetting:
     return TrlSetting(**{field.name: line[field.name] for field in fields(TrlSetting)})
 
 
-def _tried(setting: TrlSetting, seconds_of: Callable[[TrlSetting], float], table: list[dict[str, Any]], screen: Screen) -> float | None:
+def _tried(setting: TrlSetting, seconds_of: SecondsOf, fastest: float | None, table: list[dict[str, Any]], screen: Screen) -> float | None:
     """Seconds of a step, or None for a setting with which the peer fails; either is a line of the table."""
     try:
-        seconds = seconds_of(setting)
+        seconds, whole = seconds_of(setting, fastest)
     except SapwoodError as error:
-        table.append({**asdict(setting), "seconds": None, "tries": [], "error": str(error)[-1500:]})
+        table.append({**asdict(setting), "seconds": None, "tries": [], "given_up": False, "error": str(error)[-1500:]})
         screen.say(f"{words_of(setting)}: it failed")
         return None
-    table.append({**asdict(setting), "seconds": seconds, "tries": [seconds]})
-    screen.say(f"{words_of(setting)}: {seconds:.2f} s a step")
+    table.append({**asdict(setting), "seconds": seconds, "tries": [seconds], "given_up": not whole})
+    screen.say(f"{words_of(setting)}: {'' if whole else 'over '}{seconds:.2f} s a step")
     return seconds
 
 

@@ -28,13 +28,16 @@ from bench.contestant import Request, serve, versions_of
 
 
 class _Clock(transformers.TrainerCallback):  # type: ignore[misc]
-    """When each step ended."""
+    """When each step ended; a training whose timed steps take longer than `give_up` seconds together ends there."""
 
-    def __init__(self) -> None:
+    def __init__(self, give_up: float | None) -> None:
         self.ends: list[float] = []
+        self.give_up = give_up
 
-    def on_step_end(self, *given: Any, **named: Any) -> None:
+    def on_step_end(self, arguments: Any, state: Any, control: Any, **named: Any) -> None:
         self.ends.append(time.perf_counter())
+        if self.give_up is not None and self.ends[-1] - self.ends[0] > self.give_up:
+            control.should_training_stop = True
 
 
 class _Training:
@@ -89,8 +92,8 @@ def load(request: Request) -> dict[str, Any]:
 
 
 def train(request: Request) -> dict[str, Any]:
-    """All steps from the adapter's start."""
-    now, clock = _now[0], _Clock()
+    """All steps from the adapter's start, or as many as `give_up` seconds hold."""
+    now, clock = _now[0], _Clock(request.get("give_up"))
     with torch.no_grad():
         for name, value in now.trained.items():
             value.copy_(now.start[name])

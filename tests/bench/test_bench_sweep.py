@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,9 +24,9 @@ def test_the_best_of_the_table_is_taken_and_only_the_fastest_are_tried_again(
 ) -> None:
     tried: list[TrlSetting] = []
 
-    def seconds_of(setting: TrlSetting) -> float:
+    def seconds_of(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
         tried.append(setting)
-        return float(random.uniform(1, 9))  # type: ignore[attr-defined]
+        return float(random.uniform(1, 9)), True  # type: ignore[attr-defined]
 
     found = search(candidates(rows, threads, only_fp32=only_fp32), seconds_of, QUIET)
     fastest = min(found["table"], key=lambda line: line["seconds"])
@@ -43,17 +44,35 @@ def test_the_best_of_the_table_is_taken_and_only_the_fastest_are_tried_again(
 
 
 def test_what_fails_is_a_line_of_the_table_and_never_the_best() -> None:
-    def seconds_of(setting: TrlSetting) -> float:
+    def seconds_of(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
         if setting.precision == "autocast":
             raise SapwoodError("TRL failed at `train`")
-        return 2.0
+        return 2.0, True
 
     table = search(candidates(8, 0), seconds_of, QUIET)["table"]
     assert [line["error"] for line in table if line["precision"] == "autocast"] == ["TRL failed at `train`"]
 
 
+@given(st.lists(st.floats(1, 9), min_size=40, max_size=40))
+def test_giving_up_early_finds_what_whole_tries_find(all_seconds: list[float]) -> None:
+    def peer(*, may_give_up: bool) -> Callable[[TrlSetting, float | None], tuple[float, bool]]:
+        seconds: dict[TrlSetting, float] = {}
+
+        def seconds_of(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
+            whole = seconds.setdefault(setting, all_seconds[len(seconds)])
+            return (give_up * 1.01, False) if may_give_up and give_up is not None and whole > give_up * 1.01 else (whole, True)
+
+        return seconds_of
+
+    patient = search(candidates(8, 0), peer(may_give_up=False), QUIET)
+    found = search(candidates(8, 0), peer(may_give_up=True), QUIET)
+    assert found["best"] == patient["best"]
+    assert not any(line["given_up"] for line in patient["table"])
+    assert not any(line["given_up"] and len(line["tries"]) > 1 for line in found["table"]), "what cannot win is not tried again"
+
+
 def test_a_peer_that_never_works_is_no_peer() -> None:
-    def fails(setting: TrlSetting) -> float:
+    def fails(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
         raise SapwoodError("no memory")
 
     with pytest.raises(SapwoodError, match=r"nothing to compare with\. no memory"):
