@@ -88,16 +88,17 @@ def one_arm(model: LanguageModel, forest: Forest, arm: str) -> float:
     return seconds(model, forest)
 
 
-def random_model(dtype: torch.dtype) -> LanguageModel:
-    config = transformers.LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
+def random_model(dtype: torch.dtype, **changed: int) -> LanguageModel:
+    """Random weights in SmolLM2-135M's shape, or with some of it changed, by the names of transformers' config."""
+    shape = {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    }
+    config = transformers.LlamaConfig(**(shape | changed), tie_word_embeddings=True)
     register()
     torch.manual_seed(0)
     return LanguageModel(transformers.AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype).eval(), probe=False)

@@ -16,6 +16,7 @@ WORKLOADS = {
     "data": ("data", "a file of conversations made ready to train on, against TRL"),
     "sft": ("sft", "a training step: time against TRL and against the machine's limit, memory, losses"),
     "sharing": ("sharing", "a training pass as a forest, against the same rows with nothing shared"),
+    "growth": ("growth", "how the cost of a pass grows with rows, length, sharing and the model's width"),
     "generate": ("generate", "writing text, against transformers' `generate` and llama.cpp"),
     "parity": ("parity", "the losses of a training, step by step, against TRL"),
     "reason": ("reason", "cold-start SFT, then GRPO with a verifier, against as much time of more SFT"),
