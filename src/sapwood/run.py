@@ -25,7 +25,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,9 +151,7 @@ class Run:
 
     def append(self, name: str, *records: Mapping[str, Any]) -> None:
         """Append records to `NAME.jsonl`, one write for all of them."""
-        data = b"".join(
-            orjson.dumps({"schema": SCHEMA, **record}, option=orjson.OPT_SERIALIZE_NUMPY, default=str) + b"\n" for record in records
-        )
+        data = _lines(records)
         path = self.path / f"{name}.jsonl"
         with storage(path, "write"), path.open("ab+") as file:
             if file.tell() > 0:
@@ -161,6 +159,10 @@ class Run:
                 if file.read(1) != b"\n":  # a writer was killed in the middle of a line: keep it apart from ours
                     _mend_last_line(file)
             file.write(data)
+
+    def replace(self, name: str, *records: Mapping[str, Any]) -> None:
+        """Write `NAME.jsonl` anew, whole or not at all: who comes after a power cut finds the old records or the new."""
+        write_atomic(self.path / f"{name}.jsonl", _lines(records))
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """All records of `NAME.jsonl`."""
@@ -179,6 +181,11 @@ class Run:
     def close(self) -> None:
         """Give the lock back, so that another process (or a later call in this one) may write."""
         self._lock.close()
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    dumped = (orjson.dumps({"schema": SCHEMA, **record}, option=orjson.OPT_SERIALIZE_NUMPY, default=str) for record in records)
+    return b"".join(line + b"\n" for line in dumped)
 
 
 def _mend_last_line(file: IO[bytes]) -> None:

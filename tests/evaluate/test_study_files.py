@@ -16,6 +16,7 @@ from sapwood.evaluate.costs import own_cost
 from sapwood.evaluate.experiment import ArmScore
 from sapwood.evaluate.scatter import scatter
 from sapwood.evaluate.spending import Purse, announcement, break_evens, costs_of, pareto
+from sapwood.evaluate.study_files import file_names
 from sapwood.requirements import Prices
 from sapwood.run import read_json, read_records
 
@@ -148,3 +149,10 @@ def test_what_leaves_the_machine_is_said_before() -> None:
         assert words in said
     unknown = " ".join(announcement("http://far/v1", "big", made_study.made(4), 1, Purse(Prices(), 50, None)))
     assert "no cost is counted" in unknown
+
+
+def test_no_two_arms_share_a_file() -> None:
+    assert file_names(["few-shot 4", "tuned"]) == ["few-shot-4", "tuned"]
+    alike = ["a b", "a-b", "a-b-1", "A/B"]
+    assert file_names(alike) == ["a-b-1", "a-b-2", "a-b-1-3", "A-B-4"]
+    assert len({name.casefold() for name in file_names(["run", "RUN"])}) == 2, "where the disk does not tell cases apart"

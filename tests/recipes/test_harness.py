@@ -273,3 +273,23 @@ def test_what_has_no_value_counts_for_nobody() -> None:
     nothing = summary([{**record, "value": None} for record in records])
     assert nothing[0].rate is None
     assert "nothing could be scored" in str(nothing[1])
+
+
+def test_each_knob_of_a_benchmark_changes_what_is_asked(tmp_path: Path) -> None:
+    """Template, its use, and the type of the weights: what the model is shown, or how it is scored, differs by each of them."""
+    folder = write_model(tmp_path / "model", context=512)
+    file = write_choices(tmp_path / "c.jsonl", 6)
+
+    def asked(name: str, **more: Any) -> list[list[float]]:
+        config = {"benchmarks": (f"choice={file}",), "model": str(folder), "shots": 0, "dtype": "fp32", "out": tmp_path / name} | more
+        benchmark(BenchmarkConfig(**config))
+        return [record["logprobs"] for record in read_records(tmp_path / name / "benchmarks.jsonl")]
+
+    plain = asked("plain")
+    assert asked("no", chat="no") == plain, "options are usually scored behind the bare question"
+    chat = asked("chat", chat="yes")
+    assert chat != plain
+    assert asked("template", chat="yes", template="plain") != chat
+    half = asked("half", dtype="bf16")
+    assert half != plain
+    assert [value for one in half for value in one] == pytest.approx([value for one in plain for value in one], rel=0.05)

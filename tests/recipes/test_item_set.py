@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +281,11 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary:
     assert orjson.loads(capsysbinary.readouterr().out)["edge"] == 20
     assert main(["items", "biuld", "logs.jsonl"]) == 2
     assert b"Did you mean 'build'" in capsysbinary.readouterr().err
+
+
+def test_two_studies_that_begin_at_once_are_two_looks(tmp_path: Path) -> None:
+    built(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        counts = list(pool.map(lambda _: looked(tmp_path / "items"), range(24)))
+    assert sorted(counts) == list(range(1, 25))
+    assert looked(tmp_path) == 0, "a folder that is no set"

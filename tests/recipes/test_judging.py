@@ -132,3 +132,10 @@ def test_what_cannot_be_judged(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(["eval", "--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "m"]) == 2
     assert "finished run" in capsys.readouterr().err
     assert not (run / "judged.jsonl").exists()
+
+
+def test_the_arms_are_those_of_the_verdict(run: Path) -> None:
+    (run / "verdict.json").write_text(json.dumps({"best_other": "few-shot", "tuned": "tuned"}))
+    assert judge_run(config(run), sampler=Likes()).arms == ("few-shot", "tuned")
+    (run / "verdict.json").write_text(json.dumps({"best_other": "gone", "tuned": "tuned"}))
+    assert judge_run(config(run), sampler=Likes()).arms == ("plain", "tuned"), "a verdict of other arms says nothing of these"

@@ -115,3 +115,17 @@ def test_names_of_runs(tmp_path: Path) -> None:
 )
 def test_runs_are_called_after_data_but_not_after_patterns(tmp_path: Path, name: str, folder: str) -> None:
     assert new_run_path(tmp_path, name) == tmp_path / folder
+
+
+def test_records_are_replaced_whole_or_not_at_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.append("kept", {"n": 1}, {"n": 2})
+    run.replace("kept", *({**record, "n": record["n"] + 10} for record in run.read("kept")))
+    assert [record["n"] for record in run.read("kept")] == [11, 12]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError):
+        run.replace("kept", {"n": 0})
+    assert [record["n"] for record in run.read("kept")] == [11, 12]

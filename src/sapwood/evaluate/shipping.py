@@ -21,9 +21,9 @@ from sapwood.errors import DataError
 from sapwood.evaluate.experiment import ArmScore, over_samples
 from sapwood.evaluate.faults import FaultCount, Labels, count_faults, harm_difference
 from sapwood.evaluate.slices import SliceResult, Tags, inside, slice_results
-from sapwood.evaluate.verdict import FEWEST_CLUSTERS, FEWEST_ITEMS, ArmResult, Verdict, arm_result, decide
+from sapwood.evaluate.verdict import FEWEST_CLUSTERS, FEWEST_ITEMS, ArmResult, Verdict, arm_result, decide, paired_scores
 from sapwood.requirements import ErrorType, Requirements, Rule
-from sapwood.stats import Difference, Interval, more_items, not_worse, paired_difference
+from sapwood.stats import Difference, Interval, more_items, not_worse
 from sapwood.stats.rates import t_quantile
 
 Outcome = Literal["met", "missed", "open"]
@@ -112,7 +112,7 @@ def ship(
         for error in requirements.errors
         for check in _error(error, _of(error, candidate, faults), _of(error, candidate, strict), labels)
     ]
-    skills = {one.name: found for one in general if (found := paired(one.before, one.after, level)) is not None}
+    skills = {one.name: found for one in general if (found := paired_scores(one.before, one.after, level)) is not None}
     checks += [_skill(one.name, one.margin, skills.get(one.name), general, family, rule) for one in requirements.general]
     answer = _answer(checks)
     return Shipping(
@@ -127,18 +127,8 @@ def ship(
         faults=tuple(faults),
         harm=harm_difference(best, by_arm[candidate], requirements.errors, labels, level) if requirements.errors else None,
         general=skills,
-        against={arm: found for arm in by_arm if arm != candidate and (found := paired(by_arm[arm], by_arm[candidate], level))},
+        against={arm: found for arm in by_arm if arm != candidate and (found := paired_scores(by_arm[arm], by_arm[candidate], level))},
     )
-
-
-def paired(before: Sequence[ArmScore], after: Sequence[ArmScore], level: float = 0.95) -> Difference | None:
-    """After minus before over the items that were scored on both sides; None where there is none. One score an item each."""
-    values = {score.item: score.value for score in before}
-    pairs = [(a, score.value, score) for score in after if score.value is not None and (a := values.get(score.item)) is not None]
-    if not pairs:
-        return None
-    clusters = [score.cluster if score.cluster is not None else ("item", score.item) for _, _, score in pairs]
-    return paired_difference([a for a, _, _ in pairs], [b for _, b, _ in pairs], clusters, level)
 
 
 def _family(requirements: Requirements) -> int:
@@ -198,7 +188,7 @@ def _others(before: Sequence[ArmScore], after: Sequence[ArmScore], requirements:
         if metric.at_least is not None:
             checks.append(_reaches(f"{metric.name}: level", metric.at_least, second, rule.level, family))
         if metric.margin is not None:
-            checks.append(_keeps(f"{metric.name}: no loss", metric.margin, paired(first, second, rule.level), family, rule))
+            checks.append(_keeps(f"{metric.name}: no loss", metric.margin, paired_scores(first, second, rule.level), family, rule))
     return checks
 
 

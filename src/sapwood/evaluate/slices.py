@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sapwood.evaluate.experiment import ArmScore
-from sapwood.evaluate.verdict import ArmResult, arm_result
+from sapwood.evaluate.verdict import ArmResult, arm_result, paired_scores
 from sapwood.requirements import Requirements, Slice
-from sapwood.stats import Difference, benjamini_hochberg, paired_difference
+from sapwood.stats import Difference, benjamini_hochberg
 
 MOST_TAGS = 40
 """Undeclared tags that are shown, the most frequent first."""
@@ -68,11 +68,5 @@ def _of(
     one: Slice, declared: bool, before: Sequence[ArmScore], after: Sequence[ArmScore], tags: Tags, level: float
 ) -> SliceResult:  # fmt: skip
     mine, theirs = inside(after, one, tags), inside(before, one, tags)
-    values = {score.item: score.value for score in theirs}
-    pairs = [(first, score.value, score) for score in mine if score.value is not None and (first := values.get(score.item)) is not None]
-    difference = None
-    if pairs:
-        clusters = [score.cluster if score.cluster is not None else ("item", score.item) for _, _, score in pairs]
-        difference = paired_difference([a for a, _, _ in pairs], [b for _, b, _ in pairs], clusters, level)
     items = sum(set(one.tags) <= set(carried) for carried in tags.values())
-    return SliceResult(one, declared, items, arm_result(theirs, level), arm_result(mine, level), difference)
+    return SliceResult(one, declared, items, arm_result(theirs, level), arm_result(mine, level), paired_scores(theirs, mine, level))

@@ -202,13 +202,23 @@ def samples_as_lm_eval(metric: str, scores: Sequence[ArmScore], items: Sequence[
     return records
 
 
+def file_names(names: Sequence[str]) -> list[str]:
+    """Each in letters, digits and hyphens, for files; all numbered by their place where two would be the same.
+
+    Names that differ by their case alone count as the same: some disks do not tell such files apart.
+    """
+    plain = ["".join(letter if letter.isalnum() else "-" for letter in name) for name in names]
+    apart = len({name.casefold() for name in plain}) == len(plain)
+    return plain if apart else [f"{name}-{place}" for place, name in enumerate(plain, 1)]
+
+
 def _write_samples(run: Run, metric: str, scores: Sequence[ArmScore], items: Sequence[Item]) -> None:
     folder = run.path / "lm-eval"
     with storage(folder, "create the folder"):
         folder.mkdir(exist_ok=True)
-    for arm in dict.fromkeys(score.arm for score in scores):
+    arms = list(dict.fromkeys(score.arm for score in scores))
+    for arm, name in zip(arms, file_names(arms), strict=True):
         records = samples_as_lm_eval(metric, [score for score in scores if score.arm == arm], items)
-        name = "".join(letter if letter.isalnum() else "-" for letter in arm)
         write_atomic(folder / f"samples_items_{name}.jsonl", b"".join(orjson.dumps(record, default=str) + b"\n" for record in records))
 
 

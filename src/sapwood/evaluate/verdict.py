@@ -181,6 +181,16 @@ def arm_result(scores: Sequence[ArmScore], level: float = 0.95) -> ArmResult:
     return ArmResult(rate, mean_interval(values, clusters, level), len(scores), sum(values), len(scores) - len(scored))
 
 
+def paired_scores(before: Sequence[ArmScore], after: Sequence[ArmScore], level: float = 0.95) -> Difference | None:
+    """After minus before over the items that were scored on both sides; None where there is none. One score an item each."""
+    values = {score.item: score.value for score in before}
+    pairs = [(a, score.value, score) for score in after if score.value is not None and (a := values.get(score.item)) is not None]
+    if not pairs:
+        return None
+    clusters = [score.cluster if score.cluster is not None else ("item", score.item) for _, _, score in pairs]
+    return paired_difference([a for a, _, _ in pairs], [b for _, b, _ in pairs], clusters, level)
+
+
 def _reason(difference: Difference, asked: int) -> str:
     if difference.n < FEWEST_ITEMS:
         return f"only {difference.n} items were scored on both sides, and {FEWEST_ITEMS} are needed"

@@ -131,8 +131,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     run = open_run(config.out or new_run_path(Path("runs"), f"eval-{Path(config.data[0]).stem}"))
     try:
         _claim(run, config, chat, folder)
-        run.clear("items")
-        run.append("items", *item_records(items))
+        run.replace("items", *item_records(items))
         evaluation = config.evaluation if prepared.held_out else replace(config.evaluation, shots=())
         arms = Arms(items, train_items, chat, guess.scorer, evaluation, run, screen) if guess.scorer is not None else None
         scores, lines = _ask(config, folder, chat, arms, prepared, screen)

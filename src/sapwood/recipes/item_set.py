@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from sapwood.assets.cache import locked
 from sapwood.config import did_you_mean
 from sapwood.data import read
 from sapwood.data.alike import LEVELS, Shelf, contamination
@@ -129,11 +130,12 @@ def build_items(config: ItemsConfig) -> ItemSet:
 
 def looked(folder: Path) -> int:
     """Count one more look at the test side of a set, and say the how-many-eth it is; 0 for a folder that is no set."""
-    card = read_json(folder / "card.json")
-    if "looks_at_test" not in card:
+    if "looks_at_test" not in read_json(folder / "card.json"):
         return 0
-    card["looks_at_test"] = int(card["looks_at_test"]) + 1
-    write_atomic(folder / "card.json", orjson.dumps(card, option=orjson.OPT_INDENT_2))
+    with locked(folder / ".card.lock", lambda *_: None):  # two studies that begin at once are two looks
+        card = read_json(folder / "card.json")
+        card["looks_at_test"] = int(card["looks_at_test"]) + 1
+        write_atomic(folder / "card.json", orjson.dumps(card, option=orjson.OPT_INDENT_2))
     return int(card["looks_at_test"])
 
 

@@ -9,7 +9,7 @@ What leaves the machine, and where to, is said before anything is sent. A rate o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -24,7 +24,7 @@ from sapwood.evaluate.judges import Judge, Pairing, PairVerdict, Winner, judge_p
 from sapwood.recipes.screen import Screen
 from sapwood.records import Sampler
 from sapwood.remote import Remote, RemoteSampler
-from sapwood.run import Run, open_run, read_records, run_named
+from sapwood.run import Run, open_run, read_json, read_records, run_named
 from sapwood.stats import length_controlled, mean_interval
 from sapwood.stats.length_control import FEWEST as FEWEST_PAIRS
 
@@ -45,7 +45,7 @@ class JudgeConfig:
     judge_key: str | None = None
     """The environment variable that holds the key. The key itself is written nowhere."""
     arms: tuple[str, ...] = ()
-    """The two arms, the one to beat first; the run's first and last where not given."""
+    """The two arms, the one to beat first; where not given those of the run's verdict, or its first and last if it has none."""
     criteria: tuple[str, ...] = ()
     """What makes an answer better, in sentences for the judge."""
     structured: bool = True
@@ -106,7 +106,7 @@ def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing], dict[st
         of_arm = by_arm.setdefault(score.arm, {})
         if score.item not in of_arm or score.sample < of_arm[score.item].sample:
             of_arm[score.item] = score
-    wanted = config.arms or tuple(by_arm)[:1] + tuple(by_arm)[-1:]
+    wanted = config.arms or _compared(config.run, by_arm)
     if len(set(wanted)) != 2 or not set(wanted) <= by_arm.keys():
         raise ConfigError(f"arms is {', '.join(wanted) or 'empty'}; give two of this run's: {', '.join(by_arm) or 'it has none'}.")
     first, second = (by_arm[arm] for arm in wanted)
@@ -120,6 +120,13 @@ def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing], dict[st
     if not pairs:
         raise DataError(f"{config.run}: no item was answered by both {wanted[0]} and {wanted[1]}, so there is nothing to compare.")
     return (wanted[0], wanted[1]), pairs, {item: score.cluster for item, score in first.items() if score.cluster is not None}
+
+
+def _compared(run: Path, arms: Collection[str]) -> tuple[str, ...]:
+    """The best alternative and what was tuned, as the run's own verdict compares them."""
+    verdict = read_json(run / "verdict.json")
+    found = verdict.get("best_other"), verdict.get("tuned")
+    return cast(tuple[str, str], found) if set(found) <= set(arms) else tuple(arms)[:1] + tuple(arms)[-1:]
 
 
 def _judged(

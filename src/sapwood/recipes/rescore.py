@@ -84,8 +84,7 @@ def rescore(config: RescoreConfig, *, screen: Screen | None = None) -> RescoreRe
     run = open_run(config.run)
     try:
         kept = [record for record in run.read(RECORDS) if record["benchmark"] not in scorers]
-        run.clear(RECORDS)
-        run.append(RECORDS, *({key: value for key, value in record.items() if key != "schema"} for record in kept), *records)
+        run.replace(RECORDS, *kept, *records)
     finally:
         run.close()
     return RescoreResult(config.run, summary(records))

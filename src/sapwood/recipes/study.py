@@ -337,5 +337,4 @@ def _keep(run: Run, setting: Setting) -> None:
             shutil.copyfile(setting.config.requirements, target)
         kept = replace(kept, requirements=target)
     save_yaml(replace(kept, plan_only=False), run.path / "config.yaml")
-    run.clear("items")
-    run.append("items", *item_records(setting.items))
+    run.replace("items", *item_records(setting.items))

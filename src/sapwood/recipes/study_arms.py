@@ -19,6 +19,7 @@ from sapwood.evaluate.declared import Questions, questions
 from sapwood.evaluate.hosted import HOSTED
 from sapwood.evaluate.shipping import Skills
 from sapwood.evaluate.spending import Purse, announcement
+from sapwood.evaluate.study_files import file_names
 from sapwood.generate import Engine
 from sapwood.model import LanguageModel, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms
@@ -202,8 +203,7 @@ class SkillArms:
         for skill, records in zip(self.setting.requirements.general, records_of(self.setting.requirements.general), strict=True):
             with self.screen.progress(skill.name) as advance:
                 items, scorer, _ = skill_items(skill, advance)
-            self.run.clear(f"{records}-items")
-            self.run.append(f"{records}-items", *item_records(items))
+            self.run.replace(f"{records}-items", *item_records(items))
             config = replace(self.arms.config, shots=())
             self._arms[skill.name] = Arms(items, [], self.setting.chat, scorer, config, self.run, self.screen, records=records)
 
@@ -233,8 +233,7 @@ class SkillArms:
 
 def records_of(skills: Sequence[Skill]) -> list[str]:
     """Names of the records of each skill: the end of its own name, numbered where two end alike, so that no two skills' answers mix."""
-    plain = ["skill-" + "".join(letter if letter.isalnum() else "-" for letter in Path(skill.name).name) for skill in skills]
-    return plain if len(set(plain)) == len(plain) else [f"{name}-{number}" for number, name in enumerate(plain, 1)]
+    return [f"skill-{name}" for name in file_names([Path(skill.name).name for skill in skills])]
 
 
 def _answered(run: Run, arms: Arms, arm: str) -> bool:
