@@ -156,3 +156,16 @@ def test_no_two_arms_share_a_file() -> None:
     alike = ["a b", "a-b", "a-b-1", "A/B"]
     assert file_names(alike) == ["a-b-1", "a-b-2", "a-b-1-3", "A-B-4"]
     assert len({name.casefold() for name in file_names(["run", "RUN"])}) == 2, "where the disk does not tell cases apart"
+
+
+def test_what_people_and_their_judge_say_stands_in_the_report(tmp_path: Path) -> None:
+    assert "What people say" not in (write(tmp_path / "study") and (tmp_path / "study" / "report.html").read_text())
+    rate = {"name": "tuned", "against": "plain prompt", "mean": 0.8, "low": 0.7, "high": 0.9, "votes": 40}
+    people = {"votes": 40, "raters": 2, "cases": 20, "alpha": 0.5, "alpha_interval": [0.2, 0.8], "kind": "pair", "rates": [rate]}
+    judge = {"cases": 20, "same": 15, "share": 0.75, "low": 0.5, "high": 0.9}
+    (tmp_path / "study" / "people.json").write_text(json.dumps(people | {"judge": judge, "judge_card": "tiny: agrees on 40%"}))
+    write(tmp_path / "study")
+    page = " ".join((tmp_path / "study" / "report.html").read_text().split())
+    assert "40 blind votes of 2 on 20 cases. They agree with α 0.50 [0.20, 0.80]" in page
+    assert "70.0 – 90.0 %" in page
+    assert "The judge tiny: agrees on 40%." in page

@@ -12,6 +12,7 @@ import pytest
 from sapwood.cli.main import main
 from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate import exact, item_records, items_from, run_free_arm
+from sapwood.recipes.judge_labels import read_winners, refreshed
 from sapwood.recipes.judging import JudgeConfig, judge_run
 from sapwood.records import Completion, Conversation, Ended, Message, Prompt, SamplingParams
 from sapwood.run import open_run, read_records
@@ -93,7 +94,7 @@ def test_labels_calibrate_and_correct(run: Path, tmp_path: Path) -> None:
     labels.write_text("".join(json.dumps({"item": item, "winner": "a"}) + "\n" for item in items[:5]))
     few = judge_run(config(run, labels=labels), sampler=Likes())
     assert "corrected" not in few.found
-    assert "5 labels are too few" in few.lines[-1]
+    assert "5 pairs with a label and a verdict are too few" in few.lines[-1]
 
 
 def test_a_judge_that_was_stopped_goes_on(run: Path) -> None:
@@ -139,3 +140,53 @@ def test_the_arms_are_those_of_the_verdict(run: Path) -> None:
     assert judge_run(config(run), sampler=Likes()).arms == ("few-shot", "tuned")
     (run / "verdict.json").write_text(json.dumps({"best_other": "gone", "tuned": "tuned"}))
     assert judge_run(config(run), sampler=Likes()).arms == ("plain", "tuned"), "a verdict of other arms says nothing of these"
+
+
+def votes_of(items: list[str], verdict: str, **more: object) -> list[dict[str, object]]:
+    return [{"item": item, "left": "tuned", "right": "plain", "verdict": verdict, "winner": "", "gold": False, **more} for item in items]
+
+
+def test_votes_of_reviewers_calibrate_the_judge(run: Path, tmp_path: Path) -> None:
+    items = [record["item"] for record in read_records(run / "items.jsonl")]
+    labels = tmp_path / "votes.jsonl"
+    votes = votes_of(items[:24], "a") + votes_of(items[:8], "b") + votes_of(items[:8], "slightly_a")
+    votes += votes_of(items[30:35], "b", gold=True) + votes_of(items[30:35], "cannot_judge") + votes_of(items[30:35], "a", right="few-shot")
+    labels.write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+    said = read_winners(labels, ("plain", "tuned"), set(items))
+    assert said.passed_over == 15
+    assert said.by_item == dict.fromkeys(items[:24], "b"), "of a vote for it, one against it and a weaker one for it the mean is for it"
+    result = judge_run(config(run, labels=labels), sampler=Likes(), today=date(2026, 5, 1))
+    assert json.loads((run / "judge-card.json").read_text())["labels"] == 24
+    assert result.found["corrected"]["low"] > 0.5
+
+
+def test_a_card_is_made_anew_from_later_votes(run: Path) -> None:
+    items = [record["item"] for record in read_records(run / "items.jsonl")]
+    judge_run(config(run), sampler=Likes())
+    same = {verdict["id"] for verdict in read_records(run / "judged.jsonl") if verdict["winner"] == "tie"}
+    writer = open_run(run)
+    try:
+        assert refreshed(writer, votes_of(items[:19], "a"), date(2026, 5, 1)) is None, "too few"
+        first = refreshed(writer, votes_of(sorted(set(items) - same)[:24], "a"), date(2026, 5, 1))
+        assert first is not None
+        assert (first.labels, first.model, first.beyond_chance) == (24, "likes", False), "people who say one thing tell nothing of chance"
+        told = [vote for item in items for vote in votes_of([item], "tie" if item in same else "a")]
+        second = refreshed(writer, told, date(2026, 6, 1))
+        assert second is not None
+        assert (second.agreement, second.beyond_chance, second.made) == (1.0, True, "2026-06-01")
+        assert json.loads((run / "judge-card.json").read_text())["labels"] == COUNT
+    finally:
+        writer.close()
+
+
+def test_a_judge_that_guesses_is_called_that(run: Path, tmp_path: Path) -> None:
+    class Guesses(Likes):
+        def one(self, told: str) -> str:
+            return json.dumps({"reason": "", "verdict": "first"})
+
+    items = [record["item"] for record in read_records(run / "items.jsonl")]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("".join(json.dumps({"item": item, "winner": "ab"[n % 2]}) + "\n" for n, item in enumerate(items[:40])))
+    said = "\n".join(judge_run(config(run, labels=labels), sampler=Guesses(), today=date(2026, 5, 1)).lines)
+    assert "not shown to agree more than guessing would" in said
+    assert "100% follow the order" in said

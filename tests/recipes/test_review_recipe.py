@@ -86,7 +86,9 @@ def test_one_command_leads_from_a_run_to_the_first_vote(tmp_path: Path) -> None:
     assert "Every vote that was confirmed is kept" in said
 
 
-def test_a_run_that_is_named_again_goes_on_and_its_report_learns_what_people_say(tmp_path: Path) -> None:
+def test_a_run_that_is_named_again_goes_on_and_its_report_learns_what_people_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = write_run(tmp_path / "runs" / "refunds-1")
     config = ReviewConfig(runs=tmp_path / "runs", batch=BatchConfig(overlap=1))
     with open_review(config) as store:
@@ -113,6 +115,12 @@ def test_a_run_that_is_named_again_goes_on_and_its_report_learns_what_people_say
     page = reports[0].read_text()
     assert "What people say" in page
     assert "6 of 6 cases" in page
+    (run / "plan.json").write_text("{}")
+    (run / "report.html").write_text("the study's own")
+    words = ["review", "export", "--store", str(tmp_path / "runs" / "review.db"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert (run / "report.html").read_text() == "the study's own"
+    assert f"sapwood study {run} --labels" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ConfigError, match=r"no batch 'refunds-2'.*refunds-1"):
         export_review(config, ["refunds-2"], tmp_path / "out")
 

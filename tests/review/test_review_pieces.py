@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from sapwood.review.rendering import markdown, turn_of
 from sapwood.review.rubric import Rubric, rubric_from, rubric_of
 from sapwood.review.sources import read_source
 from sapwood.review.verdicts import PAIR, lean, swapped
+from sapwood.review.web.cases import view_of
 
 TAGS = re.compile(r"<(/?)([a-zA-Z0-9]+)([^>]*)>")
 ALLOWED = {
@@ -138,6 +140,24 @@ def test_what_a_message_may_hold_is_shown() -> None:
     assert long.long
     assert "more letters are not shown" in str(markdown("x" * 400_001))
     assert "\u202e" not in str(turn_of({"role": "user", "content": "a\u202eb"}, Mask()).body)
+
+
+def test_no_name_is_left_in_calls_tools_or_addresses() -> None:
+    """What names who answered may stand in a tool's name, in an argument's, or in where a picture lies."""
+    mask = Mask(["bluebird-7b"])
+    function = {"name": "bluebird-7b_search", "arguments": {"bluebird-7b": "GPT-4o"}}
+    content = [{"type": "image", "uri": "out/bluebird-7b/cat.png"}, {"type": "text", "text": "![by bluebird-7b](http://x/bluebird-7b.png)"}]
+    turn = turn_of({"role": "assistant", "content": content, "tool_calls": [{"function": function}]}, mask)
+    assert [(one.name, one.arguments) for one in turn.calls] == [("⟦name 1⟧_search", (("⟦name 1⟧", "⟦name 1⟧"),))]
+    assert "bluebird" not in str(turn.body)
+    assert str(turn.body).count("⟦name") == 3
+    asked = ({"role": "user", "content": "Which?"},)
+    case = SimpleNamespace(
+        id=1, asked=asked, tools=[{"function": function}], arm_a="x", arm_b=None, answers={"x": {"content": "a"}}, reference=None
+    )
+    batch = SimpleNamespace(mask=mask, open=True)
+    assert "bluebird" not in view_of(case, batch, "a").tools
+    assert "bluebird" in view_of(case, SimpleNamespace(mask=mask, open=False), "a").tools, "closed, it is shown as it is"
 
 
 @given(st.text(max_size=120), st.text(max_size=120))

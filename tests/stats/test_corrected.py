@@ -109,3 +109,53 @@ def test_length_control_at_its_edges() -> None:
         length_controlled([1.0], [2.0])
     with pytest.raises(DataError, match=r"lie in 0\.\.1"):
         length_controlled(np.full(10, 2.0), np.ones(10))
+
+
+def clustered(rng: np.random.Generator, groups: int, size: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """(truth, cluster) of items whose clusters are nearly of one mind."""
+    mind = rng.random(groups) < rate
+    alike = rng.random((groups, size)) < 0.8
+    truth = np.where(alike, mind[:, None], rng.random((groups, size)) < rate)
+    return truth.ravel().astype(float), np.repeat(np.arange(groups), size)
+
+
+def test_coverage_of_the_correction_over_clusters() -> None:
+    rng, covered, alone, runs = np.random.default_rng(7), 0, 0, 300
+    for _ in range(runs):
+        human, cluster = clustered(rng, 100, 8, 0.6)
+        judge = np.where(human == 1, rng.random(len(human)) < 0.9, rng.random(len(human)) < 0.3).astype(float)
+        labelled = cluster < 30 if rng.random() < 0.5 else rng.random(len(human)) < 0.3  # whole clusters, or a part of each
+        given = judge[~labelled], judge[labelled], human[labelled]
+        names = {"clusters": list(cluster[~labelled]), "labelled_clusters": list(cluster[labelled])}
+        covered += 0.6 in corrected_mean(*given, **names).interval
+        alone += 0.6 in corrected_mean(*given).interval
+    assert covered / runs >= 0.93 - 0.03
+    assert alone / runs < 0.88, "as if each item were its own: too narrow"
+
+
+def test_clusters_of_one_change_nothing() -> None:
+    rng = np.random.default_rng(2)
+    judge, human = (rng.random(200) < 0.5).astype(float), (rng.random(50) < 0.5).astype(float)
+    plain = corrected_mean(judge[50:], judge[:50], human)
+    named = corrected_mean(judge[50:], judge[:50], human, clusters=list(range(150)), labelled_clusters=[f"l{n}" for n in range(50)])
+    assert (named.interval.low, named.interval.high) == pytest.approx((plain.interval.low, plain.interval.high))
+    one = corrected_mean(judge[50:], judge[:50], human, clusters=["a"] * 150, labelled_clusters=["b"] * 50)
+    assert (one.interval.low, one.interval.high) == (0, 1), "one cluster shows nothing"
+    with pytest.raises(DataError, match="give one name for each"):
+        corrected_mean(judge[50:], judge[:50], human, clusters=[1], labelled_clusters=[1])
+    won, longer = simulated(rng, 60, 0.5, 0.5)
+    assert length_controlled(won, longer, clusters=list(range(60))).interval.low == pytest.approx(
+        length_controlled(won, longer).interval.low
+    )
+    assert length_controlled(won, longer, clusters=[n % 2 for n in range(60)]).interval.high == 1
+
+
+def test_coverage_of_the_length_controlled_rate_over_clusters() -> None:
+    rng, covered, alone, runs = np.random.default_rng(11), 0, 0, 300
+    for _ in range(runs):
+        won, cluster = clustered(rng, 40, 6, 0.5)
+        longer = rng.normal(0, 100, len(won))
+        covered += 0.5 in length_controlled(won, longer, clusters=list(cluster)).interval
+        alone += 0.5 in length_controlled(won, longer).interval
+    assert covered / runs >= 0.93 - 0.03
+    assert alone / runs < 0.85

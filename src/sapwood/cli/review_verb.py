@@ -126,7 +126,7 @@ class CloseReviewConfig:
 
 
 def _export(names: list[str], flags: list[str], json: Json) -> None:
-    from sapwood.recipes.review import ReviewConfig, export_review
+    from sapwood.recipes.review import ReviewConfig, export_review, is_study
 
     config = parse(ExportReviewConfig(), "review export", flags, EXPORTING)
     screen = screen_for(json)
@@ -136,6 +136,8 @@ def _export(names: list[str], flags: list[str], json: Json) -> None:
     screen.lines([f"Report       {report}" for report in reports])
     if done.blind:
         screen.say("A batch is still open, so its arms bear numbers. Close it to see the names: sapwood review close BATCH", "yellow")
+    for study in (report.parent for report in reports if is_study(report.parent)):
+        screen.say(f"Next         sapwood study {study} --labels {done.folder / 'votes.jsonl'}  (with people's word)", "dim")
     if done.counts["sft"]:
         screen.say(f"Next         sapwood sft {done.folder / 'sft.jsonl'}", "dim")
     json.write({**done.to_dict(), "reports": [str(report) for report in reports]})

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from sapwood.errors import ConfigError, DataError, storage
 from sapwood.evaluate.judges import Judge, PairVerdict, Winner
-from sapwood.stats import Corrected, Interval, corrected_mean, krippendorff_alpha, rate_interval
+from sapwood.stats import Corrected, Interval, agreement_of, corrected_mean, mean_interval
 
 FEWEST = 20
 """Labels below which a calibration says too little to be written down."""
 _WINNERS: tuple[Winner, ...] = ("a", "tie", "b")
 DAYS = 90
 """How long a card is believed: models behind an address change without a word."""
+
+
+class Named(Protocol):
+    """A judge, or what is on record of one."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def model(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Card:
     agreement_high: float
     alpha: float | None
     """Krippendorff's, of judge and people: agreement beyond chance."""
+    alpha_low: float | None
+    alpha_high: float | None
     confusion: Mapping[Winner, Mapping[Winner, int]]
     """People's verdict → the judge's → how often."""
     flips: float
@@ -54,6 +65,11 @@ class Card:
     longer_share_people: float | None
     failures: int
     """Pairs without a verdict."""
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether it is shown that the judge agrees with people more often than guessing would."""
+        return self.alpha_low is not None and self.alpha_low > 0
 
     def check(self, judge: Judge, today: date) -> None:
         """Raise `ConfigError` where the card is another judge's, or too old."""
@@ -87,15 +103,29 @@ class Card:
             if self.longer_share is None or self.longer_share_people is None
             else (f"; takes the longer answer {self.longer_share:.0%} of the time, people {self.longer_share_people:.0%}")
         )
+        known = self.alpha is not None and self.alpha_low is not None
+        alpha = f", α {self.alpha:.2f} [{self.alpha_low:.2f}, {self.alpha_high:.2f}]" if known else ""
+        warning = "" if self.beyond_chance else "; not shown to agree more than guessing would, so no decision should hang on it"
         return (
             f"{self.model}: agrees with people on {self.agreement:.0%} [{self.agreement_low:.0%}, {self.agreement_high:.0%}] of "
-            f"{self.labels} pairs; {self.flips:.0%} follow the order, {self.first_share:.0%} for the answer shown first"
-            f"{longer}; valid until {self.until}"
+            f"{self.labels} pairs{alpha}; {self.flips:.0%} follow the order, {self.first_share:.0%} for the answer shown first"
+            f"{longer}; valid until {self.until}{warning}"
         )
 
 
-def calibrate(judge: Judge, verdicts: Sequence[PairVerdict], people: Mapping[str, Winner], *, today: date, days: int = DAYS) -> Card:
-    """Compare verdicts with people's, by the pairs' ids. Raises `DataError` for fewer than 20 pairs with both."""
+def calibrate(
+    judge: Named,
+    verdicts: Sequence[PairVerdict],
+    people: Mapping[str, Winner],
+    *,
+    today: date,
+    days: int = DAYS,
+    clusters: Mapping[str, str] | None = None,
+) -> Card:
+    """Compare verdicts with people's, by the pairs' ids; `clusters` names those of pairs that have one.
+
+    Raises `DataError` for fewer than 20 pairs with both.
+    """
     by_id = {verdict.id: verdict for verdict in verdicts}
     unknown = sorted(people.keys() - by_id.keys())
     if unknown:
@@ -105,19 +135,22 @@ def calibrate(judge: Judge, verdicts: Sequence[PairVerdict], people: Mapping[str
         raise DataError(f"{len(both)} pairs have a label and a verdict; a calibration needs at least {FEWEST}. Label more pairs.")
     counts = Counter((human, verdict.winner) for human, verdict in both)
     confusion = {human: {said: counts[human, said] for said in _WINNERS} for human in _WINNERS}
-    agreed = sum(human == verdict.winner for human, verdict in both)
-    interval: Interval = rate_interval(agreed, len(both))
+    agreements = [float(human == verdict.winner) for human, verdict in both]
+    interval: Interval = mean_interval(agreements, _clusters([verdict for _, verdict in both], clusters))
     shown = [side for _, verdict in both for side in (verdict.forward, verdict.backward) if side != "tie"]
+    alpha = agreement_of({verdict.id: (human, str(verdict.winner)) for human, verdict in both})
     return Card(
         judge=judge.key,
         model=judge.model,
         made=today.isoformat(),
         until=(today + timedelta(days=days)).isoformat(),
         labels=len(both),
-        agreement=agreed / len(both),
+        agreement=sum(agreements) / len(both),
         agreement_low=interval.low,
         agreement_high=interval.high,
-        alpha=krippendorff_alpha({verdict.id: (human, str(verdict.winner)) for human, verdict in both}),
+        alpha=alpha.alpha,
+        alpha_low=alpha.interval.low if alpha.interval else None,
+        alpha_high=alpha.interval.high if alpha.interval else None,
         confusion=confusion,
         flips=sum(verdict.flipped for _, verdict in both) / len(both),
         first_share=shown.count("first") / len(shown) if shown else 0.5,
@@ -127,7 +160,9 @@ def calibrate(judge: Judge, verdicts: Sequence[PairVerdict], people: Mapping[str
     )
 
 
-def corrected_win_rate(verdicts: Sequence[PairVerdict], people: Mapping[str, Winner]) -> Corrected:
+def corrected_win_rate(
+    verdicts: Sequence[PairVerdict], people: Mapping[str, Winner], clusters: Mapping[str, str] | None = None
+) -> Corrected:
     """People's win rate of b over all pairs (ties count half), from the judge's on all and people's on a random part of them.
 
     Pairs that the judge failed on are left out, labelled or not; `Corrected` says how many remain.
@@ -135,12 +170,19 @@ def corrected_win_rate(verdicts: Sequence[PairVerdict], people: Mapping[str, Win
     values = {"a": 0.0, "tie": 0.5, "b": 1.0}
     judged = [verdict for verdict in verdicts if verdict.value is not None]
     seen = [verdict for verdict in judged if verdict.id in people]
-    others = [verdict.value for verdict in judged if verdict.id not in people]
+    others = [verdict for verdict in judged if verdict.id not in people]
     return corrected_mean(
-        [value for value in others if value is not None],
+        [verdict.value for verdict in others if verdict.value is not None],
         [verdict.value for verdict in seen if verdict.value is not None],
         [values[people[verdict.id]] for verdict in seen],
+        clusters=_clusters(others, clusters),
+        labelled_clusters=_clusters(seen, clusters),
     )
+
+
+def _clusters(verdicts: Sequence[PairVerdict], clusters: Mapping[str, str] | None) -> list[Hashable] | None:
+    """Each pair's cluster, or itself; None where no pair has one."""
+    return [clusters.get(verdict.id, ("pair", verdict.id)) for verdict in verdicts] if clusters else None
 
 
 def _longer(pairs: Sequence[tuple[Winner | None, int]]) -> float | None:

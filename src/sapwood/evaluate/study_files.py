@@ -34,7 +34,7 @@ from sapwood.evaluate.study_text import markdown
 from sapwood.evaluate.study_view import Record, study_record
 from sapwood.records import Item
 from sapwood.requirements import ErrorType
-from sapwood.run import Run, write_atomic
+from sapwood.run import Run, read_json, write_atomic
 
 
 def write_study(
@@ -51,7 +51,7 @@ def write_study(
     texts: bool = True,
 ) -> Record:
     """Write all of them, each whole or not at all, and give the record. Raises `StorageError`."""
-    record = study_record(declared, shipping, scores, training_seconds, notes)
+    record = study_record(declared, shipping, scores, training_seconds, notes) | {"people": read_json(run.path / "people.json")}
     rows = item_rows(record, declared.plan.requirements.errors, scores, items, labels or {}, texts=texts)
     run.write_json("ship", record)
     if shipping is not None and shipping.verdict is not None:

@@ -1,7 +1,7 @@
 """`sapwood eval RUN --judge-url …`: a model compares the saved answers of two arms, pair by pair; with labels, people's word corrects it.
 
 In: a run's `items.jsonl` and `scores.jsonl`, a judge's server, and, where there are some, people's verdicts on a random part of the
-items (lines of `{"item": ID, "winner": "a" | "b" | "tie"}`, a the first arm). Out: `judged.jsonl`, one record a pair, kept as it is made;
+items (see `judge_labels`). Out: `judged.jsonl`, one record a pair, kept as it is made;
 a card of calibration; win rates, raw, at equal length, and corrected. With instructions as the data this is the chat benchmark.
 
 What leaves the machine, and where to, is said before anything is sent. A rate of a judge that nobody calibrated is called that.
@@ -13,14 +13,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
-import orjson
-
-from sapwood.errors import ConfigError, DataError, storage
+from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate import ArmScore, scores_from
 from sapwood.evaluate.judge_card import FEWEST, Card, calibrate, corrected_win_rate
 from sapwood.evaluate.judges import Judge, Pairing, PairVerdict, Winner, judge_pairs
+from sapwood.recipes.judge_labels import CARD, RECORDS, Winners, read_winners, verdict_from
 from sapwood.recipes.screen import Screen
 from sapwood.records import Sampler
 from sapwood.remote import Remote, RemoteSampler
@@ -28,7 +27,6 @@ from sapwood.run import Run, open_run, read_json, read_records, run_named
 from sapwood.stats import length_controlled, mean_interval
 from sapwood.stats.length_control import FEWEST as FEWEST_PAIRS
 
-RECORDS = "judged"
 _TOGETHER = 16
 
 
@@ -51,7 +49,8 @@ class JudgeConfig:
     structured: bool = True
     """Hold the judge's answers to a JSON schema; switch it off for a server that cannot."""
     labels: Path | None = None
-    """People's verdicts, JSON Lines of {"item", "winner"}, on a random part of the items: they calibrate and correct the judge."""
+    """People's verdicts on a random part of the items, JSON Lines of {"item", "winner"} or `votes.jsonl` of `sapwood review export`: they
+    calibrate and correct the judge."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,10 @@ def judge_run(
     """Judge what is missing, then count. Raises a `SapwoodError` before anything is sent for what cannot be judged."""
     screen = screen or Screen(quiet=True)
     arms, pairs, clusters = _pairs(config)
-    people = _labels(config.labels, {pair.id for pair in pairs}) if config.labels is not None else {}
+    labels = read_winners(config.labels, arms, {pair.id for pair in pairs}) if config.labels is not None else Winners({}, 0)
+    people = labels.by_item
+    if labels.passed_over:
+        screen.say(f"{labels.passed_over} votes say nothing of {arms[0]} and {arms[1]}, and are passed over.")
     if sampler is None:
         if not (config.judge_url and config.judge_model):
             raise ConfigError("A judge takes both --judge-url and --judge-model: its server, and its name there.")
@@ -90,9 +92,9 @@ def judge_run(
     try:
         verdicts = _judged(judge, arms, pairs, run, config, screen)
         card = None
-        if len(people) >= FEWEST:
-            card = calibrate(judge, verdicts, people, today=today or date.today())
-            card.save(run.path / "judge-card.json")
+        if sum(verdict.winner is not None for verdict in verdicts if verdict.id in people) >= FEWEST:
+            card = calibrate(judge, verdicts, people, today=today or date.today(), clusters=clusters)
+            card.save(run.path / CARD)
     finally:
         run.close()
     lines, found = _counted(arms, verdicts, people, card, clusters)
@@ -133,11 +135,10 @@ def _judged(
     judge: Judge, arms: tuple[str, str], pairs: Sequence[Pairing], run: Run, config: JudgeConfig, screen: Screen
 ) -> list[PairVerdict]:
     """Verdicts of all pairs; those of this judge on these arms that are on record are not asked for again."""
-    names = PairVerdict.__dataclass_fields__.keys() - {"reasons"}
     kept: dict[str, PairVerdict] = {}
     for record in run.read(RECORDS):
         if record["arms"] == list(arms) and record["judge"] == judge.key and record["winner"] is not None:
-            kept[record["id"]] = PairVerdict(**{name: record[name] for name in names}, reasons=tuple(record["reasons"]))
+            kept[record["id"]] = verdict_from(record)
     missing = [pair for pair in pairs if pair.id not in kept]
     if missing:
         where = config.judge_url or "the judge"
@@ -145,7 +146,7 @@ def _judged(
     with screen.progress("judging") as advance:
         for begin in range(0, len(missing), _TOGETHER):
             batch = judge_pairs(judge, missing[begin : begin + _TOGETHER])
-            run.append(RECORDS, *({"arms": list(arms), "judge": judge.key, **asdict(verdict)} for verdict in batch))
+            run.append(RECORDS, *({"arms": list(arms), "judge": judge.key, "model": judge.model, **asdict(verdict)} for verdict in batch))
             kept |= {verdict.id: verdict for verdict in batch}
             advance(min(begin + _TOGETHER, len(missing)), len(missing), "")
     return [kept[pair.id] for pair in pairs]
@@ -161,7 +162,8 @@ def _counted(
     if not told:
         return [*lines, "the judge gave no verdict at all, so there is no rate"], found
     values = [value for _, value in told]
-    interval = mean_interval(values, [clusters.get(verdict.id, verdict.id) for verdict, _ in told] if clusters else None)
+    groups = [clusters.get(verdict.id, verdict.id) for verdict, _ in told] if clusters else None
+    interval = mean_interval(values, groups)
     calibrated = "" if card is not None else " (not calibrated: nobody's labels vouch for this judge)"
     ties, flips = values.count(0.5), sum(verdict.flipped for verdict, _ in told)
     lines.append(
@@ -170,42 +172,19 @@ def _counted(
     )
     found["raw"] = {"rate": sum(values) / len(values), "low": interval.low, "high": interval.high, "ties": ties, "flips": flips}
     if len(told) >= FEWEST_PAIRS:
-        even = length_controlled(values, [verdict.longer_by for verdict, _ in told])
+        even = length_controlled(values, [verdict.longer_by for verdict, _ in told], clusters=groups)
         apart = "" if even.overlap else "; one arm is nearly always the longer one, so length and quality cannot be told apart"
         lines.append(f"at equal length: {even.rate:.1%} [{even.interval.low:.1%}, {even.interval.high:.1%}]{apart}")
         found["equal_length"] = {"rate": even.rate, "low": even.interval.low, "high": even.interval.high, "overlap": even.overlap}
     if card is not None:
         lines.append(str(card))
         if any(verdict.id not in people for verdict, _ in told):
-            true = corrected_win_rate(verdicts, people)
+            true = corrected_win_rate(verdicts, people, clusters)
             lines.append(
                 f"as people would say: {true.mean:.1%} [{true.interval.low:.1%}, {true.interval.high:.1%}] ({true.interval.method})"
             )
             found["corrected"] = {"rate": true.mean, "low": true.interval.low, "high": true.interval.high, "trust": true.trust}
     elif people:
-        lines.append(f"{len(people)} labels are too few to calibrate a judge; {FEWEST} are needed")
+        both = sum(verdict.id in people for verdict, _ in told)
+        lines.append(f"{both} pairs with a label and a verdict are too few to calibrate a judge; {FEWEST} are needed")
     return lines, found
-
-
-def _labels(file: Path, known: set[str]) -> dict[str, Winner]:
-    """People's verdicts by item. Raises `DataError` with file:line."""
-    if not file.is_file():
-        raise ConfigError(f"labels is {file}, and there is no such file. Check the path.")
-    with storage(file, "read"):
-        lines = file.read_bytes().splitlines()
-    found: dict[str, Winner] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = orjson.loads(line)
-            item, winner = record["item"], record["winner"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f'{file}:{number}: a line is {{"item": ID, "winner": "a", "b" or "tie"}}, found {line[:80]!r}.') from None
-        if winner not in get_args(Winner) or item not in known or item in found:
-            why = (
-                "no verdict" if winner not in get_args(Winner) else "labelled twice" if item in found else "no item that both arms answered"
-            )
-            raise DataError(f"{file}:{number}: {item!r}, {winner!r}: {why}. Winners are a, b or tie; items are those of items.jsonl.")
-        found[item] = cast(Winner, winner)
-    return found

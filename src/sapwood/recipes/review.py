@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time
 from typing import Any
@@ -18,6 +19,7 @@ from sqlalchemy import Connection, select
 from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError, SapwoodError
 from sapwood.evaluate.report import write_report
+from sapwood.recipes.judge_labels import refreshed
 from sapwood.recipes.runs import runs
 from sapwood.recipes.screen import Screen
 from sapwood.requirements import Requirements, read_requirements
@@ -28,7 +30,7 @@ from sapwood.review.rubric import rubric_of
 from sapwood.review.sources import read_source
 from sapwood.review.tables import KIND, VERSION, batches, metadata
 from sapwood.review.web.asking import RunLine
-from sapwood.run import open_run
+from sapwood.run import open_run, read_records
 from sapwood.store import Store, open_store
 
 HOME = Path("runs")
@@ -188,19 +190,28 @@ def export_review(config: ReviewConfig, names: Sequence[str], out: Path) -> tupl
         chosen = named_batches(connection, names)
         done = export(connection, chosen, out)
         told = {batch.source: people_record(connection, batch) for batch in reversed(chosen) if not batch.open and _is_run(batch.source)}
-    return done, [_into_run(Path(source), record) for source, record in told.items()]
+    votes = read_records(done.folder / "votes.jsonl")
+    sources = {batch.name: batch.source for batch in chosen}
+    mine = {source: [vote for vote in votes if sources[vote["batch"]] == source] for source in told}
+    return done, [_into_run(Path(source), record, mine[source]) for source, record in told.items()]
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a run is a study: it has a report of its own kind, which it writes itself when it is named again."""
+    return (folder / "plan.json").is_file()
 
 
 def _is_run(source: str) -> bool:
     return (Path(source) / "config.yaml").is_file() and (Path(source) / "scores.jsonl").is_file()
 
 
-def _into_run(folder: Path, record: dict[str, Any]) -> Path:
-    """The report of a run, with what people say of it."""
+def _into_run(folder: Path, record: dict[str, Any], votes: list[dict[str, Any]]) -> Path:
+    """The report of a run, with what people say of it, and of the judge that spoke of it; a study's as it stands."""
     run = open_run(folder)
     try:
-        run.write_json("people", record)
-        return write_report(folder)
+        card = refreshed(run, votes, datetime.now(UTC).date())
+        run.write_json("people", record | {"judge_card": None if card is None else str(card)})
+        return folder / "report.html" if is_study(folder) else write_report(folder)
     finally:
         run.close()
 

@@ -85,7 +85,7 @@ def turn_of(message: Mapping[str, Any], mask: Mask, link: MediaLink = no_media) 
             text = _clean(mask(str(part.get("text", ""))))
             pieces.append(_data(text) if role == "tool" else markdown(text))
         else:
-            pieces.append(_medium(part, number, link))
+            pieces.append(_medium(part, number, link, mask))
             number += 1
     plain = _clean(mask("".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")))
     reasoning = message.get("reasoning_content")
@@ -157,15 +157,16 @@ def _data(text: str) -> Markup:
 def _call(call: Mapping[str, Any], mask: Mask) -> Call:
     function = call.get("function", call)
     arguments = function.get("arguments")
+    called = _clean(mask(str(function.get("name", ""))))
     if not isinstance(arguments, Mapping):
-        return Call(_clean(str(function.get("name", ""))), (("", _clean(mask(str(arguments)))),) if arguments else ())
+        return Call(called, (("", _clean(mask(str(arguments)))),) if arguments else ())
     shown = [
         (str(name), value if isinstance(value, str) else orjson.dumps(value, default=str).decode()) for name, value in arguments.items()
     ]
-    return Call(_clean(str(function.get("name", ""))), tuple((_clean(name), _clean(mask(value))) for name, value in shown))
+    return Call(called, tuple((_clean(mask(name)), _clean(mask(value))) for name, value in shown))
 
 
-def _medium(part: Mapping[str, Any], number: int, link: MediaLink) -> Markup:
+def _medium(part: Mapping[str, Any], number: int, link: MediaLink, mask: Mask) -> Markup:
     """An image, where it is here; else a word on what there is."""
     uri, kind = str(part.get("uri") or ""), str(part.get("type", "medium"))
     if len(uri) <= MOST_IMAGE and _IMAGE.match(uri):
@@ -173,4 +174,4 @@ def _medium(part: Mapping[str, Any], number: int, link: MediaLink) -> Markup:
     address = link(number) if kind == "image" else None
     if address is not None:
         return Markup('<figure><img src="{}" alt="image {} of this message" loading="lazy"></figure>').format(address, number + 1)
-    return Markup('<p><span class="image">{} <code>{}</code> (not shown)</span></p>').format(kind, uri[:200])
+    return Markup('<p><span class="image">{} <code>{}</code> (not shown)</span></p>').format(kind, _clean(mask(uri[:200])))

@@ -11,13 +11,15 @@ answer of one system is longer, quality and length cannot be told apart, and `ov
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 from sapwood.errors import DataError
-from sapwood.stats.rates import Interval, t_quantile
+from sapwood.stats.rates import Interval, cluster_sums, t_quantile
 
 RIDGE = 0.1
 """Weight of φ² in the fit, a tenth of an item's worth: it keeps φ finite where length alone tells all outcomes."""
@@ -40,8 +42,13 @@ class LengthControlled:
     """Whether both systems are the longer one often enough for the control to mean anything."""
 
 
-def length_controlled(outcomes: ArrayLike, longer_by: ArrayLike, level: float = 0.95) -> LengthControlled:
-    """`longer_by`: length of the second system's answer less that of the first, in any unit. Raises `DataError` for fewer than 10 pairs."""
+def length_controlled(
+    outcomes: ArrayLike, longer_by: ArrayLike, level: float = 0.95, *, clusters: Sequence[Hashable] | None = None
+) -> LengthControlled:
+    """`longer_by`: length of the second system's answer less that of the first, in any unit. Raises `DataError` for fewer than 10 pairs.
+
+    Where pairs come in `clusters`, scores are summed within them for the sandwich, and clusters are what the quantile counts.
+    """
     won, longer = np.asarray(outcomes, dtype=np.float64), np.asarray(longer_by, dtype=np.float64)
     if len(won) < FEWEST or len(won) != len(longer):
         raise DataError(f"A length-controlled rate needs at least {FEWEST} pairs; found {len(won)} outcomes and {len(longer)} lengths.")
@@ -61,14 +68,17 @@ def length_controlled(outcomes: ArrayLike, longer_by: ArrayLike, level: float = 
     expected = 1 / (1 + np.exp(-design @ weights))
     curvature = design.T @ (design * (expected * (1 - expected))[:, None]) + ridge
     scores = design * (won - expected)[:, None]
-    bread = np.linalg.inv(curvature)
-    error = math.sqrt(float((bread @ (scores.T @ scores) @ bread)[0, 0]) * len(won) / (len(won) - 2))
-    half = t_quantile(level, len(won) - 2) * error
-    low, rate, high = (1 / (1 + math.exp(-value)) for value in (weights[0] - half, weights[0], weights[0] + half))
+    scores = np.stack([cluster_sums(column, clusters)[0] for column in scores.T], axis=1)
+    bread, groups = np.linalg.inv(curvature), len(scores)
+    error = math.sqrt(float((bread @ (scores.T @ scores) @ bread)[0, 0]) * groups / (groups - 2)) if groups > 2 else math.inf
+    half = t_quantile(level, groups - 2) * error if groups > 2 else math.inf
+    low, rate, high = (float(special.expit(value)) for value in (weights[0] - half, weights[0], weights[0] + half))
     shares = float((longer > 0).mean()), float((longer < 0).mean())
     return LengthControlled(
         rate=rate,
-        interval=Interval(low, high, level, "length-controlled logistic, sandwich"),
+        interval=Interval(
+            low, high, level, "length-controlled logistic, sandwich" + (f" over {groups} clusters" if groups < len(won) else "")
+        ),
         raw=float(won.mean()),
         slope=float(weights[1]),
         overlap=spread == 0 or min(shares) >= OVERLAP,

@@ -64,7 +64,7 @@ def view_of(case: Row[Any], batch: Batch, left: str) -> CaseView:
         id=case.id,
         system=[turn for turn in turns if turn.role in ("system", "developer")],
         asked=[turn for turn in turns if turn.role not in ("system", "developer")],
-        tools=orjson.dumps(case.tools, option=orjson.OPT_INDENT_2).decode() if case.tools else "",
+        tools=mask(_as_text(case.tools)) if case.tools else "",
         answers=answers,
         reference=mask(_as_text(case.reference)),
     )
