@@ -120,7 +120,7 @@ def test_a_run_that_is_named_again_goes_on_and_its_report_learns_what_people_say
     words = ["review", "export", "--store", str(tmp_path / "runs" / "review.db"), "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert (run / "report.html").read_text() == "the study's own"
-    assert f"sapwood study {run} --labels" in " ".join(capsys.readouterr().out.split())
+    assert f"sapwood study {run} --labels" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ConfigError, match=r"no batch 'refunds-2'.*refunds-1"):
         export_review(config, ["refunds-2"], tmp_path / "out")
 
