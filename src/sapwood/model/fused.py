@@ -10,7 +10,8 @@ peft casts x to the adapters' fp32, keeps that copy for the backward, and adds t
 x is saved as it came (once, where several projections read the same x), the products run in the base's type from rounded
 copies of A and B, and each sum is formed by the product that makes its second half. The gradient of W is never formed.
 Projections of the same x (queries, keys and values; gate and up) go together where a block asks for them so (`project`): their
-thin A are one wider product, there and back, and the gradient of x is summed inside the products that make it.
+thin A are one wider product, there and back, and the gradient of x is summed inside the products that make it. In bf16 the
+kernels make all of these products on a block of rows while it is in the cache, where they serve.
 
 Left out on purpose: dropout, DoRA and other variants, several adapters at once, trained biases or base weights, fp16 and
 quantized bases. A layer in such a state runs peft's own forward, in the very call, and so do merged and disabled adapters.
