@@ -2,7 +2,8 @@
 
 Both are the same `LM` interface of lm-eval 0.4.13, the same requests, the same weights in fp32, one process, one number of threads;
 rounds alternate. lm-eval sorts its requests by length and batches them; its batch sizes are tried first, and the fastest is what counts.
-Questions and options are made of common words drawn at random: the work does not depend on what they say.
+Questions and options are made of common words drawn at random: the work does not depend on what they say. With `--questions mmlu-slice`
+they are MMLU's own, whose options are letters: of one token each, so that lm-eval too computes a question once for all four.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bench.setting import commit, machine
 from sapwood.assets import DEFAULT_MODEL, resolve_model
 from sapwood.chat import Chat
 from sapwood.cli.options import Json, parse, screen_for
+from sapwood.evaluate.benchmark_sets import choose
 from sapwood.model import load_model
 from sapwood.recipes.harness import ForestLM
 
@@ -38,6 +40,8 @@ class EvalBench:
     """The peer."""
     model: str = DEFAULT_MODEL
     """A name or a folder."""
+    questions: Literal["words", "mmlu-slice"] = "words"
+    """What is asked: random words with options of several tokens, or MMLU's questions with letters as options."""
     items: int = 100
     """Questions."""
     shots: int = 5
@@ -62,6 +66,8 @@ class EvalBench:
 
 def requests(config: EvalBench) -> list[Instance]:
     """One request an option, as lm-eval's own multiple-choice task makes them."""
+    if config.questions != "words":
+        return _from_benchmark(config)
     draw = random.Random(0)
     common = _COMMON.split()
 
@@ -76,6 +82,16 @@ def requests(config: EvalBench) -> list[Instance]:
             pair = (context, f" {some(config.option_words)}")
             made.append(Instance("loglikelihood", {}, pair, place, ("bench", document, 1)))
     return made
+
+
+def _from_benchmark(config: EvalBench) -> list[Instance]:
+    chosen = choose(config.questions, shots=config.shots, limit=config.items)
+    examples = "".join(f"{one.query}{one.choices[one.gold]}\n\n" for one in chosen.examples)
+    return [
+        Instance("loglikelihood", {}, (examples + question.query, option), place, ("bench", document, 1))
+        for document, question in enumerate(chosen.asked)
+        for place, option in enumerate(question.choices)
+    ]
 
 
 def run(words: list[str], json: Json) -> None:
@@ -100,7 +116,7 @@ def run(words: list[str], json: Json) -> None:
     found = ratio(times[THEIRS], times[OURS])
     difference = max(abs(mine[0] - other[0]) for mine, other in zip(answers[OURS], answers[THEIRS], strict=True))
     same = sum(mine[1] == other[1] for mine, other in zip(answers[OURS], answers[THEIRS], strict=True))
-    screen.say(f"{config.items} questions, {config.shots}-shot, {config.options} options: {found:.1f} times as fast as {THEIRS}", "bold")
+    screen.say(f"{config.items} questions, {config.shots}-shot: {found:.1f} times as fast as {THEIRS}", "bold")
     screen.say(f"largest difference of an option's log-likelihood: {difference:.2g} nats; {same} of {len(asked)} are called greedy alike")
     json.write(
         {

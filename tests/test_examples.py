@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sapwood.chat import Chat
-from tiny.folder import write_model
+from tiny.folder import write_model, write_rows
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -101,3 +101,34 @@ def test_pairs_of_the_course(capsys: pytest.CaptureFixture[str], model: Path, tm
     example["main"](example["pairs"](10), str(model), str(tmp_path / "out"), disable_tqdm=True)
     assert "step 0: held-out loss 0.693" in capsys.readouterr().out
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_the_study_runs_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(EXAMPLES / "study_bfcl.py"))
+    monkeypatch.chdir(tmp_path)
+    model, rows = write_model(tmp_path / "model", context=512), write_rows(tmp_path / "my.jsonl", 60)
+    skill = [{"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n}"}]} for n in range(12)]
+    (tmp_path / "skill.jsonl").write_text("".join(json.dumps(row) + "\n" for row in skill))
+    options = [{"question": f"{n}?", "choices": ["one", "two"], "answer": n % 2} for n in range(10)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in options))
+    needs = {"name": "colours", "general": [{"name": "skill.jsonl", "scorer": "exact", "items": 10, "margin": 0.5}]}
+    (tmp_path / "needs.yaml").write_text(json.dumps(needs))
+    small = {
+        "data": (str(rows), "--model", str(model), "--held-out", "0.4", "--dtype", "fp32"),
+        "tuning": ("--scorer", "none", "--batch", "16", "--budget", "512"),
+        "asking": ("--scorer", "exact", "--max-new-tokens", "3", "--shots", "1", "--retrieved", "1"),
+        "requirements": tmp_path / "needs.yaml",
+        "benchmarks": ("--benchmarks", "choice=c.jsonl", "--shots", "0"),
+        "short": 1,
+    }
+    summary = example["main"](tmp_path / "out", **small)
+    arms = {arm["name"] for arm in summary["arms"]}
+    assert arms == {"most common answer", "nearest training row", "plain prompt", "few-shot 1", "retrieved 1", "short", "longer"}
+    assert set(summary["general"]) == {"skill.jsonl"}
+    assert [row["arm"] for row in summary["benchmarks"]] == [str(model), "tuned"]
+    assert summary["plan"]["before_any_answer"]
+    kept = {path.name for path in (tmp_path / "out" / "kept").iterdir()}
+    assert kept == {"report.md", "plan.json", "summary.json"}
+    capsys.readouterr()
+    assert example["main"](tmp_path / "out", **small) == summary, "asked again, nothing is asked anew"
+    assert "$ sapwood sft" not in capsys.readouterr().out

@@ -91,6 +91,16 @@ class Slice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Degree:
+    """How bad one occurrence of an error is."""
+
+    name: str
+    """A short word, such as `slight`."""
+    severity: float
+    """What such an error costs, in units of the lightest one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ErrorType:
     """One way in which an answer goes wrong."""
 
@@ -99,7 +109,9 @@ class ErrorType:
     about: str = ""
     """How to know it, in a sentence. Reviewers read it."""
     severity: float = 1.0
-    """What one such error costs, in units of the lightest one."""
+    """What one such error costs, in units of the lightest one; of one that has `degrees`, where nobody has said which."""
+    degrees: tuple[Degree, ...] = ()
+    """Degrees that reviewers choose from for each occurrence, such as slight, plain and grave, each with its own severity."""
     veto: bool = False
     """Whether a single one, in an arm that is to be shipped, forbids to ship it."""
     at_most: float | None = None
@@ -112,6 +124,11 @@ class ErrorType:
         _share(f"error {self.name!r}", at_most=self.at_most)
         if not 0 < self.severity < math.inf:
             raise ConfigError(f"error {self.name!r}: severity is {self.severity}; give a number above 0.")
+        for degree in self.degrees:
+            if not 0 < degree.severity < math.inf:
+                raise ConfigError(f"error {self.name!r}, {degree.name}: severity is {degree.severity}; give a number above 0.")
+        if len({degree.name for degree in self.degrees}) < len(self.degrees):
+            raise ConfigError(f"error {self.name!r} has two degrees of one name. Give each its own.")
         if self.found_by.startswith(MATCHES):
             try:
                 re.compile(self.found_by.removeprefix(MATCHES))
@@ -119,6 +136,10 @@ class ErrorType:
                 raise ConfigError(f"error {self.name!r}: found_by is {self.found_by!r}, no regular expression ({error}).") from None
         elif self.found_by not in FOUND_BY:
             raise ConfigError(f"error {self.name!r}: found_by is {self.found_by!r}; allowed: {', '.join(FOUND_BY)}, {MATCHES}REGEX.")
+
+    def severity_of(self, degree: str | None) -> float:
+        """What an occurrence of this degree costs; the error's own severity where it has none of that name."""
+        return next((one.severity for one in self.degrees if one.name == degree), self.severity)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,9 +120,9 @@ def test_vetoes_and_rates_of_errors() -> None:
 def test_what_only_people_find_waits_for_people() -> None:
     errors = [{"name": "false promise", "severity": 5, "veto": True}]
     assert judged(BETTER, needs(errors=errors)).answer == "inconclusive"
-    labels: dict[tuple[str, str], set[str]] = {("tuned", f"i{n}"): set() for n in range(50)}
+    labels: dict[tuple[str, str, int], dict[str, float | None]] = {("tuned", f"i{n}", 0): {} for n in range(50)}
     assert judged(BETTER, needs(errors=errors), labels=labels).answer == "ship"
-    assert judged(BETTER, needs(errors=errors), labels={**labels, ("tuned", "i3"): {"false promise"}}).answer == "don't ship"
+    assert judged(BETTER, needs(errors=errors), labels={**labels, ("tuned", "i3", 0): {"false promise": None}}).answer == "don't ship"
 
 
 def test_harm_weighs_errors_by_severity() -> None:
@@ -131,6 +131,9 @@ def test_harm_weighs_errors_by_severity() -> None:
     assert harm(score, errors, {}) == 5
     assert harm(dataclasses.replace(score, value=None), errors, {}) == 4, "what could not be judged is not counted as wrong"
     assert harm(dataclasses.replace(score, value=None, ended="error"), errors, {}) is None
+    weighed = {("tuned", score.item, 0): {"cut": 9.0}}
+    assert harm(score, errors, weighed) == 10, "as people weighed this occurrence"
+    assert harm(dataclasses.replace(score, sample=1), errors, weighed) == 5, "they saw another answer"
     result = judged(BETTER, needs(errors=[{"name": "wrong", "found_by": "wrong", "severity": 3}]))
     assert result.harm is not None
     assert result.harm.mean == pytest.approx(-3 * 40 / 200)

@@ -13,9 +13,12 @@ import yaml
 
 import sapwood
 from sapwood.cli.main import main
+from sapwood.config import from_dict
 from sapwood.errors import CheckpointError, ConfigError, DataError, SapwoodError
+from sapwood.evaluate.labels import read_labels
 from sapwood.recipes.item_set import ItemsConfig, build_items, looked
 from sapwood.recipes.study import StudyConfig, StudyResult, config_for, study
+from sapwood.requirements import Degree, ErrorType, Requirements
 from sapwood.run import read_json, read_records
 from tiny.folder import write_model, write_rows
 
@@ -142,6 +145,31 @@ def test_labels_of_people_decide_vetoes(trained: Path, tmp_path: Path) -> None:
     assert veto(file) == "missed"
     file.write_bytes(orjson.dumps({**vote, "left": "gold", "item": "gold", "gold": True, "errors": []}))
     assert veto(file) == "open"
+
+
+def test_errors_are_weighed_as_their_degrees_are_and_a_label_is_of_one_sample(tmp_path: Path) -> None:
+    degrees = [{"name": "slight", "severity": 2}, {"name": "grave", "severity": 20}]
+    needs = from_dict(Requirements, {"name": "x", "errors": [{"name": "wrong", "severity": 5, "degrees": degrees}, {"name": "cut"}]}, "x")
+    file = tmp_path / "labels.jsonl"
+
+    def read(*rows: dict[str, Any]) -> dict[tuple[str, str, int], dict[str, float | None]]:
+        file.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+        return read_labels(file, needs, ["tuned", "plain"], ["i"])
+
+    vote = {"item": "i", "left": "plain", "right": "tuned", "gold": False}
+    slight, grave = (
+        {**vote, "errors": [{"arm": "tuned", "type": "wrong", "degree": degree, "severity": 1}]} for degree in ("slight", "grave")
+    )
+    assert read(slight) == {("plain", "i", 0): {}, ("tuned", "i", 0): {"wrong": 2}}
+    assert read(slight, grave)["tuned", "i", 0] == {"wrong": 20}, "the worst that anybody saw"
+    odd = {"arm": "tuned", "type": "wrong", "degree": "odd", "severity": 7}
+    other = {**vote, "errors": [odd, {"arm": "tuned", "type": "cut", "severity": 3}]}
+    assert read(other)["tuned", "i", 0] == {"wrong": 7, "cut": None}, "without a degree it costs what these requirements say"
+    assert read({"arm": "tuned", "item": "i", "sample": 2, "errors": ["cut"]}) == {("tuned", "i", 2): {"cut": None}}
+    with pytest.raises(ConfigError, match="two degrees of one name"):
+        ErrorType(name="x", degrees=(Degree(name="a", severity=1), Degree(name="a", severity=2)))
+    with pytest.raises(ConfigError, match="x, a: severity is 0"):
+        ErrorType(name="x", degrees=(Degree(name="a", severity=0),))
 
 
 @pytest.mark.parametrize(

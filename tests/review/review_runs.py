@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from sapwood.errors import ConfigError
 from sapwood.remote.addresses import listen
-from sapwood.requirements import Criterion, ErrorType
+from sapwood.requirements import Criterion, Degree, ErrorType
 from sapwood.review.batch import Batch, BatchConfig, Candidate, make_batch
 from sapwood.review.people import Role, invite
 from sapwood.review.rubric import Rubric
@@ -104,7 +104,12 @@ RUBRIC = Rubric(
         Criterion(name="tone", question="Would you send it to a customer?", anchors=("never", "unwillingly", "as it is")),
     ),
     errors=(
-        ErrorType(name="wrong promise", about="It promises what the terms do not.", severity=10.0),
+        ErrorType(
+            name="wrong promise",
+            about="It promises what the terms do not.",
+            severity=10.0,
+            degrees=(Degree(name="vague", severity=3.0), Degree(name="plain", severity=10.0), Degree(name="costly", severity=30.0)),
+        ),
         ErrorType(name="incomplete", about="Something that was asked for is missing.", severity=2.0),
         ErrorType(name="too long", about="The answer is hidden in words.", severity=1.0),
     ),

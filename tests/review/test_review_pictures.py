@@ -18,6 +18,8 @@ from sapwood.review.batch import BatchConfig
 from sapwood.review.desk import Ballot, cast, next_case
 from sapwood.review.experts import correct_answer, rule, write_guideline
 from sapwood.review.people import Role, invite
+from sapwood.review.results import cast_votes, results_of
+from sapwood.review.tables import votes
 from sapwood.review.web.asking import RunLine
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `dev`)")
@@ -159,27 +161,63 @@ def test_every_page_is_sound_and_loads_nothing_from_elsewhere(
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: said.append(request.url) if not request.url.startswith((place.url, "data:")) else None)
-    folder = PICTURES if os.environ.get("SAPWOOD_PICTURES") else tmp_path
-    folder.mkdir(parents=True, exist_ok=True)
-    seen, serious = [], []
+    seen = []
     for name in _visit(tab, place):
         seen.append(name)
-        serious += [
-            f"{scheme} {width} {name}: {found['id']} {found['help']}: {[node['html'][:160] for node in found['nodes'][:3]]}"
-            for found in _axe(tab)
-            if found["impact"] in ("serious", "critical")
-        ]
-        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways at {width}"
-        html = tab.content()
-        assert not any(arm in html for arm in (ARMS[1], f">{ARMS[0]}<")), f"{name} tells who is who"
-        if width == 1280 or name in ("desk", "batch"):
-            picture = folder / f"{name}-{scheme if width == 1280 else 'phone'}.png"
-            tab.screenshot(path=str(picture), full_page=name in ("batch", "guidelines"))
-            assert picture.stat().st_size > 3000
-    assert serious == []
+        _hold(tab, name, scheme, width, tmp_path)
     assert set(seen) >= set(PAGES) - {"single"}
     assert [text for text in said if "404" not in text] == []
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [("light", 1280), pytest.param("dark", 1280, marks=pytest.mark.slow), pytest.param("light", 390, marks=pytest.mark.slow)],
+)
+def test_the_page_of_single_answers(browser: object, tmp_path: Path, scheme: str, width: int) -> None:
+    """One answer at a time, its criteria, and its errors with the degrees that the requirements name."""
+    options = {"rubric": RUBRIC, "people": ("ann",), "now": NOW, "clock": lambda: NOW}
+    with served(tmp_path / "single.db", candidates(12), BatchConfig(single=True, overlap=1, gold_every=0), **options) as place:
+        context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme, reduced_motion="reduce")  # type: ignore[attr-defined]
+        tab = context.new_page()
+        tab.goto(place.link("ann"))
+        tab.keyboard.press("Enter")
+        tab.locator("#desk").wait_for()
+        assert tab.locator(".answer").count() == 1
+        assert tab.locator("button[data-key]").filter(has_text="Usable").count() == 1
+        tab.keyboard.press("e")
+        tab.get_by_label("wrong promise, Answer").select_option("costly")
+        tab.get_by_label("incomplete, Answer").check()
+        tab.keyboard.press("Escape")
+        _hold(tab, "single", scheme, width, tmp_path)
+        tab.keyboard.press("2")
+        tab.get_by_text("1 by you").wait_for()
+        (vote,) = place.rows(votes)
+        wrong = {"answer": "a", "type": "wrong promise", "degree": "costly"}
+        assert (vote.verdict, vote.errors) == ("usable", [wrong, {"answer": "a", "type": "incomplete"}])
+        with place.store.reading() as connection:
+            costs = {error: cost for _, error, _, cost in results_of(place.batch, cast_votes(connection, place.batch)).errors}
+        assert costs == {"wrong promise": 30, "incomplete": 2}, "as bad as this one was"
+        context.close()
+
+
+def _hold(tab: object, name: str, scheme: str, width: int, otherwise: Path) -> None:
+    """axe finds nothing serious, nothing scrolls sideways, nothing tells who is who; and its picture is taken."""
+    serious = [
+        f"{scheme} {width} {name}: {found['id']} {found['help']}: {[node['html'][:160] for node in found['nodes'][:3]]}"
+        for found in _axe(tab)
+        if found["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways at {width}"  # type: ignore[attr-defined]
+    html = tab.content()  # type: ignore[attr-defined]
+    assert not any(arm in html for arm in (ARMS[1], f">{ARMS[0]}<")), f"{name} tells who is who"
+    if width == 1280 or name in ("desk", "batch", "single"):
+        folder = PICTURES if os.environ.get("SAPWOOD_PICTURES") else otherwise
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = folder / f"{name}-{scheme if width == 1280 else 'phone'}.png"
+        tab.screenshot(path=str(picture), full_page=name in ("batch", "guidelines"))  # type: ignore[attr-defined]
+        assert picture.stat().st_size > 3000
 
 
 def _axe(tab: object) -> list[dict]:
@@ -190,5 +228,5 @@ def _axe(tab: object) -> list[dict]:
 
 def test_the_pictures_are_there_and_small() -> None:
     names = {re.sub(r"-(light|dark|phone)\.png$", "", path.name) for path in PICTURES.glob("*.png")}
-    assert names >= set(PAGES) - {"single"}
+    assert names >= set(PAGES)
     assert sum(path.stat().st_size for path in PICTURES.glob("*.png")) < 2_000_000

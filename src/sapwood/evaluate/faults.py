@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from sapwood.evaluate.experiment import ArmScore
@@ -17,8 +16,9 @@ from sapwood.records import Ended
 from sapwood.requirements import CUT, MATCHES, NO_ANSWER, PEOPLE, WRONG, ErrorType
 from sapwood.stats import Difference, Interval, mean_interval, paired_difference
 
-Labels = Mapping[tuple[str, str], AbstractSet[str]]
-"""(arm, item) → names of the errors that people found there; an empty set where they looked and found none."""
+Labels = Mapping[tuple[str, str, int], Mapping[str, float | None]]
+"""(arm, item, sample) → the errors that people found there, each with the severity of its worst occurrence (None is the error type's own);
+empty where they looked and found none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class FaultCount:
 
 def faults_in(score: ArmScore, errors: Sequence[ErrorType], labels: Labels) -> dict[str, bool | None]:
     """Error name → whether this answer has it; None where nobody has looked, or nothing could be judged."""
-    seen = labels.get((score.arm, score.item))
+    seen = labels.get((score.arm, score.item, score.sample))
     return {error.name: _found(error, score, seen) for error in errors}
 
 
@@ -69,9 +69,15 @@ def _interval(looked: Sequence[tuple[ArmScore, bool]], level: float) -> Interval
 
 def harm(score: ArmScore, errors: Sequence[ErrorType], labels: Labels) -> float | None:
     """The sum of the severities of an answer's errors; None where none of its error types was looked for."""
-    found = faults_in(score, errors, labels)
-    known = [error.severity * float(bool(found[error.name])) for error in errors if found[error.name] is not None]
+    found, said = faults_in(score, errors, labels), labels.get((score.arm, score.item, score.sample), {})
+    known = [cost_of(error, said) * float(bool(found[error.name])) for error in errors if found[error.name] is not None]
     return sum(known) if known else None
+
+
+def cost_of(error: ErrorType, said: Mapping[str, float | None]) -> float:
+    """What this error of an answer costs: as people weighed it, else as its type is weighed."""
+    weighed = said.get(error.name)
+    return error.severity if weighed is None else weighed
 
 
 def harm_difference(
@@ -87,7 +93,7 @@ def harm_difference(
     return paired_difference([a for a, _, _ in known], [b for _, b, _ in known], clusters, level, bounded=False)
 
 
-def _found(error: ErrorType, score: ArmScore, seen: AbstractSet[str] | None) -> bool | None:
+def _found(error: ErrorType, score: ArmScore, seen: Mapping[str, float | None] | None) -> bool | None:
     if seen is not None and error.name in seen:
         return True
     machine = _BY_MACHINE.get(error.found_by)

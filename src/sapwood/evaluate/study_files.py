@@ -24,7 +24,7 @@ import orjson
 from sapwood.errors import storage
 from sapwood.evaluate.declared import Declared
 from sapwood.evaluate.experiment import ArmScore, over_samples
-from sapwood.evaluate.faults import Labels, faults_in
+from sapwood.evaluate.faults import Labels, cost_of, faults_in
 from sapwood.evaluate.items import asked_text
 from sapwood.evaluate.report_files import text_of
 from sapwood.evaluate.report_items import shortened
@@ -75,14 +75,15 @@ def item_rows(
     by_item: dict[str, dict[str, ArmScore]] = {}
     for score in over_samples(scores):
         by_item.setdefault(score.item, {})[score.arm] = score
-    severity = {error.name: error.severity for error in errors}
+    by_name = {error.name: error for error in errors}
     rows = []
     for item in items:
         given = by_item.get(item.id, {})
         faults = {arm: [name for name, has in faults_in(score, errors, labels).items() if has] for arm, score in given.items()}
         before, after = given.get(record["best_other"] or ""), given.get(record["candidate"])
         lost = before.value - after.value if before and after and before.value is not None and after.value is not None else None
-        weight = max((severity[name] for name in faults.get(record["candidate"], ())), default=1.0)
+        said = labels.get((record["candidate"], item.id, 0), {})
+        weight = max((cost_of(by_name[name], said) for name in faults.get(record["candidate"], ())), default=1.0)
         rows.append(
             {
                 "id": item.id,

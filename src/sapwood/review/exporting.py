@@ -175,7 +175,7 @@ def vote_records(told: _Told) -> Iterator[Record]:
             "verdict": vote.verdict,
             "winner": "" if not pair or value is None or value == 0.5 else arms["a"] if value > 0.5 else arms["b"],
             "criteria": {name: {arms[side]: step for side, step in steps.items()} for name, steps in vote.criteria.items()},
-            "errors": [{"arm": arms[error["answer"]], "type": error["type"]} for error in vote.errors],
+            "errors": [_error(told.batch, arms[error["answer"]], error) for error in vote.errors],
             "comment": vote.comment,
             "ms": vote.ms,
             "turn": vote.turn,
@@ -184,6 +184,11 @@ def vote_records(told: _Told) -> Iterator[Record]:
             "supersedes": vote.supersedes,
             "gold": told.case.gold is not None,
         }
+
+
+def _error(batch: Batch, arm: str, error: Mapping[str, str]) -> Record:
+    severity = batch.rubric.severity(error["type"], error.get("degree"))
+    return {"arm": arm, "type": error["type"], "degree": error.get("degree"), "severity": severity}
 
 
 def score_records(told: _Told) -> Iterator[Record]:

@@ -230,12 +230,12 @@ def _marks(batch: Batch, cast: Sequence[Cast]) -> tuple[Marks, ...]:
 
 
 def _errors(batch: Batch, cast: Sequence[Cast]) -> tuple[tuple[str, str, int, float], ...]:
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], list[float]] = {}
     for vote in cast:
         for error in vote.errors:
             arm = vote.arm_a if error["answer"] == "a" else vote.arm_b
             if arm is not None:
-                key = (batch.shown_name(arm), error["type"])
-                counts[key] = counts.get(key, 0) + 1
-    rows = [(arm, error, count, count * batch.rubric.severity(error)) for (arm, error), count in counts.items()]
+                cost = batch.rubric.severity(error["type"], error.get("degree"))
+                counts.setdefault((batch.shown_name(arm), error["type"]), []).append(cost)
+    rows = [(arm, error, len(costs), sum(costs)) for (arm, error), costs in counts.items()]
     return tuple(sorted(rows, key=lambda row: (-row[3], row[0], row[1])))

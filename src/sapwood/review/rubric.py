@@ -34,9 +34,9 @@ class Rubric:
         """As the database keeps it."""
         return to_dict(self)
 
-    def severity(self, error: str) -> float:
-        """What an error costs; 1 where the rubric does not know it."""
-        return next((known.severity for known in self.errors if known.name == error), 1.0)
+    def severity(self, error: str, degree: str | None = None) -> float:
+        """What an error of that degree costs; 1 where the rubric does not know it."""
+        return next((known.severity_of(degree) for known in self.errors if known.name == error), 1.0)
 
 
 def rubric_of(requirements: Requirements | None) -> Rubric:

@@ -90,6 +90,8 @@ def _of_run(path: Path) -> Source:
 
 
 def _of_item(item: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> Candidate:
+    """Of several answers of an arm to a question the first is judged."""
+    scores = list({score["arm"]: score for score in sorted(scores, key=lambda score: -int(score.get("sample") or 0))}.values())
     machine = {score["arm"]: float(score["value"]) for score in scores if score["value"] is not None}
     values = list(machine.values())
     return Candidate(

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.responses import Response
 from sqlalchemy import Connection, Row, select
 
+from sapwood.requirements import ErrorType
 from sapwood.review.batch import Batch
 from sapwood.review.desk import (
     LONGEST_TEXT,
@@ -192,8 +193,18 @@ def _ballot(ask: Ask, batch: Batch, verdict: str) -> Ballot:
                 criteria.setdefault(criterion.name, {})[side] = int(step)
     errors: list[dict[str, Any]] = []
     for number, error in enumerate(batch.rubric.errors):
-        errors += [{"answer": side, "type": error.name} for side in "ab" if ask.one(f"error-{number}-{side}")]
+        for side in "ab":
+            if (said := ask.one(f"error-{number}-{side}")) and (found := _error(error, said)) is not None:
+                errors.append({"answer": side, **found})
     ms = ask.one("ms")
     return Ballot(
         verdict, criteria, tuple(errors), ask.one("comment").strip()[:LONGEST_TEXT], int(ms) if ms.isdecimal() and len(ms) < 12 else 0
     )
+
+
+def _error(error: ErrorType, said: str) -> dict[str, str] | None:
+    """An error as it was marked: alone, or with the degree of that number; None for a number of none."""
+    if not error.degrees:
+        return {"type": error.name}
+    place = int(said) if said.isdecimal() and len(said) < 4 else 0
+    return {"type": error.name, "degree": error.degrees[place - 1].name} if 0 < place <= len(error.degrees) else None
