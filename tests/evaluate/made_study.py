@@ -62,10 +62,17 @@ def arm(name: str, items: list[Item], rate: float, seed: int) -> list[ArmScore]:
     ]
 
 
-def write(folder: Path, n: int = 60, *, texts: bool = True, rude: bool = False, labels: Any = None, **changed: Any) -> dict[str, Any]:
+def _counted(item: Item, number: float | None) -> Item:
+    """The item with how many logged queries it stands for."""
+    return dataclasses.replace(item, conversation=dataclasses.replace(item.conversation, meta={"stands_for": number} if number else {}))
+
+
+def write(
+    folder: Path, n: int = 60, *, texts: bool = True, rude: bool = False, labels: Any = None, counts: Any = None, **changed: Any
+) -> dict[str, Any]:
     """Write a study's files and give its record."""
     needs = from_dict(Requirements, {**NEEDS, **changed}, "made")
-    items = made(n)
+    items = [_counted(item, counts(place) if counts else None) for place, item in enumerate(made(n))]
     scores = [*arm("plain prompt", items, 0.3, 1), *arm("few-shot 4", items, 0.4, 2), *arm("tuned", items, 0.75, 3)]
     if rude:
         scores[-1] = dataclasses.replace(scores[-1], text="you idiot", value=0.0)

@@ -169,3 +169,17 @@ def test_what_people_and_their_judge_say_stands_in_the_report(tmp_path: Path) ->
     assert "40 blind votes of 2 on 20 cases. They agree with α 0.50 [0.20, 0.80]" in page
     assert "70.0 – 90.0 %" in page
     assert "The judge tiny: agrees on 40%." in page
+
+
+def test_the_queries_as_they_were_logged(tmp_path: Path) -> None:
+    """One item stands for nearly all queries: what it gained is what people meet, whatever the other items say."""
+    assert write(tmp_path / "even")["as_logged"] is None
+    plain = write(tmp_path / "ones", counts=lambda place: 1)["as_logged"]
+    even = write(tmp_path / "again")["difference"]
+    assert plain["mean"] == pytest.approx(even["mean"])
+    assert plain["low"] == pytest.approx(even["low"], abs=0.02)
+    found = write(tmp_path / "one", counts=lambda place: 10_000 if place == 0 else 1 if place < 30 else None)["as_logged"]
+    assert (found["n"], found["queries"]) == (30, 10_029)
+    assert found["mean"] in (pytest.approx(-1, abs=0.01), pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
+    assert "Over the queries as they were logged (30 items that stand for 10,029)" in (tmp_path / "one" / "report.md").read_text()
+    assert "that stand for 10,029)" in (tmp_path / "one" / "report.html").read_text().replace("\u202f", ",")

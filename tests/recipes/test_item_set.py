@@ -20,7 +20,7 @@ from sapwood.data import read
 from sapwood.data.alike import Shelf, contamination, likeness, pieces
 from sapwood.data.masking import Mask
 from sapwood.errors import ConfigError, DataError
-from sapwood.evaluate import exact, items_from
+from sapwood.evaluate import exact, item_records, items_from
 from sapwood.evaluate.edge_cases import KEEPS, KINDS, OPEN, edge_cases
 from sapwood.recipes.item_set import ItemsConfig, build_items, looked
 from sapwood.recipes.logs import conversations_of_logs
@@ -289,3 +289,23 @@ def test_two_studies_that_begin_at_once_are_two_looks(tmp_path: Path) -> None:
         counts = list(pool.map(lambda _: looked(tmp_path / "items"), range(24)))
     assert sorted(counts) == list(range(1, 25))
     assert looked(tmp_path) == 0, "a folder that is no set"
+
+
+def test_items_say_how_many_queries_they_stand_for(tmp_path: Path) -> None:
+    """30 queries of a rare kind and 90 of a common one, of which 10 ask the same: an even sample, whose weights give the mix back."""
+    file = tmp_path / "logs.jsonl"
+    rows = [{"messages": turns(question(n), f"Answer {n}"), "tags": ["rare" if n < 30 else "common"]} for n in range(110)]
+    file.write_bytes(b"\n".join(map(orjson.dumps, [*rows, *rows[-1:] * 10])))
+    card = build_items(ItemsConfig(logs=(str(file),), out=tmp_path / "items", count=40, edge=("typos",), edge_each=5)).card
+    kept = rows_of(tmp_path)
+    real = [row for row in kept if "source:real" in row["tags"] and "edge:typos" not in row["tags"]]
+    share = {kind: sum(row["stands_for"] for row in real if kind in row["tags"]) for kind in ("rare", "common")}
+    assert share == {"rare": pytest.approx(30, abs=0.01), "common": pytest.approx(90, abs=0.01)}
+    assert (card["stand_for"], card["of_queries"]) == (120, 120)
+    assert sum("rare" in row["tags"] for row in real) > 15, "evenly over the strata"
+    made = [row for row in kept if "edge:typos" in row["tags"]]
+    assert made
+    assert not any("stands_for" in row for row in made), "nobody asked an edge case"
+    assert any(record.get("stands_for") for record in item_records(items_from(read([tmp_path / "items" / "test.jsonl"]).conversations)))
+    few = build_items(ItemsConfig(logs=(str(file),), out=tmp_path / "few", count=1))
+    assert any("queries are of kinds of which none was drawn" in note for note in few.notes)

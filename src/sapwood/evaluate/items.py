@@ -17,6 +17,9 @@ from sapwood.records import Conversation, Document, Item, Message
 ANSWER = "answer"
 """Key of `Item.meta` under which the reference turn itself is kept, for few-shot examples and the free arms."""
 
+STANDS_FOR = "stands_for"
+"""Column of rows, and key of records: how many logged queries an item of a sample stands for (`sapwood items build` writes it)."""
+
 COPIES = "copies"
 """Key of `Item.meta`: how many rows asked and expected the very same."""
 
@@ -95,6 +98,12 @@ def _reference(answer: Message) -> Any:
     return calls[0] if len(calls) == 1 else calls
 
 
+def stands_for(item: Item) -> float | None:
+    """How many logged queries the item stands for; None where nobody counted."""
+    number = item.conversation.meta.get(STANDS_FOR)
+    return float(number) if isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < float("inf") else None
+
+
 def answer_message(item: Item) -> Message:
     """The turn that the item's conversation held. Raises `DataError` for items made in another way without one."""
     answer = item.meta.get(ANSWER)
@@ -142,6 +151,7 @@ def item_records(items: Sequence[Item]) -> list[dict[str, Any]]:
             "tags": list(item.tags),
             "cluster": item.cluster,
             "source": item.conversation.where,
+            **({STANDS_FOR: number} if (number := stands_for(item)) is not None else {}),
         }
         for item in items
     ]

@@ -25,7 +25,7 @@ from sapwood.errors import storage
 from sapwood.evaluate.declared import Declared
 from sapwood.evaluate.experiment import ArmScore, over_samples
 from sapwood.evaluate.faults import Labels, cost_of, faults_in
-from sapwood.evaluate.items import asked_text
+from sapwood.evaluate.items import asked_text, stands_for
 from sapwood.evaluate.report_files import text_of
 from sapwood.evaluate.report_items import shortened
 from sapwood.evaluate.shipping import Shipping, Skills
@@ -51,7 +51,8 @@ def write_study(
     texts: bool = True,
 ) -> Record:
     """Write all of them, each whole or not at all, and give the record. Raises `StorageError`."""
-    record = study_record(declared, shipping, scores, training_seconds, notes) | {"people": read_json(run.path / "people.json")}
+    counts = {item.id: number for item in items if (number := stands_for(item)) is not None}
+    record = study_record(declared, shipping, scores, training_seconds, notes, counts) | {"people": read_json(run.path / "people.json")}
     rows = item_rows(record, declared.plan.requirements.errors, scores, items, labels or {}, texts=texts)
     run.write_json("ship", record)
     if shipping is not None and shipping.verdict is not None:

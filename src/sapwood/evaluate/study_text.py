@@ -16,6 +16,12 @@ def markdown(record: Record) -> str:
         rows = [[check["name"], SIGNS[check["outcome"]], check["text"], check["more"] or ""] for check in record["checks"]]
         parts += ["## Conditions", _table(["condition", "", "found", "items more"], rows)]
     parts += ["## Arms", _table(_ARM_HEAD, [_arm(arm, record) for arm in record["arms"]])]
+    if record["as_logged"]:
+        one = record["as_logged"]
+        parts.append(
+            f"Over the queries as they were logged ({one['n']} items that stand for {one['queries']:,.0f}): "
+            f"{percent(one['before'])} before, {percent(one['after'])} after, {points(one)} points. The table weighs each item alike."
+        )
     if record["slices"]:
         rows = [_slice(one) for one in record["slices"]]
         parts += ["## Slices", _table(["slice", "items", "before", "after", "difference", "adjusted p", ""], rows)]

@@ -14,20 +14,25 @@ import numpy as np
 from sapwood.errors import DataError
 from sapwood.evaluate.costs import ArmCost
 from sapwood.evaluate.declared import Declared
-from sapwood.evaluate.experiment import ArmScore
+from sapwood.evaluate.experiment import ArmScore, over_samples
 from sapwood.evaluate.shipping import Shipping
 from sapwood.evaluate.spending import break_evens, costs_of, pareto
 from sapwood.evaluate.verdict import ArmResult, arm_result
 from sapwood.records import Ended
-from sapwood.stats import Difference, variance_split
+from sapwood.stats import Difference, ratio_interval, variance_split
 
 Record = dict[str, Any]
 
 
 def study_record(
-    declared: Declared, shipping: Shipping | None, scores: Sequence[ArmScore], training_seconds: float, notes: Sequence[str]
+    declared: Declared,
+    shipping: Shipping | None,
+    scores: Sequence[ArmScore],
+    training_seconds: float,
+    notes: Sequence[str],
+    counts: Mapping[str, float] | None = None,
 ) -> Record:
-    """Everything but the items."""
+    """Everything but the items. `counts` says how many logged queries items stand for, where that is known."""
     plan, needs = declared.plan, declared.plan.requirements
     costs = costs_of(scores, needs.prices)
     line = shipping.line if shipping is not None else "No arm was tuned, so nothing can be shipped: the arms are compared below."
@@ -59,6 +64,7 @@ def study_record(
         "general": {name: difference_record(one) for name, one in shipping.general.items()} if shipping else {},
         "break_even": {arm: one.to_dict() for arm, one in evens.items()},
         "training_seconds": training_seconds,
+        "as_logged": _as_logged(shipping, scores, plan.candidate, counts or {}),
         "variance": _variance(scores, plan.candidate or plan.base),
         "caveats": _caveats(declared, shipping, scores),
         "notes": list(notes),
@@ -140,6 +146,41 @@ def _errors(shipping: Shipping, declared: Declared) -> list[Record]:
         }
         found.append({"name": error.name, "about": error.about, "severity": error.severity, "veto": error.veto, "arms": arms})
     return found
+
+
+def _as_logged(shipping: Shipping | None, scores: Sequence[ArmScore], candidate: str, counts: Mapping[str, float]) -> Record | None:
+    """The difference over the queries as they were logged, each item weighing as many as it stands for; None where nobody counted.
+
+    A sample that is even over its strata shows each of them; what people will meet is their mix. Items that stand for none (edge cases)
+    are left out.
+    """
+    if shipping is None or shipping.verdict is None or not counts:
+        return None
+    of_arm: dict[str, dict[str, ArmScore]] = {}
+    for score in over_samples(scores):
+        of_arm.setdefault(score.arm, {})[score.item] = score
+    before, after = of_arm[shipping.verdict.best_other], of_arm[candidate]
+    both = [
+        (counts[item], a.value, b.value, b)
+        for item, b in after.items()
+        if item in counts and (a := before.get(item)) is not None and a.value is not None and b.value is not None
+    ]
+    if not both:
+        return None
+    clusters = [score.cluster if score.cluster is not None else ("item", score.item) for *_, score in both]
+    weights = [weight for weight, *_ in both]
+    level = shipping.verdict.difference.interval.level
+    mean, interval = ratio_interval([weight * (b - a) for weight, a, b, _ in both], weights, level, clusters)
+    return {
+        "mean": mean,
+        "low": max(-1.0, interval.low),
+        "high": min(1.0, interval.high),
+        "level": interval.level,
+        "n": len(both),
+        "queries": sum(weights),
+        "before": sum(weight * a for weight, a, _, _ in both) / sum(weights),
+        "after": sum(weight * b for weight, _, b, _ in both) / sum(weights),
+    }
 
 
 def _variance(scores: Sequence[ArmScore], arm: str) -> Record | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from sapwood.data.alike import LEVELS, Shelf, contamination
 from sapwood.data.masking import Mask
 from sapwood.errors import ConfigError, DataError, storage
 from sapwood.evaluate.edge_cases import KINDS, edge_cases
-from sapwood.evaluate.items import ANSWER, asked_text, items_from, spoken_by_users
+from sapwood.evaluate.items import ANSWER, COPIES, STANDS_FOR, asked_text, items_from, spoken_by_users, stands_for
 from sapwood.recipes.logs import conversations_of_logs
 from sapwood.records import Conversation, Item, Message
 from sapwood.run import read_json, read_records, write_atomic
@@ -105,7 +105,12 @@ def build_items(config: ItemsConfig) -> ItemSet:
     items = [replace(item, cluster=item.cluster or f"like:{items[place].id}") for item, place in zip(items, first, strict=True)]
     kept = [item for place, item in enumerate(items) if first[place] == place]
     kept, seen = _seen(kept, config)
-    kept, known = _hard(_sample(kept, config), config.hard_by)
+    queries = Counter[str]()
+    for item, place in zip(items, first, strict=True):
+        queries[items[place].id] += item.meta[COPIES]
+    in_all = sum(queries[item.id] for item in kept)
+    kept = _sample(kept, queries, config)
+    kept, known = _hard(kept, config.hard_by)
     made = _edges(kept, config)
     sides = _split([*kept, *made], config)
     card = {
@@ -118,6 +123,8 @@ def build_items(config: ItemsConfig) -> ItemSet:
         "masked": dict(counts),
         "seen_in_training": dict(seen),
         **({"asked_by_hard": known} if config.hard_by else {}),
+        "stand_for": round(sum(stands_for(item) or 0 for item in kept)),
+        "of_queries": in_all,
         "real": len(kept),
         "edge": len(made),
         "sides": {side: len(rows) for side, rows in sides.items()},
@@ -188,18 +195,29 @@ def _seen(items: list[Item], config: ItemsConfig) -> tuple[list[Item], Counter[s
     return [replace(item, tags=(*item.tags, f"seen:{how}")) if how else item for item, how in found], counts
 
 
-def _sample(items: list[Item], config: ItemsConfig) -> list[Item]:
-    """`count` items, as evenly over the strata (all tags together) as they allow, by the seed."""
+def _sample(items: list[Item], queries: Mapping[str, int], config: ItemsConfig) -> list[Item]:
+    """`count` items, as evenly over the strata (all tags together) as they allow, by the seed.
+
+    Each says how many logged queries it stands for: those of its stratum, shared among the items that were drawn of it.
+    """
     strata: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for place in np.random.default_rng(config.seed).permutation(len(items)):
         strata[tuple(sorted(items[place].tags))].append(items[place])
-    chosen: list[Item] = []
+    chosen: list[tuple[int, Item]] = []
     rows = [strata[key] for key in sorted(strata)]
     depth = 0
     while len(chosen) < config.count and any(depth < len(row) for row in rows):
-        chosen += [row[depth] for row in rows if depth < len(row)][: config.count - len(chosen)]
+        chosen += [(number, row[depth]) for number, row in enumerate(rows) if depth < len(row)][: config.count - len(chosen)]
         depth += 1
-    return chosen
+    drawn = Counter(number for number, _ in chosen)
+    share = {number: sum(queries[item.id] for item in rows[number]) / count for number, count in drawn.items()}
+    return [_counted(item, share[number]) for number, item in chosen]
+
+
+def _counted(item: Item, queries: float | None) -> Item:
+    """The item with how many logged queries it stands for; None for one that nobody asked."""
+    meta = {key: value for key, value in item.conversation.meta.items() if key != STANDS_FOR}
+    return replace(item, conversation=replace(item.conversation, meta=meta if queries is None else {**meta, STANDS_FOR: queries}))
 
 
 def _hard(items: list[Item], runs: Sequence[str]) -> tuple[list[Item], int]:
@@ -231,7 +249,7 @@ def _edges(items: list[Item], config: ItemsConfig) -> list[Item]:
     for number, kind in enumerate(kinds):
         order = np.random.default_rng([config.seed, number]).permutation(len(items))
         found = [variant for place in order for variant in edge_cases(items[place], (kind,), config.seed)]
-        made |= {item.id: item for item in found[: config.edge_each]}
+        made |= {item.id: _counted(item, None) for item in found[: config.edge_each]}
     return list(made.values())
 
 
@@ -267,6 +285,8 @@ def _row(item: Item, version: str) -> dict[str, Any]:
         messages.append(answer.for_template() if isinstance(answer, Message) else {"role": "assistant", "content": str(item.reference)})
     row: dict[str, Any] = {"messages": messages, "tags": list(item.tags), "cluster": item.cluster, "id": item.id, "set": version}
     row["source"] = item.conversation.where
+    if (number := stands_for(item)) is not None:
+        row[STANDS_FOR] = round(number, 4)
     if item.conversation.tools:
         row["tools"] = list(item.conversation.tools)
     if item.conversation.template_arguments:
@@ -288,6 +308,9 @@ def _notes(card: dict[str, Any]) -> list[str]:
             f"Cheap models were asked {card['asked_by_hard']:,} of {card['real']:,} questions; {card['tags'].get('hard', 0):,} are hard, "
             "edge cases of them included."
         )
+    if card["stand_for"] < card["of_queries"]:
+        missing = card["of_queries"] - card["stand_for"]
+        said.append(f"{missing:,} queries are of kinds of which none was drawn. Raise --count to have them all.")
     said.append(
         f"{card['real']:,} real and {card['edge']:,} edge cases: {card['sides']['dev']:,} for dev, {card['sides']['test']:,} for test."
     )
