@@ -177,7 +177,7 @@ def test_the_queries_as_they_were_logged(tmp_path: Path) -> None:
     plain = write(tmp_path / "ones", counts=lambda place: 1)["as_logged"]
     even = write(tmp_path / "again")["difference"]
     assert plain["mean"] == pytest.approx(even["mean"])
-    assert plain["low"] == pytest.approx(even["low"], abs=0.02)
+    assert plain["low"] == pytest.approx(even["low"], abs=0.05)
     found = write(tmp_path / "one", counts=lambda place: 10_000 if place == 0 else 1 if place < 30 else None)["as_logged"]
     assert (found["n"], found["queries"]) == (30, 10_029)
     assert found["mean"] in (pytest.approx(-1, abs=0.01), pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))

@@ -255,6 +255,11 @@ def test_base_and_another_model_from_the_command_line(
     assert [row["scored"] for row in rows] == [18, 18]
     assert rows[0]["change"] is None
     assert rows[1]["change"]["low"] < rows[1]["rate"] - rows[0]["rate"] < rows[1]["change"]["high"]
+    page = " ".join(Path("run/report.html").read_text().split())
+    assert "18 of 20 questions, 2 examples before each, asked as plain text." in page
+    differing = {one["item"] for one in records if one["value"] != next(r["value"] for r in records if r["item"] == one["item"])}
+    assert page.count('<th scope="row">') == 2 + len(differing)
+    assert f"over the same {rows[1]['change']['n']} questions" in page
     monkeypatch.setattr("sapwood.recipes.benchmarks.load_model", None)
     assert main(call) == 0, "what is there is not asked again"
     assert read_records(Path("run/benchmarks.jsonl")) == records

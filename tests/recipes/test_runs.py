@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from report_runs import bare_run, full_run
+from sapwood.cli.main import main
 from sapwood.errors import ConfigError, DataError, StorageError
 from sapwood.evaluate.compare_page import comparison_page
 from sapwood.evaluate.compare_runs import compare_runs
-from sapwood.recipes.runs import disk_by_part, facts_of, runs
+from sapwood.recipes.runs import disk_by_part, facts_of, history_of, runs
 from sapwood.recipes.tidy import old_checkpoints, remove, whole_runs
 from sapwood.run import open_run, saved_steps
 
@@ -204,3 +205,31 @@ def test_the_page_of_a_comparison_is_one_file_without_a_script(tmp_path: Path) -
     assert "default-src 'none'" in page
     assert "http" not in page.replace("http-equiv", "")
     assert "prefers-color-scheme: dark" in page
+
+
+def test_a_history_compares_runs_that_were_asked_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, (name, values) in enumerate(
+        {
+            "first": {f"q{n}": float(n % 3 == 0) for n in range(30)},
+            "other": {f"x{n}": 1.0 for n in range(30)},
+            "second": {f"q{n}": float(n % 3 != 1) for n in range(40)},
+        }.items()
+    ):
+        run = scored(tmp_path / "runs" / name, values)
+        (run / "run.json").write_text(f'{{"schema": 1, "begun": "2026-01-0{place + 1}T10:00:00+00:00"}}')
+    entries = history_of(runs(tmp_path / "runs"))
+    assert [(entry.name, entry.before) for entry in entries] == [("first", None), ("other", None), ("second", "first")]
+    change = entries[-1].change
+    assert change is not None
+    assert (change.n, change.wins, change.losses) == (30, 10, 0), "over the questions of both, whatever lay between"
+    (tmp_path / "runs" / "second" / "scores.jsonl").rename(tmp_path / "scores.jsonl")
+    assert [entry.name for entry in history_of(runs(tmp_path / "runs"))] == ["first", "other"]
+    (tmp_path / "scores.jsonl").rename(tmp_path / "runs" / "second" / "scores.jsonl")
+    page = tmp_path / "history.html"
+    assert main(["runs", str(tmp_path / "runs"), "--out", str(page)]) == 0
+    html = page.read_text()
+    assert "<script" not in html
+    assert html.index("second") < html.index("other") < html.index("first"), "the newest first"
+    assert "+33.3 [" in html
+    assert "first, 30 items" in html
+    assert str(page) in capsys.readouterr().err

@@ -16,6 +16,7 @@ from sapwood.cli.main import main
 from sapwood.config import from_dict
 from sapwood.errors import CheckpointError, ConfigError, DataError, SapwoodError
 from sapwood.evaluate.labels import read_labels
+from sapwood.recipes.hosted import HostedConfig
 from sapwood.recipes.item_set import ItemsConfig, build_items, looked
 from sapwood.recipes.study import StudyConfig, StudyResult, config_for, study
 from sapwood.requirements import Degree, ErrorType, Requirements
@@ -168,7 +169,7 @@ def test_errors_are_weighed_as_their_degrees_are_and_a_label_is_of_one_sample(tm
     assert read({"arm": "tuned", "item": "i", "sample": 2, "errors": ["cut"]}) == {("tuned", "i", 2): {"cut": None}}
     with pytest.raises(ConfigError, match="two degrees of one name"):
         ErrorType(name="x", degrees=(Degree(name="a", severity=1), Degree(name="a", severity=2)))
-    with pytest.raises(ConfigError, match="x, a: severity is 0"):
+    with pytest.raises(ConfigError, match="a: severity is 0"):
         ErrorType(name="x", degrees=(Degree(name="a", severity=0),))
 
 
@@ -263,3 +264,25 @@ def test_the_verb_gives_the_answer_as_its_exit_code(trained: Path, tmp_path: Pat
     assert code in (3, 4)
     assert record["plan"]["hash"] == read_json(tmp_path / "s" / "plan.json")["hash"]
     assert main(["study", str(trained / "nothing")]) != 0
+
+
+@pytest.mark.filterwarnings("ignore:.*websockets.*:DeprecationWarning")
+def test_our_own_server_is_a_hosted_arm(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base model behind `sapwood serve` and the base model here are one model: they say the same of every item, at another price."""
+    serving = pytest.importorskip("serve.serving", reason="the server is not installed (extra `web`)")
+    monkeypatch.setenv("OUR_KEY", serving.TOKEN)
+    with serving.serving(trained / "model") as ours:
+        remote = HostedConfig(hosted_url=ours.url, hosted_model="tiny", hosted_key="OUR_KEY")
+        result = done(trained, tmp_path / "s", "short", remote=remote, max_cost=10.0)
+    texts: dict[str, dict[str, str]] = {}
+    for record in read_records(tmp_path / "s" / "scores.jsonl"):
+        texts.setdefault(record["arm"], {})[record["item"]] = record["text"]
+    assert texts["hosted model"] == texts["plain prompt"]
+    assert any(texts["hosted model"].values())
+    ship = read_json(tmp_path / "s" / "ship.json")
+    hosted, plain = ({arm["name"]: arm for arm in ship["arms"]}[name] for name in ("hosted model", "plain prompt"))
+    assert (hosted["rate"], hosted["cost"]["tokens_in"]) == (plain["rate"], plain["cost"]["tokens_in"]), "it reads the very same tokens"
+    assert hosted["cost"]["dollars_a_thousand"] == pytest.approx(1e-3 * (hosted["cost"]["tokens_in"] + hosted["cost"]["tokens_out"]) / 32)
+    assert "hosted model" in ship["break_even"]
+    assert result.shipping is not None
+    assert done(trained, tmp_path / "s", "short", remote=remote, max_cost=10.0).line == result.line, "the server is gone, and not missed"

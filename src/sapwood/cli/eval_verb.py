@@ -93,7 +93,7 @@ def _benchmarks(names: list[str], flags: list[str], json: Json) -> None:
     screen = screen_for(json)
     result = benchmark(config, screen=screen)
     screen.title("Result")
-    screen.lines([*map(str, result.rows), f"Records      {result.path / 'benchmarks.jsonl'}"])
+    screen.lines([*map(str, result.rows), f"Report       {result.report}", f"Records      {result.path / 'benchmarks.jsonl'}"])
     if config.adapter is None:
         screen.say("Next         sapwood sft FILE, then sapwood eval RUN --benchmarks … for what got better and what got worse", "dim")
     json.write(

@@ -13,8 +13,9 @@ from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError
 from sapwood.evaluate.compare_page import write_comparison
 from sapwood.evaluate.compare_runs import compare_runs
+from sapwood.evaluate.history import write_history
 from sapwood.recipes.run_detail import detail_of
-from sapwood.recipes.runs import SWEEP, runs
+from sapwood.recipes.runs import SWEEP, history_of, runs
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tidy import Removal, old_checkpoints, remove, whole_runs
 
@@ -31,6 +32,14 @@ DESCRIPTIONS = {
 @dataclass(frozen=True, kw_only=True)
 class ListConfig:
     """The list of runs."""
+
+    out: Path | None = None
+    """Write their history as an HTML page: the score of each, and its difference to the one before on the same questions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """One run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +94,24 @@ def run(words: list[str]) -> None:
 
 
 def _list(names: list[str], flags: list[str], json: Json) -> None:
-    parse(ListConfig(), "runs", flags, DESCRIPTIONS["list"])
+    config = parse(ListConfig(), "runs", flags, DESCRIPTIONS["list"])
     if len(names) > 1:
         raise ConfigError(f"Give one folder of runs, found {len(names)}. `sapwood runs compare` lays runs side by side.")
     folder = Path(names[0]) if names else HOME
     if names and (folder / "config.yaml").is_file() and not (folder / SWEEP).is_file():
         _show(names, flags, json)
         return
-    found = runs(folder)
-    show_list(found, screen_for(json))
-    json.write(found.to_dict())
+    found, screen = runs(folder), screen_for(json)
+    show_list(found, screen)
+    series = [] if config.out is None else history_of(found)
+    if config.out is not None:
+        write_history(config.out, str(folder), series)
+        screen.say(f"Page: {config.out}")
+    json.write({**found.to_dict(), **({"history": [entry.to_dict() for entry in series]} if config.out is not None else {})})
 
 
 def _show(names: list[str], flags: list[str], json: Json) -> None:
-    parse(ListConfig(), "runs show", flags, DESCRIPTIONS["show"])
+    parse(ShowConfig(), "runs show", flags, DESCRIPTIONS["show"])
     if len(names) != 1:
         raise ConfigError(f"Give one run directory, found {len(names)}: sapwood runs show runs/my-1")
     detail = detail_of(Path(names[0]))

@@ -1,8 +1,8 @@
 """`sapwood eval --benchmarks …`: standard benchmarks of a model before and after tuning, or of several models.
 
 In: names of benchmarks, and the models. Out: a run directory with one record a model, benchmark and question (`benchmarks.jsonl`), rates
-with intervals, and for each other model the paired difference to the first. A stopped evaluation goes on with the pairs of model and
-benchmark that are missing. The first model is the base; a tuned one beside it says what got better and what got worse.
+with intervals, for each other model the paired difference to the first, and a page of all (`report.html`). A stopped evaluation goes on
+with the pairs of model and benchmark that are missing. The first model is the base; a tuned one beside it says what got better and worse.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.config import save_yaml, to_dict
 from sapwood.errors import ConfigError
+from sapwood.evaluate.benchmark_page import write_benchmarks
 from sapwood.evaluate.benchmark_sets import BENCHMARKS, Chosen, choose
 from sapwood.evaluate.code_tests import code_tests
 from sapwood.evaluate.extras import needed
@@ -115,6 +116,11 @@ class BenchmarkResult:
     rows: tuple[BenchmarkRow, ...]
     seconds: float
 
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.path / "report.html"
+
     def __str__(self) -> str:
         return "\n".join(map(str, self.rows))
 
@@ -137,6 +143,8 @@ def benchmark(config: BenchmarkConfig, *, screen: Screen | None = None) -> Bench
     if not names:
         raise ConfigError(f"Name benchmarks: --benchmarks mmlu-slice. Known: {', '.join(BENCHMARKS)}; NAME=FILE reads a file.")
     needed("lm_eval", "A benchmark")
+    from sapwood.recipes.benchmark_tasks import item_of
+
     chosen = [choose(name, shots=config.shots, limit=config.limit or None, seed=config.seed) for name in names]
     scorers = {each.benchmark.name: _scorer(each, config) for each in chosen}
     if len(scorers) < len(chosen):
@@ -150,7 +158,10 @@ def benchmark(config: BenchmarkConfig, *, screen: Screen | None = None) -> Bench
         for arm, folder, adapter in _arms(config, screen):
             _one_model(arm, folder, adapter, config, chosen, scorers, run, screen)
         rows = summary(run.read(RECORDS))
-        run.write_json(RECORDS, {"rows": [row.to_dict() for row in rows], "benchmarks": [_described(each, config) for each in chosen]})
+        described = [_described(each, config) for each in chosen]
+        run.write_json(RECORDS, {"rows": [row.to_dict() for row in rows], "benchmarks": described})
+        asked = {item_of(question).id: question.query for each in chosen for question in each.asked}
+        write_benchmarks(run.path / "report.html", [row.to_dict() for row in rows], described, run.read(RECORDS), asked)
     finally:
         run.close()
     return BenchmarkResult(run.path, rows, time.perf_counter() - began)

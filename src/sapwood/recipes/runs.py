@@ -16,10 +16,11 @@ from typing import Any, Literal
 import orjson
 
 from sapwood.errors import ConfigError, DataError, SapwoodError, storage
+from sapwood.evaluate.history import Entry, Told, history
 from sapwood.evaluate.report_files import RunFiles, mapping, number, read_run, text_of
 from sapwood.run import MARK, is_being_written, require_known, version_of
 
-Kind = Literal["sft", "dpo", "grpo", "trl", "decide", "eval", "sweep"]
+Kind = Literal["sft", "dpo", "grpo", "trl", "decide", "eval", "study", "sweep"]
 State = Literal["finished", "stopped", "running"]
 
 SIGNS = ("identity.json", "environment.json", "metrics.jsonl", "scores.jsonl", "ledger.jsonl")
@@ -91,6 +92,16 @@ def runs(folder: str | Path = Path("runs")) -> Runs:
                 strangers[entry.name] = f"cannot be read: {error.strerror}"
     found.sort(key=lambda run: (run.begun or datetime.fromtimestamp(0, UTC), run.path.name), reverse=True)
     return Runs(folder, found, strangers)
+
+
+def history_of(found: Runs) -> list[Entry]:
+    """The series of all runs in a folder that hold scores, oldest first. Raises `DataError` where one cannot be read."""
+    told = []
+    for run in reversed(found.runs):
+        if (run.path / "scores.jsonl").is_file() and (run.path / "config.yaml").is_file():
+            when = run.begun.strftime("%Y-%m-%d %H:%M") if run.begun else ""
+            told.append(Told(read_run(run.path, only=("scores.jsonl",)), when, run.kind, run.verdict))
+    return history(told)
 
 
 def require_run(path: Path) -> None:
@@ -189,6 +200,8 @@ def kind_of(files: RunFiles) -> Kind:
     """Which verb made a run, by the knobs in its config."""
     if "pilot" in files.config:
         return "decide"
+    if (files.path / "plan.json").is_file() and "candidate" in files.config:
+        return "study"
     if "train" not in files.config:
         return "eval"
     if "start_from" in files.config:
@@ -200,7 +213,7 @@ def is_finished(files: RunFiles, kind: Kind) -> bool:
     """Whether everything that the verb leaves is there."""
     if kind == "decide":
         return bool(files.decision)
-    if kind == "eval":
+    if kind in ("eval", "study"):
         return (files.path / "report.html").is_file()
     trained = any((files.path / name).is_dir() for name in ("adapter", "model"))
     return trained and (kind == "trl" or bool(files.verdict))
