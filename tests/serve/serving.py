@@ -22,6 +22,7 @@ from sapwood.serve.app import Front, make_app
 from sapwood.serve.asking import Served
 from sapwood.serve.experiment import Experiment
 from sapwood.serve.limits import Access, ServeLimits
+from sapwood.serve.traffic import Traffic
 from sapwood.serve.worker import Worker
 
 TOKEN = "let-me-in"
@@ -56,6 +57,7 @@ def serving(
     tools_in_system: bool = False,
     processor: Any = None,
     book: Book | None = None,
+    traffic: Traffic | None = None,
     **knobs: Any,
 ) -> Iterator[Serving]:
     """Serve the model of a folder until the block ends, with adapters that are called like their folders."""
@@ -77,7 +79,7 @@ def serving(
     async def main() -> None:
         served = Served(models or {"tiny": None}, chat, limits, arguments or {})
         experiment = Experiment(book, served) if book is not None else None
-        front = Front(worker, served, Access((TOKEN, "second"), limits.requests_a_minute), experiment)
+        front = Front(worker, served, Access((TOKEN, "second"), limits.requests_a_minute), experiment, traffic)
         config = uvicorn.Config(make_app(front), host="127.0.0.1", port=0, log_level="error", lifespan="off", ws="none")
         server = uvicorn.Server(config)
         task = asyncio.ensure_future(server.serve())

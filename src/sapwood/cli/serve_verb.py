@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +65,8 @@ class ServeConfig:
     """Where the test is recorded: a file, or postgresql://USER@HOST/DATABASE; beside the plan, as PLAN.db, where not given."""
     check_every: float = 60.0
     """Seconds between two looks at the records, after which an arm that does harm is switched off."""
+    keep_traffic: Path | None = None
+    """A file to which every question and its answer is added, for `sapwood review` and `sapwood items build`. Nothing is kept otherwise."""
     grace: float = 30.0
     """Seconds that answers under way may still take when the server is told to stop."""
     limits: ServeLimits = field(default_factory=ServeLimits)
@@ -102,6 +104,7 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
         from sapwood.serve.app import Front
         from sapwood.serve.asking import Served
         from sapwood.serve.running import run_server
+        from sapwood.serve.traffic import Traffic
     except ImportError as error:
         raise ConfigError(f"A server needs {error.name}, which is not installed: pip install 'sapwood[web]'") from None
     tokens, screen = _tokens(config), screen_for(json)
@@ -126,7 +129,8 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     served = Served(models, chat, config.limits, trained_arguments(Path(name)))
     worker = Worker(engine)
 
-    with closing(worker), _experiment(plan, config, served, screen) as experiment:
+    traffic = Traffic(config.keep_traffic) if config.keep_traffic is not None else None
+    with closing(worker), closing(traffic) if traffic else nullcontext(), _experiment(plan, config, served, screen) as experiment:
         names = list(experiment.public.models if experiment else models)
 
         def ready() -> None:
@@ -135,7 +139,7 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
             json.write({"url": url, "models": names, **({"records": experiment.book.place} if experiment else {})})
 
         access = Access(tokens, config.limits.requests_a_minute)
-        run_server(lambda: Front(worker, served, access, experiment), listener, grace=config.grace, ready=ready)
+        run_server(lambda: Front(worker, served, access, experiment, traffic), listener, grace=config.grace, ready=ready)
     screen.say("Stopped.")
 
 

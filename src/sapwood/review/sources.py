@@ -4,7 +4,7 @@ In: a path. Out: `Candidate`s, the kind of source in words, and words to cover. 
 
     a run directory     items.jsonl and scores.jsonl of an experiment: every arm's answer to every item, with its scores
     rows with a pair    {prompt | messages, chosen, rejected} or {prompt | messages, answers: {NAME: TEXT or message, …}}
-    rows of traffic     {request: {messages, …}, response: {choices: […]}}: what a server was asked and said
+    rows of traffic     {request: {messages, …}, response: {choices: […]}, arm}: what a server was asked and said, and which arm did
     rows of data        anything that `sapwood sft` reads: the last answer of each conversation is judged by itself
 
 Rows may say what is known of them: `gold` (the better answer's name; for single answers `good` or `bad`), `severity` and `uncertainty`
@@ -144,7 +144,9 @@ def _served(row: Mapping[str, Any], where: str) -> Candidate:
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise Refused("traffic: `response` has no `choices`", "write it as a server gives it")
     said = choices[0].get("message", choices[0].get("text"))
-    return _candidate(_asked(request), {ANSWER: _answer(said)}, row, where, read_tools(request.get("tools")), {})
+    arm = row.get("arm")
+    named = arm if isinstance(arm, str) and arm else ANSWER
+    return _candidate(_asked(request), {named: _answer(said)}, row, where, read_tools(request.get("tools")), {})
 
 
 def _of_data(path: Path) -> Source:

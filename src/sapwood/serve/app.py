@@ -33,6 +33,7 @@ from sapwood.serve.limits import Access
 from sapwood.serve.metrics import Metrics
 from sapwood.serve.remote_arms import RemoteArms
 from sapwood.serve.sources import EngineSource, RemoteSource, Source
+from sapwood.serve.traffic import Traffic, joined
 from sapwood.serve.under_way import UnderWay
 from sapwood.serve.worker import STOPPED, Worker
 
@@ -52,8 +53,10 @@ _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 class Front:
     """What all requests share. Belongs to the event loop."""
 
-    def __init__(self, worker: Worker, served: Served, access: Access, experiment: Experiment | None = None) -> None:
-        self.worker, self.access, self.experiment = worker, access, experiment
+    def __init__(
+        self, worker: Worker, served: Served, access: Access, experiment: Experiment | None = None, traffic: Traffic | None = None
+    ) -> None:
+        self.worker, self.access, self.experiment, self.traffic = worker, access, experiment, traffic
         self.served = experiment.public if experiment else served
         self.remote_arms = RemoteArms(experiment.plan) if experiment else None
         self.metrics = Metrics()
@@ -85,8 +88,10 @@ class Front:
         headers = {ARM: routed.arm.name} if routed and request.headers.get(SHOW_ARM) else {}
         if asked.stream if asked is not None else bool(body.get("stream")):
             headers |= {"cache-control": "no-store"}
-            return StreamingResponse(self._events(source, routed, began), media_type="text/event-stream", headers=headers)
-        response = _json(await self._whole(request, source, routed, began))
+            return StreamingResponse(self._events(source, routed, began, body), media_type="text/event-stream", headers=headers)
+        answer = await self._whole(request, source, routed, began)
+        await self._keep(body, answer, routed)
+        response = _json(answer)
         response.headers.update(headers)
         return response
 
@@ -152,23 +157,31 @@ class Front:
         await self._measure(source, routed, began)
         return answer
 
-    async def _events(self, source: Source, routed: Routed | None, began: float) -> AsyncIterator[bytes]:
-        first = True
+    async def _events(self, source: Source, routed: Routed | None, began: float, body: Any) -> AsyncIterator[bytes]:
+        first, kept = True, list[dict[str, Any]]()
         try:
             async for chunk in source.chunks():
                 yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+                if self.traffic is not None:
+                    kept.append(chunk)
                 choices = chunk.get("choices")
                 said = choices and any(choices[0].get("delta", choices[0]).get(key) for key in ("content", "text"))
                 if first and said:
                     first = False
                     self.metrics.first.add(time.monotonic() - began)
             await self._measure(source, routed, began)
+            await self._keep(body, joined(kept), routed)
             yield b"data: [DONE]\n\n"
         except Exception as error:  # noqa: BLE001  whatever it is, a stream that breaks says so
             self.metrics.cut += 1
             await self._measure(source, routed, began, error)
             told = error if isinstance(error, RefusalError) else _bug(error)
             yield b"data: " + orjson.dumps(_error(told)) + b"\n\n"
+
+    async def _keep(self, body: Any, answer: dict[str, Any], routed: Routed | None) -> None:
+        """Keep a whole answer with what was asked, where that was wished."""
+        if self.traffic is not None:
+            await run_in_threadpool(self.traffic.keep, body, answer, routed.arm.name if routed else None)
 
     async def _measure(self, source: Source, routed: Routed | None, began: float, error: Exception | None = None) -> None:
         """Count an answer, for `/metrics` and for the experiment; of one that failed only that it did, unless the request was at fault."""
