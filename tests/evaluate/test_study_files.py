@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,8 +16,11 @@ from sapwood.errors import ConfigError
 from sapwood.evaluate.costs import own_cost
 from sapwood.evaluate.experiment import ArmScore
 from sapwood.evaluate.scatter import scatter
+from sapwood.evaluate.several_answers import several_answers
 from sapwood.evaluate.spending import Purse, announcement, break_evens, costs_of, pareto
 from sapwood.evaluate.study_files import file_names
+from sapwood.evaluate.study_page import render_study
+from sapwood.evaluate.study_text import markdown
 from sapwood.requirements import Prices
 from sapwood.run import read_json, read_records
 
@@ -183,3 +187,27 @@ def test_the_queries_as_they_were_logged(tmp_path: Path) -> None:
     assert found["mean"] in (pytest.approx(-1, abs=0.01), pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
     assert "Over the queries as they were logged (30 items that stand for 10,029)" in (tmp_path / "one" / "report.md").read_text()
     assert "that stand for 10,029)" in (tmp_path / "one" / "report.html").read_text().replace("\u202f", ",")
+
+
+def test_several_answers_to_each_item(tmp_path: Path) -> None:
+    record = write(tmp_path / "once")
+    assert record["several"] == []
+    marks = {"a": (1, 1, 0), "b": (0, 0, 0), "c": (1, 1, 1), "d": (1, None, 1)}
+    scores = [
+        ArmScore("tuned", item, None, value, str(n % 2) if item == "a" else "x", "", f"it is {n}", "stop", 1, 1, 0.1, sample=n)
+        for item, values in marks.items()
+        for n, value in enumerate(values)
+    ]
+    found = several_answers(scores, "tuned")
+    assert found is not None
+    assert (found["k"], found["items"], found["left_out"]) == (3, 3, 1), "what could not be judged is no answer that is wrong"
+    assert [found[key]["rate"] for key in ("any", "all")] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    assert found["majority"]["rate"] == pytest.approx((0.5 + 0 + 1) / 3), (
+        "of a's answers 0, 1, 0 the commonest is right once and wrong once"
+    )
+    assert found["distinct"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
+    assert several_answers(scores, "plain") is None
+    several = [dataclasses.replace(score, arm="plain") for score in scores] + scores
+    page = render_study({**record, "several": [several_answers(several, arm) for arm in ("plain", "tuned")]}, [])
+    assert "One of them right (pass@3)" in page
+    assert "## 3 answers to each item" in markdown({**record, "several": [found]})

@@ -16,6 +16,18 @@ def markdown(record: Record) -> str:
         rows = [[check["name"], SIGNS[check["outcome"]], check["text"], check["more"] or ""] for check in record["checks"]]
         parts += ["## Conditions", _table(["condition", "", "found", "items more"], rows)]
     parts += ["## Arms", _table(_ARM_HEAD, [_arm(arm, record) for arm in record["arms"]])]
+    if record["several"]:
+        k = record["several"][0]["k"]
+        rows = [
+            [
+                one["arm"],
+                *(f"{percent(one[key]['rate'])} ({interval(one[key])})" for key in ("any", "all", "majority")),
+                percent(one["distinct"]),
+            ]
+            for one in record["several"]
+        ]
+        head = ["arm", f"one right (pass@{k})", "all right", f"commonest right (maj@{k})", "different answers"]
+        parts += [f"## {k} answers to each item", _table(head, rows)]
     if record["as_logged"]:
         one = record["as_logged"]
         parts.append(

@@ -15,6 +15,7 @@ from sapwood.errors import DataError
 from sapwood.evaluate.costs import ArmCost
 from sapwood.evaluate.declared import Declared
 from sapwood.evaluate.experiment import ArmScore, over_samples
+from sapwood.evaluate.several_answers import several_answers
 from sapwood.evaluate.shipping import Shipping
 from sapwood.evaluate.spending import break_evens, costs_of, pareto
 from sapwood.evaluate.verdict import ArmResult, arm_result
@@ -65,6 +66,7 @@ def study_record(
         "break_even": {arm: one.to_dict() for arm, one in evens.items()},
         "training_seconds": training_seconds,
         "as_logged": _as_logged(shipping, scores, plan.candidate, counts or {}),
+        "several": [found for arm in costs if (found := several_answers(scores, arm)) is not None],
         "variance": _variance(scores, plan.candidate or plan.base),
         "caveats": _caveats(declared, shipping, scores),
         "notes": list(notes),
