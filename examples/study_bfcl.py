@@ -1,4 +1,5 @@
-"""The study of docs/study.md, whole: train twice, ask every arm the same unseen items, benchmark before and after, and keep the result.
+"""The study of docs/study.md, whole: train twice, ask every arm the same unseen items, benchmark before and after, keep the result;
+then try the model itself as a judge.
 
 python examples/study_bfcl.py runs/bfcl
 
@@ -14,9 +15,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sapwood.assets import DEFAULT_MODEL, resolve_model
+from sapwood.chat import Chat
 from sapwood.cli.main import main as sapwood
 from sapwood.evaluate.shipping import EXIT_CODES
-from sapwood.run import read_json
+from sapwood.generate import Engine
+from sapwood.model import load_model
+from sapwood.recipes.judging import JudgeConfig, judge_run
+from sapwood.recipes.screen import Screen
+from sapwood.run import read_json, read_records
 
 DATA = ("bfcl-calls", "--cluster", "family", "--reference", "allowed", "--held-out", "0.2")
 TUNING = ("--lr", "1e-3", "--scorer", "none")
@@ -56,6 +63,28 @@ def main(out: Path, **changed: Any) -> dict[str, Any]:
     return keep(out)
 
 
+def judge(out: Path, model: str = DEFAULT_MODEL, pairs: int = 60) -> tuple[str, ...]:
+    """Try a model as the judge of the study's two answers, against what the references say of them: a card that says what it is worth."""
+    study = out / "study"
+    verdict = read_json(study / "verdict.json")
+    values: dict[str, dict[str, float]] = {}
+    for score in read_records(study / "scores.jsonl"):
+        if score["value"] is not None:
+            values.setdefault(score["item"], {})[score["arm"]] = score["value"]
+    a, b = verdict["best_other"], verdict["tuned"]
+    both = {item: found[b] - found[a] for item, found in values.items() if a in found and b in found}
+    lines = [{"item": item, "winner": "b" if gain > 0 else "a" if gain < 0 else "tie"} for item, gain in both.items()]
+    (study / "right-or-wrong.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    folder = resolve_model(model)
+    engine = Engine(load_model(folder), Chat.load(folder))
+    config = JudgeConfig(run=study, judge_model=model, pairs=pairs, labels=study / "right-or-wrong.jsonl")
+    result = judge_run(config, sampler=engine, screen=Screen())
+    print(*result.lines, sep="\n")
+    if (study / "judge-card.json").is_file():
+        shutil.copyfile(study / "judge-card.json", out / "kept" / "judge-card.json")
+    return result.lines
+
+
 def keep(out: Path) -> dict[str, Any]:
     """The report, the plan and every number of them, small enough to be kept beside the code."""
     kept, ship = out / "kept", read_json(out / "study" / "ship.json")
@@ -70,4 +99,6 @@ def keep(out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bfcl"))
+    place = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bfcl")
+    main(place)
+    judge(place)

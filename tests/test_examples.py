@@ -132,3 +132,5 @@ def test_the_study_runs_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     capsys.readouterr()
     assert example["main"](tmp_path / "out", **small) == summary, "asked again, nothing is asked anew"
     assert "$ sapwood sft" not in capsys.readouterr().out
+    lines = example["judge"](tmp_path / "out", str(model), 4)
+    assert "of 4 pairs" in lines[0], "a random model says nothing, or guesses; either is told"

@@ -190,3 +190,17 @@ def test_a_judge_that_guesses_is_called_that(run: Path, tmp_path: Path) -> None:
     said = "\n".join(judge_run(config(run, labels=labels), sampler=Guesses(), today=date(2026, 5, 1)).lines)
     assert "not shown to agree more than guessing would" in said
     assert "100% follow the order" in said
+
+
+def test_a_part_of_the_pairs_is_judged_and_a_larger_one_goes_on(run: Path, tmp_path: Path) -> None:
+    items = [record["item"] for record in read_records(run / "items.jsonl")]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("".join(json.dumps({"item": item, "winner": "b"}) + "\n" for item in items))
+    some = Likes()
+    found = judge_run(config(run, pairs=10, labels=labels), sampler=some).found
+    assert (found["pairs"], some.asked) == (10, 20)
+    more = Likes()
+    assert judge_run(config(run, pairs=25), sampler=more).found["pairs"] == 25
+    assert more.asked == 30, "those that were judged are among them"
+    with pytest.raises(ConfigError, match="pairs is -1"):
+        config(run, pairs=-1)

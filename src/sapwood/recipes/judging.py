@@ -9,6 +9,7 @@ What leaves the machine, and where to, is said before anything is sent. A rate o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -48,9 +49,15 @@ class JudgeConfig:
     """What makes an answer better, in sentences for the judge."""
     structured: bool = True
     """Hold the judge's answers to a JSON schema; switch it off for a server that cannot."""
+    pairs: int = 0
+    """How many pairs to judge, drawn at random but alike each time; 0 is all."""
     labels: Path | None = None
     """People's verdicts on a random part of the items, JSON Lines of {"item", "winner"} or `votes.jsonl` of `sapwood review export`: they
     calibrate and correct the judge."""
+
+    def __post_init__(self) -> None:
+        if self.pairs < 0:
+            raise ConfigError(f"pairs is {self.pairs}; give a number of pairs, or 0 for all.")
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,10 @@ def judge_run(
 ) -> JudgeResult:
     """Judge what is missing, then count. Raises a `SapwoodError` before anything is sent for what cannot be judged."""
     screen = screen or Screen(quiet=True)
-    arms, pairs, clusters = _pairs(config)
-    labels = read_winners(config.labels, arms, {pair.id for pair in pairs}) if config.labels is not None else Winners({}, 0)
-    people = labels.by_item
+    arms, pairs, clusters, items = _pairs(config)
+    labels = read_winners(config.labels, arms, items) if config.labels is not None else Winners({}, 0)
+    asked = {pair.id for pair in pairs}
+    people = {item: winner for item, winner in labels.by_item.items() if item in asked}
     if labels.passed_over:
         screen.say(f"{labels.passed_over} votes say nothing of {arms[0]} and {arms[1]}, and are passed over.")
     if sampler is None:
@@ -101,8 +109,8 @@ def judge_run(
     return JudgeResult(config.run, arms, tuple(lines), found)
 
 
-def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing], dict[str, str]]:
-    """(the two arms, what is compared, clusters of items that have one). Of several answers to a question the first is compared."""
+def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing], dict[str, str], set[str]]:
+    """(the two arms, what is compared, clusters of items that have one, items that could be). Of several answers the first is compared."""
     by_arm: dict[str, dict[str, ArmScore]] = {}
     for score in scores_from(read_records(config.run / "scores.jsonl")):
         of_arm = by_arm.setdefault(score.arm, {})
@@ -121,7 +129,11 @@ def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing], dict[st
             pairs.append(Pairing(record["item"], asked, a.text, b.text, reference))
     if not pairs:
         raise DataError(f"{config.run}: no item was answered by both {wanted[0]} and {wanted[1]}, so there is nothing to compare.")
-    return (wanted[0], wanted[1]), pairs, {item: score.cluster for item, score in first.items() if score.cluster is not None}
+    every = {pair.id for pair in pairs}
+    if config.pairs:  # by the hash of the item: a larger number takes these and more
+        pairs = sorted(pairs, key=lambda pair: hashlib.sha256(pair.id.encode()).digest())[: config.pairs]
+    clusters = {item: score.cluster for item, score in first.items() if score.cluster is not None}
+    return (wanted[0], wanted[1]), pairs, clusters, every
 
 
 def _compared(run: Path, arms: Collection[str]) -> tuple[str, ...]:
