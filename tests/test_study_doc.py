@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 from sapwood.requirements import read_requirements
@@ -23,3 +24,12 @@ def test_the_requirements_that_are_shown_can_be_read(tmp_path: Path) -> None:
     found = read_requirements(tmp_path / "requirements.yaml")
     assert found.primary.name == "right"
     assert [error.name for error in found.vetoes] == ["wrong amount"]
+
+
+def test_the_page_shows_what_the_example_types() -> None:
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "study_bfcl.py"))
+    root = str(Path(__file__).parents[1]) + "/"
+    typed = [" ".join(["sapwood", *words]).replace(root, "") for words in example["commands"](Path("runs/bfcl"))]
+    assert len(typed) == 4
+    for line in typed:
+        assert f"    {line}\n" in PAGE, line
