@@ -103,6 +103,7 @@ def test_pairs_of_the_course(capsys: pytest.CaptureFixture[str], model: Path, tm
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_study_runs_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "study_bfcl.py"))
     monkeypatch.chdir(tmp_path)
