@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.event import listen
 
 from ab.trial import PLAN, Clock, Trial, plan_with, trial
 from postgres_server import postgres_url
@@ -132,6 +133,25 @@ def test_a_unit_sent_by_hand_is_never_counted(running: Trial) -> None:
     running.say("me", resolved=1)
     found = analyse(running.book.read())
     assert (found.units, found.chosen, found.comparisons[0].units) == (1, 1, 0)
+
+
+def test_a_book_that_looks_often_reads_what_is_new_and_sees_what_a_new_one_sees(place: str) -> None:
+    running = trial(plan_with(name=f"looks-{place[-6:]}"), place)
+    for batch in range(3):
+        running.crowd(5, (0.4, 0.6), seed=batch, prefix=f"{batch}-", seconds=(3, 4))
+        running.judge(running.asked, resolved=1.0)
+        often = running.book.read()
+        once = reopen(running.plan.name, place, clock=running.clock)
+        assert once.read() == often
+        once.close()
+        assert len(often.units) == 5 * (batch + 1)
+        assert len(often.outcomes) == 11 * (batch + 1)
+    asked: list[str] = []
+    listen(running.book._store._engine, "before_cursor_execute", lambda *args: asked.append(str(args[3])))
+    assert running.book.read() == often
+    newest = max(unit.id for unit in often.units)
+    assert any(str(newest) in parameters for parameters in asked), "rows behind the last one are asked for, and no others"
+    running.book.close()
 
 
 def test_outcomes_of_strangers_are_refused(running: Trial) -> None:

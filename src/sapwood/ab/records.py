@@ -7,6 +7,7 @@ has begun holds for the next request of every other. Nothing of what was asked o
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,11 @@ class Book:
     def __init__(self, store: Store, experiment: int, plan: Plan, started: float, clock: Callable[[], float]) -> None:
         self.plan, self.started = plan, started
         self._store, self._experiment, self._clock = store, experiment, clock
+        self._lock = threading.Lock()
+        self._units: list[UnitRow] = []
+        self._outcomes: list[OutcomeRow] = []
+        self._last_outcome = 0
+        """The last one that was read. Rows are only ever added, by one writer at a time, so what was read stays as it is."""
 
     @property
     def place(self) -> str:
@@ -201,26 +207,40 @@ class Book:
             return True
 
     def read(self) -> Records:
-        """Everything, at one moment."""
-        with self._store.reading() as connection:
+        """Everything, at one moment. Units and outcomes that were read before are not read again."""
+        with self._lock, self._store.reading() as connection:
+            mine = UNITS.c.experiment == self._experiment
             columns = (UNITS.c.id, UNITS.c.arm, UNITS.c.step, UNITS.c.chosen, UNITS.c.seen)
-            units = connection.execute(select(*columns).where(UNITS.c.experiment == self._experiment).order_by(UNITS.c.id)).all()
+            newer = UNITS.c.id > (self._units[-1].id if self._units else 0)
+            units = connection.execute(select(*columns).where(mine, newer).order_by(UNITS.c.id)).all()
+            columns_of_outcome = (
+                OUTCOMES.c.unit,
+                OUTCOMES.c.exposure,
+                OUTCOMES.c.metric,
+                OUTCOMES.c.value,
+                OUTCOMES.c.at,
+                EXPOSURES.c.served,
+            )
             outcomes = connection.execute(
-                select(OUTCOMES.c.unit, OUTCOMES.c.exposure, OUTCOMES.c.metric, OUTCOMES.c.value, OUTCOMES.c.at, EXPOSURES.c.served)
+                select(OUTCOMES.c.id, *columns_of_outcome)
                 .join(UNITS, OUTCOMES.c.unit == UNITS.c.id)
                 .outerjoin(EXPOSURES, OUTCOMES.c.exposure == EXPOSURES.c.id)
-                .where(UNITS.c.experiment == self._experiment)
+                .where(mine, OUTCOMES.c.id > self._last_outcome)
                 .order_by(OUTCOMES.c.id)
             ).all()
-            count = select(func.count()).select_from(EXPOSURES.join(UNITS)).where(UNITS.c.experiment == self._experiment)
+            events = self._events(connection)
+            exposures = connection.execute(select(func.count()).select_from(EXPOSURES.join(UNITS)).where(mine)).scalar_one()
+            self._units += [UnitRow(*row) for row in units]
+            self._outcomes += [OutcomeRow(*row[1:]) for row in outcomes]
+            self._last_outcome = outcomes[-1].id if outcomes else self._last_outcome
             return Records(
                 plan=self.plan,
                 started=self.started,
                 now=self._clock(),
-                units=[UnitRow(*row) for row in units],
-                outcomes=[OutcomeRow(*row) for row in outcomes],
-                events=self._events(connection),
-                exposures=connection.execute(count).scalar_one(),
+                units=tuple(self._units),
+                outcomes=tuple(self._outcomes),
+                events=events,
+                exposures=exposures,
             )
 
     def close(self) -> None:
