@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.chat import Chat
-from sapwood.chat.overflow import fitted_prompt
+from sapwood.chat.overflow import fitted_prompt, summary_tokens
 from sapwood.errors import DataError
 from sapwood.records import Message
 from tiny.folder import write_model
@@ -63,6 +64,36 @@ def test_as_few_of_the_oldest_exchanges_as_possible_go(chat: Chat, words: list[i
     assert fitted.dropped == len(messages) - len(fitting[0])
 
 
+@given(words=st.lists(st.integers(1, 25), min_size=1, max_size=9), room=st.integers(1, 40), system=st.booleans(), calls=st.booleans())
+def test_a_summary_stands_in_the_place_of_what_goes(chat: Chat, words: list[int], room: int, system: bool, calls: bool) -> None:
+    messages = talk(words, system=system, calls=calls)
+    try:
+        first = fitted_prompt(chat, messages, overflow="summarise", room=room)
+    except DataError:
+        assert len(chat.prompt(messages).ids) + room > CONTEXT
+        return
+    if first.to_summarise is None:
+        assert (first.prompt.ids, first.dropped) == (chat.prompt(messages).ids, 0)
+        return
+    assert len(first.to_summarise.ids) + summary_tokens(chat) <= CONTEXT
+    assert "assistant: blue" in first.to_summarise.text
+    last = fitted_prompt(chat, messages, overflow="summarise", room=room, summary=" They like blue.\n")
+    assert last.to_summarise is None
+    assert last.dropped == first.dropped > 0
+    head = int(system)
+    question, *rest = messages[head + last.dropped :]
+    kept = [*messages[:head], replace(question, content=f"(What was said before, in short: They like blue.)\n\n{question.content}"), *rest]
+    assert last.prompt.ids == chat.prompt(kept).ids
+    assert len(last.prompt.ids) + room <= CONTEXT
+
+
+def test_a_summary_is_asked_of_the_newest_where_all_are_too_long_for_it(chat: Chat) -> None:
+    asked = fitted_prompt(chat, talk([40] * 9), overflow="summarise").to_summarise
+    assert asked is not None
+    assert "is not shown" in asked.text
+    assert len(asked.ids) + summary_tokens(chat) <= CONTEXT
+
+
 def test_a_model_that_names_no_context_takes_everything(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "context_length", None)
     assert fitted_prompt(chat, talk([300])).dropped == 0
@@ -75,10 +106,10 @@ def test_the_policy_is_asked_for_at_the_chat(tmp_path: Path, monkeypatch: pytest
 
     folder = write_model(tmp_path / "model", context=64)
     lines = "\n".join(["the colour of grass is green and the sky is blue"] * 4)
-    for flags, dropped in (([], False), (["--overflow", "drop oldest"], True)):
+    for flags, dropped in (([], False), (["--overflow", "drop oldest"], True), (["--overflow", "summarise"], True)):
         monkeypatch.setattr("sys.stdin", StringIO(lines))
         chat_verb.run([str(folder), "--dtype", "fp32", "--max-new-tokens", "4", *flags])
         told = capsys.readouterr()
         said = told.out + told.err
-        assert ("no longer sent" in said) is dropped
+        assert ("no longer sent" in said or "a summary is sent" in said) is dropped
         assert ("outgrows the model's context of 64" in said) is not dropped

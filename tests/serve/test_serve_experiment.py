@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 openai = pytest.importorskip("openai")
@@ -124,6 +125,26 @@ def test_exposures_and_what_the_server_measures_are_recorded(client: Any, runnin
     assert new["answer_tokens"].value == answer.usage.completion_tokens
     assert 0 < new["seconds"].value < 60
     assert answer.id == f"chatcmpl-{new['failed'].exposure}"
+
+
+def test_the_page_of_metrics_tells_the_arms_apart(client: Any, running: tuple[Serving, Book]) -> None:
+    server, book = running
+
+    def numbers() -> dict[str, float]:
+        page = httpx2.get(server.url.removesuffix("/v1") + "/metrics", headers={"authorization": f"Bearer {TOKEN}"}, trust_env=False).text
+        lines = [line for line in page.splitlines() if line.startswith("sapwood_arm_")]
+        assert len(lines) == len({line.rpartition(" ")[0] for line in lines})
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+    before = numbers()
+    answer = ask(client, unit_in(book, 1, "p"))
+    after = numbers()
+    changed = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert changed['sapwood_arm_completion_tokens_total{arm="brief"}'] == answer.usage.completion_tokens
+    assert changed['sapwood_arm_seconds_count{arm="brief"}'] == 1
+    assert changed['sapwood_arm_seconds_bucket{arm="brief",le="+Inf"}'] == 1
+    assert all('arm="brief"' in name for name in changed)
+    assert after['sapwood_arm_failed_total{arm="as it is"}'] == 0
 
 
 def test_who_names_no_unit_or_is_sent_by_hand_is_not_counted(client: Any, running: tuple[Serving, Book]) -> None:

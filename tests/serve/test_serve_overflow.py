@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from sapwood.chat.overflow import fitted_prompt, summary_tokens  # noqa: E402
 from sapwood.records import Message, SamplingParams  # noqa: E402
 from serve.serving import TOKEN, Serving, serving  # noqa: E402
 from tiny.folder import write_model  # noqa: E402
@@ -53,6 +55,22 @@ def test_the_oldest_go_where_the_client_lets_them_and_it_is_told_how_many(server
     assert "dropped_messages" not in fits.usage.model_dump()
 
 
+def test_a_summary_is_written_first_where_the_client_asks_for_it(server: Serving, client: Any) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0, "extra_body": {"overflow": "summarise"}}
+    answer = client.chat.completions.create(messages=[SYSTEM, *LONG, LAST], **asked)
+    messages = [Message(turn["role"], turn["content"]) for turn in (SYSTEM, *LONG, LAST)]
+    fit = partial(fitted_prompt, server.chat, messages, overflow="summarise", room=8)
+    short = SamplingParams(max_new_tokens=summary_tokens(server.chat))
+    (summary,) = server.engine.generate([fit().to_summarise], short)
+    fitted = fit(summary=summary.text)
+    (expected,) = server.engine.generate([fitted.prompt], SamplingParams(max_new_tokens=8))
+    assert answer.choices[0].message.content == expected.message.content
+    assert answer.usage.dropped_messages == fitted.dropped > 0
+    assert answer.usage.prompt_tokens == len(fitted.prompt.ids)
+    chunks = list(client.chat.completions.create(messages=[SYSTEM, *LONG, LAST], stream=True, **asked))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == (expected.message.content or "")
+
+
 def test_what_never_fits_is_refused_all_the_same(client: Any) -> None:
     asked: dict[str, Any] = {
         "model": "tiny",
@@ -65,5 +83,5 @@ def test_what_never_fits_is_refused_all_the_same(client: Any) -> None:
 
 
 def test_an_unknown_policy_is_named(client: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="refuse, drop oldest"):
-        client.chat.completions.create(model="tiny", messages=[LAST], extra_body={"overflow": "summarise"})
+    with pytest.raises(openai.BadRequestError, match="refuse, drop oldest, summarise"):
+        client.chat.completions.create(model="tiny", messages=[LAST], extra_body={"overflow": "forget"})

@@ -1,22 +1,31 @@
-"""A conversation that outgrows the context: what is sent then. One policy for chat, evaluation and serving.
+"""A conversation that outgrows the context: what is sent then. One policy for chat and serving.
 
 In: messages, and how much room their answer needs. Out: a prompt that fits, and how many messages were left out for it. Refused by
 default: a model that was not told what was said before answers as if it had not been said. `drop oldest` leaves out the oldest exchanges,
-whole ones, and never the system message or the last question; whoever asks for it must say how many were left out.
-Left out on purpose: summaries, which are a model's work and may be wrong.
+whole ones, and never the system message or the last question; whoever asks for it must say how many were left out. `summarise` puts a
+summary in their place, in front of the first question that is left. It is written by the model that answers, so it may be wrong: this room
+has no model, says what to summarise, and takes the summary when it comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import orjson
 
 from sapwood.chat.chat import Chat
 from sapwood.errors import DataError
 from sapwood.records import Message, Prompt
 
-Overflow = Literal["refuse", "drop oldest"]
+Overflow = Literal["refuse", "drop oldest", "summarise"]
+
+SUMMARY = 192
+"""Tokens of a summary at most."""
+ASKED = "Summarise this conversation in a few sentences: who wants what, names, numbers, and what was decided. Add nothing."
+_JOINTS = 16
+"""Tokens that a summary may come to have more when it stands in a prompt."""
 
 
 class OverflowingError(DataError):
@@ -29,6 +38,8 @@ class Fitted:
 
     prompt: Prompt
     dropped: int
+    to_summarise: Prompt | None = None
+    """What is left out is still to be summarised: the prompt for that. Ask again with what it gives; `prompt` has no summary yet."""
 
 
 def fitted_prompt(
@@ -40,8 +51,11 @@ def fitted_prompt(
     overflow: Overflow = "refuse",
     room: int = 1,
     where: str = "the conversation",
+    summary: str | None = None,
 ) -> Fitted:
     """`chat.prompt` of the messages, or of those that fit beside `room` tokens of answer.
+
+    With `summarise`, a conversation that does not fit is asked for twice: without a `summary`, and with it.
 
     Raises `OverflowingError` where the prompt does not fit and nothing may be left out, or nothing is left to be left out.
     """
@@ -49,25 +63,74 @@ def fitted_prompt(
     limit = chat.context_length
     if limit is None or len(prompt.ids) + room <= limit:
         return Fitted(prompt, 0)
-    starts = _starts(messages) if overflow == "drop oldest" else []
+    starts = _starts(messages) if overflow != "refuse" else []
     head = _head(messages)
+    more = summary_tokens(chat) + _JOINTS if overflow == "summarise" else 0
+
+    def without(start: int, told: str = "") -> Prompt:
+        rest = [_told(messages[start], told), *messages[start + 1 :]] if overflow == "summarise" else messages[start:]
+        return chat.prompt([*messages[:head], *rest], tools, template_arguments, where=where)
+
     # the shortest cut that fits: prompts only become shorter, so it is searched for by halves
     low, high, found = 0, len(starts), None
     while low < high:
         middle = (low + high) // 2
-        tried = chat.prompt([*messages[:head], *messages[starts[middle] :]], tools, template_arguments, where=where)
-        if len(tried.ids) + room <= limit:
+        tried = without(starts[middle])
+        if len(tried.ids) + room + more <= limit:
             high, found = middle, Fitted(tried, starts[middle] - head)
         else:
             low = middle + 1
-    if found is not None:
+    if found is not None and overflow == "summarise":
+        start = head + found.dropped
+        if summary is None:
+            return replace(found, to_summarise=_request(chat, messages[head:start], template_arguments))
+        found = Fitted(without(start, summary), found.dropped)
+    if found is not None and len(found.prompt.ids) + room <= limit:
         return found
-    told = "its last question alone does not fit" if overflow == "drop oldest" else "nothing may be left out of it (`refuse`)"
+    told = "nothing may be left out of it (`refuse`)" if overflow == "refuse" else "its last question alone does not fit"
     raise OverflowingError(
         f"{where}: the prompt has {len(prompt.ids):,} tokens, and with {room:,} of answer it outgrows the model's context of {limit:,}; "
-        f"{told}. "
-        "Begin anew, shorten it, choose a model with a longer context, or let the oldest turns go (`drop oldest`)."
+        f"{told}. Begin anew, shorten it, choose a model with a longer context, or let the oldest turns go (`drop oldest`, `summarise`)."
     )
+
+
+def summary_tokens(chat: Chat) -> int:
+    """Most tokens of a summary: less where the context is short."""
+    return SUMMARY if chat.context_length is None else max(1, min(SUMMARY, chat.context_length // 8))
+
+
+def _request(chat: Chat, messages: Sequence[Message], template_arguments: Mapping[str, Any] | None) -> Prompt:
+    """Asks for a summary of these messages; of the newest of them, where all are too long for that."""
+    limit = chat.context_length
+    assert limit is not None, "without a limit nothing outgrows it"
+    lines = [f"{message.role}: {text}" for message in messages if (text := _text(message))]
+
+    def asking(first: int) -> Prompt:
+        before = ["(what was said before this is not shown)"] if first else []
+        text = "\n".join([ASKED, "", *before, *lines[first:]])
+        return chat.prompt([Message("user", text)], (), template_arguments, where="the summary")
+
+    low, high = 0, len(lines)
+    while low < high:
+        middle = (low + high) // 2
+        if len(asking(middle).ids) + summary_tokens(chat) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return asking(low)
+
+
+def _text(message: Message) -> str:
+    """What a message says, and what it calls."""
+    calls = [f"calls {call.name}({orjson.dumps(call.arguments).decode()})" for call in message.tool_calls]
+    return " ".join([*([message.content.strip()] if message.content.strip() else []), *calls])
+
+
+def _told(question: Message, summary: str) -> Message:
+    """A question with the summary in front of it: every template takes that, and it has the weight of a user's words, not of a rule's."""
+    frame = f"(What was said before, in short: {summary.strip()})\n\n"
+    media = tuple(replace(medium, at=medium.at + len(frame)) for medium in question.media)
+    return replace(question, content=frame + question.content, media=media)
 
 
 def _head(messages: Sequence[Message]) -> int:

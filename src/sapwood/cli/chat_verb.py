@@ -57,7 +57,7 @@ class ChatConfig:
     seed: int = 0
     """Seed of the answers."""
     overflow: Overflow = "refuse"
-    """A conversation that outgrows the model's context: `refuse` the question, or `drop oldest` turns, and say so."""
+    """A conversation that outgrows the model's context: `refuse` the question, `drop oldest` turns, or `summarise` them, and say so."""
 
 
 def run(words: list[str]) -> None:

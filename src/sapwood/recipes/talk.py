@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sapwood.chat import Chat, Delta
-from sapwood.chat.overflow import Overflow, fitted_prompt
+from sapwood.chat.overflow import Fitted, Overflow, fitted_prompt, summary_tokens
 from sapwood.errors import ConfigError, SapwoodError
 from sapwood.evaluate.tool_turns import Tool, result_of
 from sapwood.generate import Answer, Engine, Session
@@ -112,12 +113,13 @@ class Talk:
 
     def _add(self, session: Session, arm: str, turn: _Turn, running: dict[Answer, str], streams: dict[str, Any], heard: Heard) -> None:
         try:
-            fitted = fitted_prompt(self.chat, turn.messages, self.schemas, self.arguments, overflow=self.overflow, room=self._room())
+            fitted = self._fitted(arm, turn)
         except SapwoodError as error:
             heard.note(arm, str(error))
             return
         if fitted.dropped:
-            heard.note(arm, f"The conversation outgrows the model's context: its oldest {fitted.dropped} messages are no longer sent.")
+            instead = "a summary is sent in place of its oldest" if self.overflow == "summarise" else "no longer sent are its oldest"
+            heard.note(arm, f"The conversation outgrows the model's context: {instead} {fitted.dropped} messages.")
         stream = streams[arm] = self.chat.parse_stream(fitted.prompt)
 
         def on_token(token: int) -> None:
@@ -125,6 +127,16 @@ class Talk:
                 heard.delta(arm, delta)
 
         running[session.add(fitted.prompt, self.params, adapter=self.arms[arm], on_token=on_token)] = arm
+
+    def _fitted(self, arm: str, turn: _Turn) -> Fitted:
+        """The arm's prompt; where a summary belongs into it, the arm writes that first."""
+        fit = partial(fitted_prompt, self.chat, turn.messages, self.schemas, self.arguments, overflow=self.overflow, room=self._room())
+        fitted = fit()
+        if fitted.to_summarise is None:
+            return fitted
+        short = SamplingParams(max_new_tokens=summary_tokens(self.chat))
+        [summary] = self.engine.generate([fitted.to_summarise], short, adapter=self.arms[arm])
+        return fit(summary=summary.text)
 
     def _call(self, arm: str, turn: _Turn, calls: Sequence[ToolCall], heard: Heard) -> None:
         turn.calls += 1

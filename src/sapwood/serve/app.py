@@ -30,7 +30,7 @@ from sapwood.serve.answers import Form
 from sapwood.serve.asking import Asked, RefusalError, Served, read_chat, read_text
 from sapwood.serve.experiment import ARM, SHOW_ARM, Experiment, Routed
 from sapwood.serve.limits import Access
-from sapwood.serve.metrics import Metrics
+from sapwood.serve.metrics import Arm, Metrics
 from sapwood.serve.remote_arms import RemoteArms
 from sapwood.serve.sources import EngineSource, RemoteSource, Source
 from sapwood.serve.traffic import Traffic, joined
@@ -60,6 +60,7 @@ class Front:
         self.served = experiment.public if experiment else served
         self.remote_arms = RemoteArms(experiment.plan) if experiment else None
         self.metrics = Metrics()
+        self.metrics.arms = {arm.name: Arm() for arm in experiment.plan.arms} if experiment else {}
         self.under_way = 0
         self.stopping = False
         self._reading = asyncio.Lock()
@@ -74,6 +75,8 @@ class Front:
         body = await self._body(request)
         async with self._reading:  # rendering and tokenising, one at a time, beside the loop and not in it
             asked, routed = await run_in_threadpool(self._understood, request, body, of_chat)
+        if asked is not None and asked.unfinished is not None:
+            asked = await self._with_summary(request, asked, asked.unfinished, leaving)
         source: Source
         if asked is not None:
             form = Form(body["model"], self.served.chat, of_chat, routed.id if routed else secrets.token_hex(12))
@@ -94,6 +97,17 @@ class Front:
         response = _json(answer)
         response.headers.update(headers)
         return response
+
+    async def _with_summary(
+        self, request: Request, asked: Asked, finish: Callable[[str], Asked], leaving: list[Callable[[], None]]
+    ) -> Asked:
+        """The request with a summary of what it outgrew, which is written now."""
+        work = UnderWay(asked, self.worker)
+        leaving.append(work.leave)
+        work.begin()
+        [summary] = await _unless_gone(request, work.whole())
+        async with self._reading:
+            return await run_in_threadpool(finish, summary.text)
 
     async def feedback(self, request: Request) -> Response:
         """What came of an answer. Raises `RefusalError`."""
@@ -194,6 +208,11 @@ class Front:
             return
         if routed is not None and self.experiment is not None:
             failed = error is not None
+            arm = self.metrics.arms[routed.arm.name]
+            arm.failed += failed
+            arm.completion_tokens += written
+            if not failed:
+                arm.whole.add(seconds)
             await run_in_threadpool(self.experiment.measure, routed, failed=failed, seconds=seconds, answer_tokens=written)
 
 

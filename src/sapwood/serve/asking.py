@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 from sapwood.chat import Chat
-from sapwood.chat.overflow import Fitted, Overflow, OverflowingError, fitted_prompt
+from sapwood.chat.overflow import Fitted, Overflow, OverflowingError, fitted_prompt, summary_tokens
 from sapwood.config import did_you_mean
 from sapwood.data.messages import read_messages, read_tools
 from sapwood.data.refusal import Refused
@@ -69,6 +70,8 @@ class Asked:
     echo: bool = False
     dropped: int = 0
     """Messages that were left out because the conversation outgrew the context, as the request allowed."""
+    unfinished: Callable[[str], Asked] | None = None
+    """Of what is left out a summary is to be written first: this asks for it, and here is what to call with it."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ class Served:
     """Template arguments that hold where a request does not say otherwise: those a run was trained with."""
 
 
-def read_chat(body: Any, served: Served) -> Asked:
-    """A chat request. Raises `RefusalError`."""
+def read_chat(body: Any, served: Served, summary: str | None = None) -> Asked:
+    """A chat request; with the summary of what it outgrew, where that was asked for. Raises `RefusalError`."""
     _check_fields(body, _CHAT, served)
     messages = _messages(body.get("messages"))
     try:
@@ -94,18 +97,27 @@ def read_chat(body: Any, served: Served) -> Asked:
     tools, constraint = _tool_choice(body, given)
     constraint = _response_format(body.get("response_format"), constraint)
     limit = _whole(body, "max_completion_tokens", 1) or _whole(body, "max_tokens", 1)
-    fitted = _fitted(body, messages, tools, limit, served)
+    fitted = _fitted(body, messages, tools, limit, served, summary)
     logprobs = None
     if _flag(body, "logprobs"):
         logprobs = _whole(body, "top_logprobs", 0, 20) or 0
     elif body.get("top_logprobs"):
         raise RefusalError("`top_logprobs` needs `logprobs: true`.", "top_logprobs")
     asked = _asked(body, (fitted.prompt,), limit, logprobs, constraint, served)
+    if fitted.to_summarise is not None:
+        short = SamplingParams(max_new_tokens=summary_tokens(served.chat))
+        finish = partial(read_chat, body, served)
+        return dataclasses.replace(asked, prompts=(fitted.to_summarise,), params=short, samples=1, stream=False, unfinished=finish)
     return dataclasses.replace(asked, dropped=fitted.dropped)
 
 
 def _fitted(
-    body: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], limit: int | None, served: Served
+    body: Mapping[str, Any],
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    limit: int | None,
+    served: Served,
+    summary: str | None,
 ) -> Fitted:
     """The prompt, without the oldest exchanges where it outgrows the context and the request lets them go."""
     chat, arguments = served.chat, _arguments(body, served)
@@ -116,7 +128,7 @@ def _fitted(
         if overflow == "refuse":
             return Fitted(chat.prompt(messages, tools, arguments, where="the request"), 0)
         room = min(limit or served.limits.max_new_tokens, (chat.context_length or 0) // 4) or 1
-        return fitted_prompt(chat, messages, tools, arguments, overflow=overflow, room=room, where="the request")
+        return fitted_prompt(chat, messages, tools, arguments, overflow=overflow, room=room, where="the request", summary=summary)
     except OverflowingError as error:
         raise RefusalError(str(error), "messages", code="context_length_exceeded") from None
     except SapwoodError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 
 BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Upper bounds of the histograms, in seconds."""
@@ -24,13 +25,22 @@ class Histogram:
         self._counts[bisect_left(BOUNDS, seconds)] += 1
         self._sum += seconds
 
-    def lines(self, name: str) -> list[str]:
-        """Its part of the page."""
+    def lines(self, name: str, label: str = "") -> list[str]:
+        """Its part of the page, with one more label where there are several of that name."""
         found, total = [], 0
+        before, alone = (f"{label},", f"{{{label}}}") if label else ("", "")
         for bound, count in zip((*map(str, BOUNDS), "+Inf"), self._counts, strict=True):
             total += count
-            found.append(f'{name}_bucket{{le="{bound}"}} {total}')
-        return [*found, f"{name}_sum {self._sum:.6f}", f"{name}_count {total}"]
+            found.append(f'{name}_bucket{{{before}le="{bound}"}} {total}')
+        return [*found, f"{name}_sum{alone} {self._sum:.6f}", f"{name}_count{alone} {total}"]
+
+
+class Arm:
+    """What one arm of an experiment has done."""
+
+    def __init__(self) -> None:
+        self.failed = self.completion_tokens = 0
+        self.whole = Histogram()
 
 
 class Metrics:
@@ -41,6 +51,8 @@ class Metrics:
         """By (path, status)."""
         self.prompt_tokens = self.completion_tokens = self.cut = 0
         self.whole, self.first = Histogram(), Histogram()
+        self.arms: dict[str, Arm] = {}
+        """By name, where an experiment runs. Requests that name no unit are answered by the control, and counted there."""
 
     def page(self, load: tuple[int, int], under_way: int) -> str:
         """The page. `load` are sequences that run and that wait."""
@@ -62,4 +74,25 @@ class Metrics:
             ("sapwood_first_token_seconds", "Seconds until the first token.", self.first),
         ):
             lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram", *histogram.lines(name)]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *self._of_arms()]) + "\n"
+
+    def _of_arms(self) -> list[str]:
+        if not self.arms:
+            return []
+        lines: list[str] = []
+        counters: list[tuple[str, str, Callable[[Arm], int]]] = [
+            ("sapwood_arm_failed_total", "Answers that failed, by arm.", lambda arm: arm.failed),
+            ("sapwood_arm_completion_tokens_total", "Tokens sampled, by arm.", lambda arm: arm.completion_tokens),
+        ]
+        for name, text, value in counters:
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
+            lines += [f'{name}{{arm="{_escaped(which)}"}} {value(arm)}' for which, arm in self.arms.items()]
+        lines += ["# HELP sapwood_arm_seconds Seconds until the whole answer, by arm.", "# TYPE sapwood_arm_seconds histogram"]
+        for which, arm in self.arms.items():
+            lines += arm.whole.lines("sapwood_arm_seconds", f'arm="{_escaped(which)}"')
+        return lines
+
+
+def _escaped(value: str) -> str:
+    """A label's value, as the format wants it."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
