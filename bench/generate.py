@@ -2,10 +2,10 @@
 
 Two workloads: `distinct` prompts, each answered once, greedily; and prompts under one `shared` system prompt, each sampled several times.
 Contestants are processes that get the same token ids and write exactly as many new ones: A B A B …, medians of the rounds' ratios.
-transformers is measured by its best of several types and batches, found first; llama.cpp runs the very 4-bit file that our model comes
-from, with a slot for each request. Prompts are random ids: the work does not depend on them. In fp32 (`--dtype fp32`) the greedy tokens
-are compared as well; bf16 rounds them apart after a while. Ratios of processor time stand beside those of the clock: on a machine with
-other work they are the steadier ones, though they count the time in which threads wait for each other.
+transformers is measured by its best of several types, attentions and batches, found first, and in decoding by its best there; llama.cpp
+runs the very 4-bit file that our model comes from, with a slot for each request. Prompts are random ids: the work does not depend on them.
+In fp32 (`--dtype fp32`) the greedy tokens are compared as well; bf16 rounds them apart after a while. Ratios of processor time stand beside
+those of the clock: on a machine with other work they are the steadier ones, though they count the time that threads wait for each other.
 """
 
 from __future__ import annotations
@@ -133,11 +133,16 @@ def measure(config: GenerateBench, screen: Screen) -> dict[str, Any]:
         versions = {OURS: dict(ours.versions)}
         if "transformers" in config.peers:
             peer = stack.enter_context(_contestant("transformers", peer_python(screen), "transformers_generate", config))
-            best = _best(peer, model, work["distinct"], config, screen)
-            loaded["transformers"] = peer.ask("load", model=str(model), dtype=best["dtype"], threads=config.threads).reply | best
+            tries = _tries(peer, model, work["distinct"], config, screen)
+            best, best_decoding = (min(tries, key=lambda one: float(one[what])) for what in ("seconds", "step"))
+            loaded["transformers"] = _load(peer, model, best, config) | {"tries": tries, "decoding": best_decoding}
             versions["transformers"] = dict(peer.versions)
             for name in work:
                 found[name] = _rounds({OURS: ours, "transformers": peer}, work[name] | {"batch": best["batch"]}, name, config, screen)
+            if best_decoding is not best:
+                _load(peer, model, best_decoding, config)
+                request = work["distinct"] | {"batch": best_decoding["batch"]}
+                found["decoding"] = _rounds({OURS: ours, "transformers": peer}, request, "decoding", config, screen)
         if "llamacpp" in config.peers:
             python = peer_python(screen, LLAMACPP, LLAMACPP_PINS, torch=None)
             peer = stack.enter_context(_contestant("llamacpp", python, "llamacpp_generate", config))
@@ -161,20 +166,26 @@ def _contestant(name: str, python: Path, script: str, config: GenerateBench) -> 
     return Contestant(name, [python, "-m", f"bench.peers.{script}"], folder=ROOT, environment=environment)
 
 
-def _best(peer: Contestant, model: Path, work: Reply, config: GenerateBench, screen: Screen) -> Reply:
-    """The peer's best type and batch: each is tried on an eighth of the prompts' worth of new tokens, and all prompts."""
+def _load(peer: Contestant, model: Path, setting: Reply, config: GenerateBench) -> Reply:
+    request = {"model": str(model), "dtype": setting["dtype"], "attention": setting["attention"], "threads": config.threads}
+    return dict(peer.ask("load", **request).reply) | {"batch": setting["batch"]}
+
+
+def _tries(peer: Contestant, model: Path, work: Reply, config: GenerateBench, screen: Screen) -> list[Reply]:
+    """The peer's types, attentions and batches, each on all prompts with an eighth of the new tokens: seconds of all, and of a step."""
     tries: list[Reply] = []
     few = {**work, "new": max(2, config.new // 8)}
     for dtype in ("bf16", "fp32"):
-        peer.ask("load", model=str(model), dtype=dtype, threads=config.threads)
-        for batch in sorted({config.requests, max(1, config.requests // 4)}, reverse=True):
-            reply = peer.ask("generate", **few, batch=batch).reply
-            decode = (reply["seconds"] - reply["first"]) / (few["new"] - 1)
-            seconds = reply["first"] + decode * (config.new - 1)
-            tries.append({"dtype": dtype, "batch": batch, "seconds": seconds})
-            screen.say(f"transformers in {dtype}, batches of {batch}: about {seconds:.1f} s for all")
-    best = min(tries, key=lambda one: float(one["seconds"]))
-    return {"dtype": best["dtype"], "batch": best["batch"], "tries": tries}
+        for attention in ("sdpa", "eager"):
+            for batch in sorted({config.requests, max(1, config.requests // 4)}, reverse=True):
+                setting = {"dtype": dtype, "attention": attention, "batch": batch}
+                _load(peer, model, setting, config)
+                reply = peer.ask("generate", **few, batch=batch).reply
+                step = (reply["seconds"] - reply["first"]) / (few["new"] - 1)
+                tries.append({**setting, "step": step, "seconds": reply["first"] + step * (config.new - 1)})
+                told = f"transformers in {dtype}, {attention} attention, batches of {batch}"
+                screen.say(f"{told}: about {tries[-1]['seconds']:.1f} s for all, {step:.3f} s for a token of each")
+    return tries
 
 
 def _rounds(contestants: dict[str, Contestant], request: Reply, name: str, config: GenerateBench, screen: Screen) -> dict[str, list[Reply]]:
@@ -210,7 +221,8 @@ def _ratios(found: dict[str, Any]) -> dict[str, Any]:
             ratios[f"ratio_transformers_{name}"] = ratio(_of(theirs, "seconds"), _of(ours, "seconds"))
             ratios[f"cpu_ratio_transformers_{name}"] = ratio(_of(theirs, "cpu_seconds"), _of(ours, "cpu_seconds"))
     if "distinct" in found:
-        decoding = [[one["seconds"] - one["first"] for one in found["distinct"][who]] for who in ("transformers", OURS)]
+        rounds = found.get("decoding", found["distinct"])
+        decoding = [[one["seconds"] - one["first"] for one in rounds[who]] for who in ("transformers", OURS)]
         ratios["ratio_transformers_decode"] = ratio(*decoding)
     if "llamacpp" in found:
         ours, theirs = found["llamacpp"][OURS], found["llamacpp"]["llamacpp"]

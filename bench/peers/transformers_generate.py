@@ -1,6 +1,6 @@
 """transformers' `generate`, asked for timed generations.
 
-load      the model in a type
+load      the model in a type, with an attention
 generate  all prompts in batches of `batch`, `samples` answers of exactly `new` tokens each; the seconds that first tokens took, and all
 """
 
@@ -18,11 +18,11 @@ _now: list[Any] = []
 
 
 def load(request: Request) -> dict[str, Any]:
-    """With the attention that transformers chooses."""
+    """With one of transformers' own attentions."""
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[request["dtype"]]
-    _now[:] = [AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype).eval()]
+    _now[:] = [AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype, attn_implementation=request["attention"]).eval()]
     return {"dtype": request["dtype"], "threads": torch.get_num_threads(), "attention": _now[0].config._attn_implementation}
 
 
