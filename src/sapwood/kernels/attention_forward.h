@@ -14,9 +14,9 @@ struct Packing {
   std::vector<int64_t> at;                          // by the node's first token
   std::vector<std::tuple<int64_t, int64_t>> blocks;  // first token, number of tokens
   int64_t tokens = 0;
-  Packing(const int64_t* part, int64_t P, int64_t T) : at(T, 0) {
+  Packing(const int64_t* part, int64_t P, int64_t S) : at(S, -1) {
     for (int64_t i = 0; i < P; ++i, part += 5) {
-      if (part[4] == 0) continue;  // the node's own part stands for the node
+      if (at[part[2]] >= 0) continue;  // another part reads the same node
       at[part[2]] = tokens;
       for (int64_t n0 = part[2]; n0 < part[3]; n0 += KEYS_A_PRODUCT) {
         const int64_t n = std::min(KEYS_A_PRODUCT, part[3] - n0);
@@ -62,12 +62,13 @@ inline float weigh(const float* s, int64_t seen, int64_t N, float scale, float& 
   return factor;
 }
 
-// q (H, T, D), k and v (G, T, D), rows of D contiguous; parts (P, 5): a, b, c, d, causal -> out (H, T, D), laid out as (T, H, D),
-// and the log-sum-exp of each query's scores, (H, T) fp32.
+// q (H, T, D), k and v (G, S, D), rows of D contiguous; parts (P, 5): queries [a, b) see keys [c, d), causally where a = c -> out (H, T,
+// D), laid out as (T, H, D), and the log-sum-exp of each query's scores, (H, T) fp32. Keys may stand behind those of the queries' own
+// nodes: what was computed before.
 std::tuple<Tensor, Tensor> tree_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& parts, double scale) {
   const int64_t H = q.size(0), T = q.size(1), D = q.size(2), G = k.size(0), group = H / G, P = parts.size(0);
   const int64_t* part = parts.const_data_ptr<int64_t>();
-  const Packing packing(part, P, T);
+  const Packing packing(part, P, k.size(1));
   const int64_t blocks = static_cast<int64_t>(packing.blocks.size()), size = packing.tokens * D;
   Tensor packed = at::empty({2, G, packing.tokens, D}, q.options());
   Tensor out = at::empty({T, H, D}, q.options()), lse = at::empty({H, T}, q.options().dtype(at::kFloat));

@@ -69,20 +69,28 @@ Tensor rms_backward(const Tensor& g, const Tensor& x, const Tensor& weight, cons
   return dx;
 }
 
-// silu(gate) * up, of as many contiguous numbers
-Tensor swiglu_forward(const Tensor& gate, const Tensor& up) {
-  Tensor y = at::empty_like(gate);
+// silu(gate) * up: (T, I), both in rows whose numbers lie side by side
+Tensor swiglu_rows(const Tensor& gate, const Tensor& up) {
+  const int64_t T = gate.size(0), I = gate.size(1), chunks = I / (2 * LANES);
+  Tensor y = at::empty({T, I}, gate.options());
   const BFloat16 *a = gate.const_data_ptr<BFloat16>(), *b = up.const_data_ptr<BFloat16>();
   BFloat16* out = y.mutable_data_ptr<BFloat16>();
+  const int64_t lda = gate.stride(0), ldb = up.stride(0);
   const Floats one(1.f);
-  at::parallel_for(0, gate.numel() / (2 * LANES), ELEMENTS_A_TASK / (2 * LANES), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * 2 * LANES; i < end * 2 * LANES; i += 2 * LANES) {
-      const auto [g0, g1] = widened(a + i);
-      const auto [u0, u1] = widened(b + i);
-      store(g0 / (one + g0.neg().exp_u20()) * u0, g1 / (one + g1.neg().exp_u20()) * u1, out + i);
+  at::parallel_for(0, T * chunks, ELEMENTS_A_TASK / (2 * LANES), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = i / chunks, j = i % chunks * 2 * LANES;
+      const auto [g0, g1] = widened(a + t * lda + j);
+      const auto [u0, u1] = widened(b + t * ldb + j);
+      store(g0 / (one + g0.neg().exp_u20()) * u0, g1 / (one + g1.neg().exp_u20()) * u1, out + t * I + j);
     }
   });
   return y;
+}
+
+// the same of as many contiguous numbers, whatever their shape
+Tensor swiglu_forward(const Tensor& gate, const Tensor& up) {
+  return swiglu_rows(gate.view({-1, gate.size(-1)}), up.view({-1, up.size(-1)})).view(gate.sizes());
 }
 
 // gradients of gate and up

@@ -1,8 +1,9 @@
-"""Linear layers whose weights lie as oneDNN reads them: for inference on a CPU, where the same weights serve many products.
+"""Linear layers whose weights are laid out once: for inference on a CPU, where the same weights serve many products.
 
-torch lays a weight out anew in every product, which costs more than a product of few rows. Here a copy is laid out once. In bf16 the
-results are the same bits; a product of 32 rows takes three quarters of the time and one of a single row half. In fp32 they round
-otherwise, for it is another library's product, and take half the time and less where torch's own is not made for the processor.
+torch lays a weight out anew in every product, which costs more than a product of few rows. Here a copy is laid out once: in bf16 for
+our own product where it serves (`kernels/product.h`), which is faster than oneDNN's up to some hundred rows and as fast beyond; else as
+oneDNN reads it, which is the case in fp32 and on processors with matrix registers (AMX). In bf16 sums are made in fp32 and rounded
+once, as torch does; in fp32 they round otherwise, and take half the time and less where torch's own is not made for the processor.
 
 In: a model. Out: the same model, whose plain linear layers carry another `forward`, which serves within `in_force` alone: what trains,
 scores or compares runs torch's own products, and never meets a copy. A copy belongs to one version of its weight and is made again when
@@ -13,26 +14,29 @@ Left out on purpose: quantized layers, and other devices, which have products of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sapwood import kernels
 from sapwood.model import by_instance
+
+T = TypeVar("T")
 
 SMALLEST = 1 << 14
 """Weights with fewer numbers stay as they are."""
 
 _IN_FORCE = ContextVar("packed weights are in force", default=False)
 
-_COPIES: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
-"""Of each layer, the weight's version and its copy."""
+_COPIES: WeakKeyDictionary[nn.Module, dict[str, tuple[Hashable, Any]]] = WeakKeyDictionary()
+"""Of each layer, by what they are for, the copies that were made and the versions of what they were made from."""
 
 
 def pack(module: nn.Module) -> int:
@@ -70,28 +74,61 @@ def packed_bytes(module: nn.Module) -> int:
 def _forward(self: Any, x: Tensor) -> Tensor:
     """What a packed layer runs."""
     weight_OI: Tensor = self.weight
-    if not _IN_FORCE.get() or not torch.is_inference_mode_enabled() or x.dtype != weight_OI.dtype or torch.is_autocast_enabled("cpu"):
+    if not in_use(x) or x.dtype != weight_OI.dtype:
         out: Tensor = type(self).forward(self, x)
         return out
-    return _product(x, _copy(self, weight_OI), self.bias)
+    return _product(x, weight_OI, kept(self, "alone", [weight_OI], lambda: _packed(weight_OI.detach())), self.bias)
 
 
-def _copy(layer: nn.Module, weight_OI: Tensor) -> Tensor:
-    version = weight_OI.data_ptr(), -1 if weight_OI.is_inference() else weight_OI._version
-    known = _COPIES.get(layer)
+def in_use(x: Tensor) -> bool:
+    """Do packed layers run their copies on this, here and now?"""
+    return _IN_FORCE.get() and torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(x.device.type)
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Has this very layer the packed forward?"""
+    return by_instance.has(_forward, layer)
+
+
+def kept(layer: nn.Module, use: str, sources: Sequence[Tensor], make: Callable[[], T]) -> T:
+    """The copy of a layer for a use: made again when one of the tensors that it is made from was written to."""
+    version = tuple([(source.data_ptr(), -1 if source.is_inference() else source._version) for source in sources])
+    copies = _COPIES.setdefault(layer, {})
+    known = copies.get(use)
     if known is None or known[0] != version:
-        known = _COPIES[layer] = version, _packed(weight_OI.detach())
-    return known[1]
-
-
-def _packed(weight_OI: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
+        known = copies[use] = version, make()
+    found: T = known[1]
     return found
 
 
-def _product(x: Tensor, packed: Tensor, bias_O: Tensor | None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
-    return out
+def own_products(*tensors: Tensor) -> Any | None:
+    """The kernels, where their products serve for these tensors, and are not slower than oneDNN's."""
+    return None if _has_matrix_registers() else kernels.serves(*tensors)
+
+
+@cache
+def _has_matrix_registers() -> bool:
+    """oneDNN's products are then several times as fast as any that know registers of 512 bits alone."""
+    return bool(torch.cpu.get_capabilities().get("amx_tile", False))
+
+
+def _own(weight_OI: Tensor) -> Any | None:
+    return own_products(weight_OI) if weight_OI.shape[1] % 2 == 0 else None  # they go by pairs of inputs
+
+
+def _packed(weight_OI: Tensor) -> Tensor:
+    own = _own(weight_OI)
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI) if own is None else own.pack_weight(weight_OI.contiguous())
+    return found
+
+
+def _product(x: Tensor, weight_OI: Tensor, packed: Tensor, bias_O: Tensor | None) -> Tensor:
+    own = _own(weight_OI)
+    if own is None:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
+        return out
+    flat: Tensor = own.packed_product(x.reshape(-1, x.shape[-1]), packed, len(weight_OI), bias_O)
+    return flat.view(*x.shape[:-1], len(weight_OI))
 
 
 def _is_plain(layer: Any) -> bool:
@@ -110,7 +147,7 @@ def _serves(dtype: torch.dtype) -> bool:
     x, weight_OI, bias_O = (torch.randn(shape, generator=generator, device="cpu").to(dtype) for shape in ((2, 3, 48), (40, 48), (40,)))
     try:
         with torch.inference_mode():
-            found, expected = _product(x, _packed(weight_OI), bias_O), F.linear(x, weight_OI, bias_O)
+            found, expected = _product(x, weight_OI, _packed(weight_OI), bias_O), F.linear(x, weight_OI, bias_O)
     except (AttributeError, RuntimeError):
         return False
     return bool((found - expected).float().norm() <= 8 * torch.finfo(dtype).eps * expected.float().norm())
