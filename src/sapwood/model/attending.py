@@ -89,7 +89,7 @@ def _forward(
     return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1)), None
 
 
-class _Asked:
+class Asked:
     """Attention that only notes what it is asked for."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ def _is_plain(block: Any) -> bool:
     x = torch.linspace(-2, 3, 3 * width).sin().view(1, 3, width).to(weight.dtype)
     angles = torch.linspace(0.1, 2, 3 * size // 2).view(1, 3, -1).repeat(1, 1, 2)
     positions = (angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
-    own, ours = _Asked(), _Asked()
+    own, ours = Asked(), Asked()
     try:
         with torch.no_grad():
             outputs = [

@@ -180,7 +180,7 @@ def _projection(layer: Any, x: Tensor, *, called: bool = False) -> Projection | 
     if not is_fused(layer) or (not called and (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)):
         return None
     decoding = not torch.is_grad_enabled() and x.numel() < FEW_TOKENS * x.shape[-1]
-    adapter = None if decoding else _plain_adapter(layer, x)
+    adapter = None if decoding else plain_adapter(layer, x)
     if adapter is None:
         return None
     base: nn.Linear = layer.base_layer
@@ -192,7 +192,7 @@ def _can_be_fused(layer: nn.Module) -> bool:
     return type(layer) is Linear and type(layer.base_layer) is nn.Linear and not layer.fan_in_fan_out
 
 
-def _plain_adapter(layer: Any, x: Tensor) -> str | None:
+def plain_adapter(layer: Any, x: Tensor) -> str | None:
     """Name of the one adapter whose product is what peft's forward would compute on x now, or None. A few µs."""
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None

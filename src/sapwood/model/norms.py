@@ -98,16 +98,17 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
     if not served or trained or hidden_states.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         out: Tensor = type(self).forward(self, hidden_states)
         return out
-    return rms_norm(hidden_states, weight, _epsilon(self))
+    return rms_norm(hidden_states, weight, epsilon(self))
 
 
-def _epsilon(norm: nn.Module) -> Any:
+def epsilon(norm: nn.Module) -> Any:
+    """What a norm adds to the mean square, whatever its class calls it."""
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
 def _is_plain(norm: nn.Module) -> bool:
     """Does this module compute the formula? It is tried on rows so small that eps counts; nothing random is drawn."""
-    weight, eps = getattr(norm, "weight", None), _epsilon(norm)
+    weight, eps = getattr(norm, "weight", None), epsilon(norm)
     if "RMSNorm" not in type(norm).__name__ or not isinstance(weight, Tensor) or not isinstance(eps, float):
         return False
     if len(inspect.signature(type(norm).forward).parameters) != 2:
