@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.generate.answer import Answer
 from sapwood.generate.penalties import punishes
-from sapwood.generate.sampling import sample, tempered
+from sapwood.generate.sampling import sample, sample_at_once, tempered
 from sapwood.records import SamplingParams
 from sapwood.records.sampling import Alternatives
 
@@ -32,11 +33,32 @@ def draw(logits_NV: Tensor, answers: Sequence[Answer]) -> list[Drawn]:
         some = [answers[row] for row in rows]
         part_NV = logits_NV if len(rows) == len(answers) else logits_NV[torch.tensor(rows, device=logits_NV.device)]
         uniform_N = np.array([answer.uniform_T[len(answer.ids)] if answer.params.temperature > 0 else 0.0 for answer in some])
-        token_N, logprob_N = sample(part_NV, some[0].params, uniform_N, _edited(part_NV, some))
+        token_N, logprob_N = _drawn(part_NV, some, uniform_N)
         top = [_alternatives(part_NV[place], answer.params) for place, answer in enumerate(some)]
         for row, token, logprob, alternatives in zip(rows, token_N.tolist(), logprob_N.tolist(), top, strict=True):
             drawn[row] = token, logprob, alternatives
     return drawn
+
+
+def _drawn(logits_NV: Tensor, answers: Sequence[Answer], uniform_N: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Tokens and log-probabilities (N,) of answers with equal settings."""
+    params = answers[0].params
+    if not any(punishes(answer.params) for answer in answers):
+        found = sample_at_once(logits_NV, params, uniform_N, _bits(answers))
+        if found is not None:
+            return found
+    return sample(logits_NV, params, uniform_N, _edited(logits_NV, answers))
+
+
+def _bits(answers: Sequence[Answer]) -> NDArray[np.int32] | None:
+    """Which tokens constraints allow, a bit a token; None if nobody asks for that."""
+    steered = [(row, answer.steering) for row, answer in enumerate(answers) if answer.steering is not None and answer.ended is None]
+    if not steered:
+        return None
+    bits_NW = np.full((len(answers), len(steered[0][1].bits_W)), -1, dtype=np.int32)
+    for row, steering in steered:
+        bits_NW[row] = steering.bits()
+    return bits_NW
 
 
 def _edited(logits_NV: Tensor, answers: Sequence[Answer]) -> Tensor | None:

@@ -28,7 +28,9 @@ from sapwood.generate.session import Rows, Session, check_ids, evaluating
 from sapwood.generate.steering import Steerer
 from sapwood.generate.tree import KEEP_FROM, Layers, Node, Tree
 from sapwood.model import LanguageModel, packed
+from sapwood.model.attending import fuse_attention
 from sapwood.model.gated import fuse_gates
+from sapwood.model.layers import fuse_layers
 from sapwood.model.norms import fuse_norms
 from sapwood.model.packed import packed_bytes
 from sapwood.model.routes import Routes
@@ -70,12 +72,14 @@ class Engine:
         if model.device.type == "cpu":
             fuse_norms(model.module)
             fuse_gates(model.module)
+            fuse_attention(model.module)
             if pack or (pack is None and packed_bytes(model.module) < SHARE_OF_MEMORY * _free_memory(model.device)):
                 packed.pack(model.module)
+                fuse_layers(model.module)
         self.routes = Routes(model)
         """How adapters share a batch."""
         self._tree = Tree(longest=budget, min_saving=min_saving)
-        self._weights: Hashable = None
+        self._weights: tuple[Hashable, Hashable] | None = None
 
     def open(self) -> Session:
         """A session that prompts are added to over time. Close it, or use it in `with`."""
@@ -111,17 +115,22 @@ class Engine:
 
         Raises `ModelError` while sequences run.
         """
-        if self._tree.pinned:
-            raise ModelError("The weights changed while sequences were running. Finish or cancel them before training goes on.")
-        self._tree.evict(0)
+        self._empty_tree()
         packed.forget(self.model.module)
 
     def check_weights(self) -> None:
         """Forget what was computed with other weights. For sessions, where nothing runs."""
-        now = _state(self.model)
-        if now != self._weights:
-            self.forget()
-            self._weights = now
+        base, adapters = _state(self.model)
+        if (base, adapters) != self._weights:
+            self._empty_tree()
+            if self._weights is None or base != self._weights[0]:  # copies of the base outlive a step of its adapter
+                packed.forget(self.model.module)
+            self._weights = base, adapters
+
+    def _empty_tree(self) -> None:
+        if self._tree.pinned:
+            raise ModelError("The weights changed while sequences were running. Finish or cancel them before training goes on.")
+        self._tree.evict(0)
 
     def _rows(self) -> Rows:
         if not self.model.shares_prefixes:
@@ -149,11 +158,15 @@ class Engine:
         return node.layers
 
 
-def _state(model: LanguageModel) -> Hashable:
-    """Changes whenever weights are trained, loaded, merged or switched: torch counts writes to a tensor in place."""
-    weights = tuple((each.data_ptr(), -1 if each.is_inference() else each._version) for each in model.module.parameters())
+def _state(model: LanguageModel) -> tuple[Hashable, Hashable]:
+    """Two states, of the base and of its adapters. The first changes whenever base weights are trained, loaded or merged into, or adapters
+    switched; the second when adapters are trained. torch counts writes to a tensor in place."""
+    sides: tuple[list[Hashable], list[Hashable]] = [], []
+    for name, weight in model.module.named_parameters():
+        sides["lora_" in name].append((weight.data_ptr(), -1 if weight.is_inference() else weight._version))
     tuners = (module for module in model.module.modules() if isinstance(module, BaseTunerLayer))
-    return weights, tuple((tuple(tuner.active_adapters), tuple(tuner.merged_adapters), tuner.disable_adapters) for tuner in tuners)
+    switches = tuple((tuple(tuner.active_adapters), tuple(tuner.merged_adapters), tuner.disable_adapters) for tuner in tuners)
+    return (tuple(sides[0]), switches), tuple(sides[1])
 
 
 def _free_memory(device: torch.device) -> int:

@@ -1,18 +1,20 @@
 """Nodes of the prompts in, their keys and values and last hidden states out: one forward for many nodes.
 
 The new nodes lie in one flat row in depth-first order. Each attends causally inside itself, and to each of its ancestors:
-new ones by a slice of the row, computed ones by their stored keys and values. The parts are joined by log-sum-exp.
+new ones by a slice of the row, computed ones by their stored keys and values. In bf16 on a CPU the kernel that training uses goes through
+all of that at once, where it serves (`sapwood.kernels`); elsewhere the parts are computed one by one and joined by log-sum-exp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood import kernels
 from sapwood.attention.interface import LayerCall
 from sapwood.errors import ModelError
 from sapwood.generate.media import Stretches, adapters_of, media_of, positions_of, tokens_of
@@ -72,6 +74,19 @@ class PrefillAttention:
                 reaches[ancestor] = _Reach(ancestor, begun.start if begun else start, end)
             start = end
         self._reaches = list(reaches.values())
+        self._deepest = max(node.end for node in nodes)
+        self._behind = [reach.ancestor for reach in self._reaches if reach.ancestor not in self.places]
+        """Ancestors that were computed before; their keys stand behind those of the row."""
+        self._parts_P5 = self._parts(start)
+
+    def _parts(self, length: int) -> Tensor:
+        """What the kernel goes through: of each part, its queries, its keys, and whether it is causal."""
+        places = dict(self.places)
+        for ancestor in self._behind:
+            places[ancestor] = length, length + len(ancestor.tokens_T)
+            length += len(ancestor.tokens_T)
+        own = [(*place, *place, 1) for place in self.places.values()]
+        return torch.tensor([*own, *((reach.start, reach.end, *places[reach.ancestor], 0) for reach in self._reaches)])
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
         """(1, H, T, K) → (1, T, H, K of the values)."""
@@ -81,6 +96,12 @@ class PrefillAttention:
                 "Choose a model whose layers are numbered."
             )
         self.found[call.layer] = (key[0], value[0])
+        if (kernel := self._kernel(query, key, value, call)) is not None:
+            behind = [ancestor.layers[call.layer] for ancestor in self._behind if ancestor.layers is not None]
+            keys, values = key[0], value[0]
+            if behind:
+                keys, values = (torch.cat([mine, *stored], 1) for mine, *stored in zip((keys, values), *behind, strict=True))
+            return kernel(query[0], keys, values, self._parts_P5, call.scale)[0].transpose(0, 1)[None]
         wide = torch.promote_types(query.dtype, torch.float32)
         joins = bool(self._reaches) or call.sinks_H is not None
         sums = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]), dtype=wide if joins else query.dtype).transpose(1, 2)
@@ -98,6 +119,15 @@ class PrefillAttention:
         if call.sinks_H is not None:
             drain_into_sinks(sums, lse_BHT, call.sinks_H.view(1, -1, 1))
         return sums.transpose(1, 2).to(query.dtype)
+
+    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """What attends to everything at once, where it serves."""
+        plain = call.softcap is None and call.sinks_H is None and (call.window is None or self._deepest <= call.window)
+        heads = query.shape[-1] == key.shape[-1] == value.shape[-1] and query.shape[-1] % 32 == 0
+        if not (plain and heads and all(side.stride(-1) == 1 for side in (query, key, value))):
+            return None
+        found = kernels.serves(query, key, value)
+        return None if found is None else found.tree_forward
 
     def _inside(self, index: int, start: int, end: int, call: LayerCall, dtype: torch.dtype) -> Sight | None:
         """What a node's tokens see of their own node; None is plainly causal."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood import kernels
 from sapwood.records import SamplingParams
 
 BLOCK = 64
@@ -44,16 +45,34 @@ def sample(
         token_N = _argmax(drawn_NV)
     else:
         uniform = torch.from_numpy(uniform_N).to(drawn_NV.device)
-        filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-        token_N = _filtered(drawn_NV, params, uniform) if filtered else _inverse(_probabilities(drawn_NV), uniform)
+        token_N = _filtered(drawn_NV, params, uniform) if _is_filtered(params) else _inverse(_probabilities(drawn_NV), uniform)
     logprob_N = scaled_NV.gather(1, token_N[:, None])[:, 0] - scaled_NV.logsumexp(-1)
     return token_N, logprob_N
+
+
+def sample_at_once(
+    logits_NV: Tensor, params: SamplingParams, uniform_N: NDArray[np.float64], bits_NW: NDArray[np.int32] | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """What `sample` gives, by a kernel that writes no probabilities, where it serves: bf16 on a CPU, without filters; else None.
+
+    Of each row only tokens whose bit of `bits_NW` is set are drawn.
+    """
+    served = None if _is_filtered(params) or logits_NV.stride(-1) != 1 else kernels.serves(logits_NV)
+    if served is None:
+        return None
+    bits = None if bits_NW is None else torch.from_numpy(bits_NW)
+    found: tuple[Tensor, Tensor] = served.draw_tokens(logits_NV, torch.from_numpy(uniform_N), bits, params.temperature)
+    return found
 
 
 def tempered(logits_NV: Tensor, params: SamplingParams) -> Tensor:
     """Logits at the sampling temperature (temperature 0: at 1), in fp32 or wider."""
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     return wide_NV / params.temperature if params.temperature > 0 and params.temperature != 1 else wide_NV
+
+
+def _is_filtered(params: SamplingParams) -> bool:
+    return params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
 
 
 def _argmax(logits_NV: Tensor) -> Tensor:

@@ -36,12 +36,15 @@ class Steering:
         self.job: Future[None] | None = None
         """What is finding the bits."""
 
-    def allowed(self, vocabulary: int) -> NDArray[np.bool_]:
-        """(V,) which tokens may come next. Waits until that is known."""
+    def bits(self) -> Bits:
+        """(W,) which tokens may come next, a bit a token. Waits until that is known."""
         if self.job is not None:
             self.job.result()
-        bits = np.unpackbits(self.bits_W.view(np.uint8), bitorder="little", count=vocabulary)
-        return bits.view(np.bool_)
+        return self.bits_W
+
+    def allowed(self, vocabulary: int) -> NDArray[np.bool_]:
+        """(V,) which tokens may come next. Waits like `bits`."""
+        return np.unpackbits(self.bits().view(np.uint8), bitorder="little", count=vocabulary).view(np.bool_)
 
     @property
     def problem(self) -> str | None:
