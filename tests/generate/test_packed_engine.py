@@ -86,6 +86,24 @@ def test_changed_weights_are_those_that_answer_and_score(engine: Engine, change:
         assert np.abs(after - before).max() > 0.1, "the change is one that would be seen"
 
 
+def copies(engine: Engine) -> list[Any]:
+    found = [packed._COPIES.get(layer, {}).get("alone") for layer in engine.model.module.modules()]
+    return [copy[1] for copy in found if copy is not None]
+
+
+def test_copies_of_the_base_outlive_a_step_of_its_adapter(engine: Engine) -> None:
+    answers(engine)
+    before = copies(engine)
+    engine.release()
+    train(engine.model)
+    answers(engine)
+    assert len(before) > 2
+    assert all(one is other for one, other in zip(before, copies(engine), strict=True))
+    base(engine.model)
+    answers(engine)
+    assert not any(one is other for one, other in zip(before, copies(engine), strict=True))
+
+
 def test_the_adapter_unmerged_is_the_one_of_before(engine: Engine) -> None:
     before = scored(engine)
     for change in ("merge_adapter", "unmerge_adapter"):

@@ -12,6 +12,8 @@ import pytest
 from sapwood.chat import Chat
 from sapwood.data import read
 from sapwood.errors import ConfigError
+from sapwood.generate import Engine
+from sapwood.model import load_model
 from sapwood.recipes.functions import functions_of
 from sapwood.recipes.talk import CALLS, Heard, Talk
 from sapwood.records import Completion, Ended, Message, Prompt, SamplingParams
@@ -199,3 +201,15 @@ def test_files_that_do_not_say_enough_are_refused(text: str, told: str, tmp_path
         functions_of(file)
     with pytest.raises(ConfigError, match="no such file"):
         functions_of(tmp_path / "other.py")
+
+
+def test_a_summary_is_sent_where_the_conversation_outgrows_the_context(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", context=400)
+    chat = Chat.load(folder)
+    talk = Talk(Engine(load_model(folder, "fp32"), chat), chat, {"one": None}, SamplingParams(max_new_tokens=4), overflow="summarise")
+    notes: list[str] = []
+    heard = Heard(lambda *_: None, lambda *_: None, lambda _, note: notes.append(note))
+    while not notes:
+        assert talk.ask("the colour of grass is green and that of the sky is blue, says the owl", heard)
+    assert "a summary is sent in place of its oldest" in notes[0]
+    assert talk.said["one"][-1].role == "assistant"

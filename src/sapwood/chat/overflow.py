@@ -23,7 +23,7 @@ Overflow = Literal["refuse", "drop oldest", "summarise"]
 
 SUMMARY = 192
 """Tokens of a summary at most."""
-ASKED = "Summarise this conversation in a few sentences: who wants what, names, numbers, and what was decided. Add nothing."
+ASKED = "Summarise this conversation in a few sentences: wishes, names, numbers, decisions. Add nothing."
 _JOINTS = 16
 """Tokens that a summary may come to have more when it stands in a prompt."""
 
@@ -106,7 +106,7 @@ def _request(chat: Chat, messages: Sequence[Message], template_arguments: Mappin
     lines = [f"{message.role}: {text}" for message in messages if (text := _text(message))]
 
     def asking(first: int) -> Prompt:
-        before = ["(what was said before this is not shown)"] if first else []
+        before = ["(the beginning is not shown)"] if first else []
         text = "\n".join([ASKED, "", *before, *lines[first:]])
         return chat.prompt([Message("user", text)], (), template_arguments, where="the summary")
 
@@ -117,6 +117,10 @@ def _request(chat: Chat, messages: Sequence[Message], template_arguments: Mappin
             high = middle
         else:
             low = middle + 1
+    if low == len(lines):
+        raise OverflowingError(
+            f"The model's context of {limit:,} is too short to ask it for a summary. Let the oldest turns go (`drop oldest`)."
+        )
     return asking(low)
 
 

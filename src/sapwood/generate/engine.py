@@ -110,8 +110,13 @@ class Engine:
                 session.step()
         return [answer.completion() for answer in answers]
 
+    def release(self) -> None:
+        """Give back the memory of what was computed. Raises `ModelError` while sequences run."""
+        self._empty_tree()
+
     def forget(self) -> None:
-        """Drop what was computed. Needed only after weights were written in a way that torch does not see (through `.data`).
+        """Drop what was computed, and copies of weights. Needed only after weights were written in a way that torch does not see, through
+        `.data`.
 
         Raises `ModelError` while sequences run.
         """

@@ -218,7 +218,7 @@ def grpo(
                 seed=(config.seed, step),
             )
             if isinstance(sampler, Engine):
-                sampler.forget()  # its keys and values are of weights that change now
+                sampler.release()  # its keys and values are of weights that change now
             groups, facts, rows, tokens = rows_to_train(rollouts, config.policy)
             if not model.shares_prefixes:
                 groups, facts = by_rows(groups), [[fact] for some in facts for fact in some]
