@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.chat import Chat
-from sapwood.chat.overflow import fitted_prompt, summary_tokens
+from sapwood.chat.overflow import _request, fitted_prompt, summary_tokens
 from sapwood.errors import DataError
 from sapwood.records import Message
 from tiny.folder import write_model
@@ -99,9 +99,10 @@ def test_a_summary_is_asked_of_the_newest_where_all_are_too_long_for_it(summaris
     assert len(asked.ids) + summary_tokens(summarising) <= WIDER
 
 
-def test_a_context_too_short_to_ask_for_a_summary_is_told(chat: Chat) -> None:
+def test_a_context_too_short_to_ask_for_a_summary_is_told(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "context_length", 40)
     with pytest.raises(DataError, match="too short to ask it for a summary"):
-        fitted_prompt(chat, talk([40] * 9), overflow="summarise")
+        _request(chat, talk([40, 1])[1:3], None)
 
 
 def test_a_model_that_names_no_context_takes_everything(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@
 
 namespace {
 
-constexpr int64_t PANEL = 48;           // outputs of a panel: three registers
+constexpr int64_t COLUMNS = 48;         // outputs of a panel: three registers
 constexpr int64_t TILE = 8;             // rows of a tile
 constexpr int64_t ROW_BYTES = 1 << 19;  // rows that go through all panels at a time: they stay in the second cache
 using Sums = __m512[3];                 // of one row and one panel
 
-int64_t panels_of(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
+int64_t panels_of(int64_t outputs) { return (outputs + COLUMNS - 1) / COLUMNS; }
 
 // sum + products of the two numbers in each lane
 inline __m512 dot_pairs(__m512 sum, __m512i x, __m512i w) {
@@ -36,12 +36,12 @@ inline __m512 dot_pairs(__m512 sum, __m512i x, __m512i w) {
 Tensor pack_weight(const Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && weight.size(1) % 2 == 0, "a weight has rows of an even width, side by side");
   const int64_t O = weight.size(0), I = weight.size(1), panels = panels_of(O);
-  Tensor packed = at::empty({panels, I / 2, PANEL, 2}, weight.options());
+  Tensor packed = at::empty({panels, I / 2, COLUMNS, 2}, weight.options());
   const BFloat16* from = weight.const_data_ptr<BFloat16>();
   BFloat16* to = packed.mutable_data_ptr<BFloat16>();
   at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
-      pack_transposed(from + p * PANEL * I, I, std::min(PANEL, O - p * PANEL), PANEL, I, to + p * PANEL * I);
+      pack_transposed(from + p * COLUMNS * I, I, std::min(COLUMNS, O - p * COLUMNS), COLUMNS, I, to + p * COLUMNS * I);
   });
   return packed;
 }
@@ -54,7 +54,7 @@ void tile(const BFloat16* x, int64_t ld, const BFloat16* panel, const BFloat16* 
     for (int j = 0; j < 3; ++j) s[r][j] = _mm512_setzero_ps();
   for (int64_t k = 0; k < pairs; ++k) {
     __m512i w[3];
-    for (int j = 0; j < 3; ++j) w[j] = _mm512_loadu_si512(panel + 2 * (k * PANEL + j * LANES));
+    for (int j = 0; j < 3; ++j) w[j] = _mm512_loadu_si512(panel + 2 * (k * COLUMNS + j * LANES));
     if (ahead != nullptr) _mm_prefetch(reinterpret_cast<const char*>(ahead + 2 * k * LANES), _MM_HINT_T1);
     for (int r = 0; r < R; ++r) {
       int32_t pair;
@@ -72,7 +72,7 @@ void panel_sums(const BFloat16* x, int64_t ld, int64_t M, const Tensor& packed, 
   using Tile = void (*)(const BFloat16*, int64_t, const BFloat16*, const BFloat16*, int64_t, Sums*);
   static constexpr Tile TILES[] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
   const BFloat16* weight = packed.const_data_ptr<BFloat16>();
-  const int64_t panels = packed.size(0), pairs = packed.size(1), size = 2 * pairs * PANEL;
+  const int64_t panels = packed.size(0), pairs = packed.size(1), size = 2 * pairs * COLUMNS;
   const int64_t rows = std::max(TILE, ROW_BYTES / (4 * pairs) / TILE * TILE), blocks = (M + rows - 1) / rows;
   at::parallel_for(0, blocks * panels, 1, [&](int64_t begin, int64_t end) {
     Sums sums[TILE];
@@ -91,20 +91,20 @@ void panel_sums(const BFloat16* x, int64_t ld, int64_t M, const Tensor& packed, 
 
 // Three registers of a row of `width` numbers, from `first` on; behind its end, zeros.
 inline void load_sums(const BFloat16* row, int64_t first, int64_t width, Sums& sums) {
-  BFloat16 some[PANEL] = {};
-  const int64_t count = std::min(PANEL, width - first);
-  if (count < PANEL) std::memcpy(some, row + first, count * sizeof(BFloat16));
-  const BFloat16* from = count < PANEL ? some : row + first;
+  BFloat16 some[COLUMNS] = {};
+  const int64_t count = std::min(COLUMNS, width - first);
+  if (count < COLUMNS) std::memcpy(some, row + first, count * sizeof(BFloat16));
+  const BFloat16* from = count < COLUMNS ? some : row + first;
   for (int j = 0; j < 3; ++j)
     sums[j] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + j * LANES))), 16));
 }
 
 inline void store_sums(const Sums& sums, int64_t first, int64_t width, BFloat16* row) {
-  BFloat16 some[PANEL];
-  const int64_t count = std::min(PANEL, width - first);
-  BFloat16* to = count < PANEL ? some : row + first;
+  BFloat16 some[COLUMNS];
+  const int64_t count = std::min(COLUMNS, width - first);
+  BFloat16* to = count < COLUMNS ? some : row + first;
   for (int j = 0; j < 3; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j * LANES), at::vec::cvtfp32_bf16(sums[j]));
-  if (count < PANEL) std::memcpy(row + first, some, count * sizeof(BFloat16));
+  if (count < COLUMNS) std::memcpy(row + first, some, count * sizeof(BFloat16));
 }
 
 // x (M, I), the numbers of a row side by side; a packed weight; b (O) or none -> x W^T + b: (M, O), rounded once
@@ -117,10 +117,10 @@ Tensor packed_product(const Tensor& x, const Tensor& packed, int64_t outputs, co
   panel_sums(x.const_data_ptr<BFloat16>(), x.stride(0), M, packed, [&](int64_t m, int64_t p, Sums& sums) {
     if (b != nullptr) {
       Sums more;
-      load_sums(b, p * PANEL, outputs, more);
+      load_sums(b, p * COLUMNS, outputs, more);
       for (int j = 0; j < 3; ++j) sums[j] = _mm512_add_ps(sums[j], more[j]);
     }
-    store_sums(sums, p * PANEL, outputs, out + m * outputs);
+    store_sums(sums, p * COLUMNS, outputs, out + m * outputs);
   });
   return y;
 }
@@ -132,9 +132,9 @@ void add_product(const Tensor& x, const Tensor& packed, double scale, Tensor& y)
   const __m512 by = _mm512_set1_ps(static_cast<float>(scale));
   panel_sums(x.const_data_ptr<BFloat16>(), x.stride(0), x.size(0), packed, [&](int64_t m, int64_t p, Sums& sums) {
     Sums known;
-    load_sums(out + m * outputs, p * PANEL, outputs, known);
+    load_sums(out + m * outputs, p * COLUMNS, outputs, known);
     for (int j = 0; j < 3; ++j) sums[j] = _mm512_fmadd_ps(sums[j], by, known[j]);
-    store_sums(sums, p * PANEL, outputs, out + m * outputs);
+    store_sums(sums, p * COLUMNS, outputs, out + m * outputs);
   });
 }
 
