@@ -87,7 +87,7 @@ def test_changed_weights_are_those_that_answer_and_score(engine: Engine, change:
 
 
 def copies(engine: Engine) -> list[Any]:
-    found = [packed._COPIES.get(layer, {}).get("alone") for layer in engine.model.module.modules()]
+    found = [packed._COPIES.get(layer, {}).get("alone") for name, layer in engine.model.module.named_modules() if "lora_" not in name]
     return [copy[1] for copy in found if copy is not None]
 
 

@@ -45,10 +45,10 @@ TORCH_LIBRARY(sapwood_cpu, library) {
   library.def("pack_weight(Tensor weight) -> Tensor", pack_weight);
   library.def("packed_product(Tensor x, Tensor packed, int outputs, Tensor? bias) -> Tensor", packed_product);
   library.def(
-      "before_attention(Tensor x, Tensor norm, float eps, Tensor[] layer, float scale, Tensor cos, Tensor sin, int H, int G) -> "
+      "before_attention(Tensor x, Tensor norm, float eps, Tensor[] layer, Tensor cos, Tensor sin, int H, int G) -> "
       "(Tensor, Tensor, Tensor)",
       before_attention);
-  library.def("after_attention(Tensor x, Tensor attended, Tensor[] layers, float[] scales, Tensor norm, float eps) -> Tensor",
+  library.def("after_attention(Tensor x, Tensor attended, Tensor[] layers, Tensor norm, float eps) -> Tensor",
               after_attention);
   library.def("rotate(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor", rotate);
   library.def("row_lse(Tensor logits) -> Tensor", row_lse);

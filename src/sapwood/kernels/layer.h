@@ -10,32 +10,32 @@
 
 namespace {
 
-// x W^T + b, and + scale (x A^T) B^T: (M, O)
-Tensor linear(const Tensor& x, const Tensor* layer, int64_t outputs, double scale) {
+// x W^T + b, and + (x A^T) B^T: (M, O). The scale of an adapter is inside its B.
+Tensor linear(const Tensor& x, const Tensor* layer, int64_t outputs) {
   const auto bias = layer[1].numel() ? std::optional<Tensor>(layer[1]) : std::nullopt;
-  Tensor y = packed_product(x, layer[0], outputs, bias);
-  if (layer[2].numel()) add_product(packed_product(x, layer[2], 2 * layer[3].size(1), std::nullopt), layer[3], scale, y);
-  return y;
+  if (layer[2].numel() == 0) return packed_product(x, layer[0], outputs, bias);
+  const Tensor h = packed_product(x, layer[2], 2 * layer[3].size(1), std::nullopt);
+  return product_sum(x, layer[0], outputs, bias, Factor(h, layer[3]));
 }
 
 // x (T, D); the norm and the linear layer (4) in front of attention; cos, sin (T, K) -> queries, keys (turned) and values (T, heads, K)
 std::tuple<Tensor, Tensor, Tensor> before_attention(const Tensor& x, const Tensor& norm, double eps, const std::vector<Tensor>& layer,
-                                                    double scale, const Tensor& cos, const Tensor& sin, int64_t H, int64_t G) {
+                                                    const Tensor& cos, const Tensor& sin, int64_t H, int64_t G) {
   const int64_t T = x.size(0), K = cos.size(1);
-  const Tensor y = linear(std::get<0>(rms_forward(x, norm, eps)), layer.data(), (H + 2 * G) * K, scale).view({T, H + 2 * G, K});
+  const Tensor y = linear(std::get<0>(rms_forward(x, norm, eps)), layer.data(), (H + 2 * G) * K).view({T, H + 2 * G, K});
   const Tensor turned = rotate(y.narrow(1, 0, H + G), cos, sin, false);
   return {turned.narrow(1, 0, H), turned.narrow(1, H, G), y.narrow(1, H + G, G)};
 }
 
-// x (T, D) and what attention made of it (T, H K); the output's linear layer, that of gate and up, and that of down (12 tensors, three
-// scales) -> the layer's output (T, D)
-Tensor after_attention(const Tensor& x, const Tensor& attended, const std::vector<Tensor>& layers, const std::vector<double>& scales,
-                       const Tensor& norm, double eps) {
+// x (T, D) and what attention made of it (T, H K); the output's linear layer, that of gate and up, and that of down (12 tensors)
+// -> the layer's output (T, D)
+Tensor after_attention(const Tensor& x, const Tensor& attended, const std::vector<Tensor>& layers, const Tensor& norm,
+                       double eps) {
   const int64_t D = x.size(1);
-  const Tensor between = x + linear(attended, &layers[0], D, scales[0]);
+  const Tensor between = x + linear(attended, &layers[0], D);
   const int64_t inner = layers[8].size(1) * 2;
-  const Tensor both = linear(std::get<0>(rms_forward(between, norm, eps)), &layers[4], 2 * inner, scales[1]);
-  return between + linear(swiglu_rows(both.narrow(1, 0, inner), both.narrow(1, inner, inner)), &layers[8], D, scales[2]);
+  const Tensor both = linear(std::get<0>(rms_forward(between, norm, eps)), &layers[4], 2 * inner);
+  return between + linear(swiglu_rows(both.narrow(1, 0, inner), both.narrow(1, inner, inner)), &layers[8], D);
 }
 
 }  // namespace

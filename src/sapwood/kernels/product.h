@@ -66,23 +66,38 @@ void tile(const BFloat16* x, int64_t ld, const BFloat16* panel, const BFloat16* 
     for (int j = 0; j < 3; ++j) sums[r][j] = s[r][j];
 }
 
-// The sums of row m and the outputs of panel p go to `finish(m, p, sums)`, once each.
+// Rows that a packed weight multiplies.
+struct Factor {
+  const BFloat16* rows;
+  int64_t ld, pairs;
+  const BFloat16* weight;
+  Factor(const Tensor& x, const Tensor& packed)
+      : rows(x.const_data_ptr<BFloat16>()), ld(x.stride(0)), pairs(packed.size(1)), weight(packed.const_data_ptr<BFloat16>()) {
+    TORCH_CHECK(x.stride(1) == 1 && x.size(1) == 2 * pairs, "rows and weight belong together");
+  }
+};
+
+// The sums of row m and the outputs of panel p go to `finish(m, p, sums)`, once each. `more`: a product that is added to them.
 template <typename Finish>
-void panel_sums(const BFloat16* x, int64_t ld, int64_t M, const Tensor& packed, const Finish& finish) {
+void panel_sums(const Factor& factor, const std::optional<Factor>& more, int64_t M, int64_t panels, const Finish& finish) {
   using Tile = void (*)(const BFloat16*, int64_t, const BFloat16*, const BFloat16*, int64_t, Sums*);
   static constexpr Tile TILES[] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
-  const BFloat16* weight = packed.const_data_ptr<BFloat16>();
-  const int64_t panels = packed.size(0), pairs = packed.size(1), size = 2 * pairs * COLUMNS;
+  const int64_t pairs = factor.pairs, size = 2 * pairs * COLUMNS;
   const int64_t rows = std::max(TILE, ROW_BYTES / (4 * pairs) / TILE * TILE), blocks = (M + rows - 1) / rows;
   at::parallel_for(0, blocks * panels, 1, [&](int64_t begin, int64_t end) {
-    Sums sums[TILE];
+    Sums sums[TILE], added[TILE];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t p = task % panels, m0 = task / panels * rows, m1 = std::min(M, m0 + rows);
-      const BFloat16* next = task + 1 < end ? weight + (task + 1) % panels * size : nullptr;
+      const BFloat16* next = task + 1 < end ? factor.weight + (task + 1) % panels * size : nullptr;
       for (int64_t m = m0, third = 0; m < m1; m += TILE, ++third) {
         const int64_t R = std::min(TILE, m1 - m);
         const BFloat16* ahead = next != nullptr && third < 3 ? next + third * 2 * pairs * LANES : nullptr;
-        TILES[R](x + m * ld, ld, weight + p * size, ahead, pairs, sums);
+        TILES[R](factor.rows + m * factor.ld, factor.ld, factor.weight + p * size, ahead, pairs, sums);
+        if (more) {
+          TILES[R](more->rows + m * more->ld, more->ld, more->weight + p * 2 * more->pairs * COLUMNS, nullptr, more->pairs, added);
+          for (int64_t r = 0; r < R; ++r)
+            for (int j = 0; j < 3; ++j) sums[r][j] = _mm512_add_ps(sums[r][j], added[r][j]);
+        }
         for (int64_t r = 0; r < R; ++r) finish(m + r, p, sums[r]);
       }
     }
@@ -107,35 +122,27 @@ inline void store_sums(const Sums& sums, int64_t first, int64_t width, BFloat16*
   if (count < COLUMNS) std::memcpy(row + first, some, count * sizeof(BFloat16));
 }
 
-// x (M, I), the numbers of a row side by side; a packed weight; b (O) or none -> x W^T + b: (M, O), rounded once
-Tensor packed_product(const Tensor& x, const Tensor& packed, int64_t outputs, const std::optional<Tensor>& bias) {
-  const int64_t M = x.size(0);
-  TORCH_CHECK(x.stride(1) == 1 && x.size(1) == 2 * packed.size(1) && packed.size(0) == panels_of(outputs), "rows and weight belong together");
+// x W^T + b, and + h B^T where they are given: (M, O), summed in fp32 and rounded once
+Tensor product_sum(const Tensor& x, const Tensor& packed, int64_t outputs, const std::optional<Tensor>& bias, const std::optional<Factor>& more) {
+  const int64_t M = x.size(0), panels = panels_of(outputs);
+  TORCH_CHECK(packed.size(0) == panels, "rows and weight belong together");
   Tensor y = at::empty({M, outputs}, x.options());
   BFloat16* out = y.mutable_data_ptr<BFloat16>();
   const BFloat16* b = bias.has_value() ? bias->const_data_ptr<BFloat16>() : nullptr;
-  panel_sums(x.const_data_ptr<BFloat16>(), x.stride(0), M, packed, [&](int64_t m, int64_t p, Sums& sums) {
+  panel_sums(Factor(x, packed), more, M, panels, [&](int64_t m, int64_t p, Sums& sums) {
     if (b != nullptr) {
-      Sums more;
-      load_sums(b, p * COLUMNS, outputs, more);
-      for (int j = 0; j < 3; ++j) sums[j] = _mm512_add_ps(sums[j], more[j]);
+      Sums wide;
+      load_sums(b, p * COLUMNS, outputs, wide);
+      for (int j = 0; j < 3; ++j) sums[j] = _mm512_add_ps(sums[j], wide[j]);
     }
     store_sums(sums, p * COLUMNS, outputs, out + m * outputs);
   });
   return y;
 }
 
-// y (M, O) += scale x W^T, rounded once more
-void add_product(const Tensor& x, const Tensor& packed, double scale, Tensor& y) {
-  const int64_t outputs = y.size(1);
-  BFloat16* out = y.mutable_data_ptr<BFloat16>();
-  const __m512 by = _mm512_set1_ps(static_cast<float>(scale));
-  panel_sums(x.const_data_ptr<BFloat16>(), x.stride(0), x.size(0), packed, [&](int64_t m, int64_t p, Sums& sums) {
-    Sums known;
-    load_sums(out + m * outputs, p * COLUMNS, outputs, known);
-    for (int j = 0; j < 3; ++j) sums[j] = _mm512_fmadd_ps(sums[j], by, known[j]);
-    store_sums(sums, p * COLUMNS, outputs, out + m * outputs);
-  });
+// x (M, I), the numbers of a row side by side; a packed weight; b (O) or none -> x W^T + b: (M, O)
+Tensor packed_product(const Tensor& x, const Tensor& packed, int64_t outputs, const std::optional<Tensor>& bias) {
+  return product_sum(x, packed, outputs, bias, std::nullopt);
 }
 
 }  // namespace

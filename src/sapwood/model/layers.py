@@ -14,7 +14,7 @@ paths; several adapters at once and those on some rows alone (`model.routes`), w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
@@ -47,11 +47,9 @@ def is_fused_layer(layer: nn.Module) -> bool:
     return by_instance.has(_forward, layer)
 
 
-class _Joined(NamedTuple):
-    """Linear layers that read the same x: packed weights and biases below each other, A below each other, B in blocks; empty: none."""
-
-    tensors: list[Tensor]
-    scale: float
+Joined = list[Tensor]
+"""Linear layers that read the same x: packed weights and biases below each other, packed A below each other, packed B, with their scales
+inside, in blocks; an empty tensor stands for none."""
 
 
 def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -65,7 +63,7 @@ def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Ten
     return _two_calls(self, hidden_states, joined, kwargs["position_embeddings"], kwargs["forest"])
 
 
-def _two_calls(layer: Any, x: Tensor, joined: Sequence[_Joined], positions: tuple[Tensor, Tensor], forest: Attention) -> Tensor:
+def _two_calls(layer: Any, x: Tensor, joined: Sequence[Joined], positions: tuple[Tensor, Tensor], forest: Attention) -> Tensor:
     """(1, T, D) → (1, T, D)."""
     block, norms = layer.self_attn, (layer.input_layernorm, layer.post_attention_layernorm)
     kernels = packed.own_products(norms[0].weight)
@@ -73,19 +71,19 @@ def _two_calls(layer: Any, x: Tensor, joined: Sequence[_Joined], positions: tupl
     cos_TK, sin_TK = (angles[0].contiguous() for angles in positions)
     heads, shared = (getattr(block, name).out_features // block.head_dim for name in ("q_proj", "k_proj"))
     asked, *behind = joined
-    states = kernels.before_attention(x[0], norms[0].weight, epsilon(norms[0]), asked.tensors, asked.scale, cos_TK, sin_TK, heads, shared)
+    states = kernels.before_attention(x[0], norms[0].weight, epsilon(norms[0]), asked, cos_TK, sin_TK, heads, shared)
     query, key, value = (each.transpose(0, 1)[None] for each in states)
     attended = forest.attend(query, key, value, LayerCall(block.layer_idx, block.scaling))
-    tensors, scales = [tensor for group in behind for tensor in group.tensors], [group.scale for group in behind]
-    out: Tensor = kernels.after_attention(x[0], attended.reshape(x.shape[1], -1), tensors, scales, norms[1].weight, epsilon(norms[1]))
+    tensors = [tensor for group in behind for tensor in group]
+    out: Tensor = kernels.after_attention(x[0], attended.reshape(x.shape[1], -1), tensors, norms[1].weight, epsilon(norms[1]))
     return out[None]
 
 
-def _joined(layer: Any, x: Tensor) -> list[_Joined] | None:
+def _joined(layer: Any, x: Tensor) -> list[Joined] | None:
     """What the two calls multiply with, or None where some part is to run as it is."""
     if any(_watched(getattr(layer, name)) for name in PARTS):
         return None
-    found: list[_Joined] = []
+    found: list[Joined] = []
     for part, names in GROUPS:
         block = getattr(layer, part)
         group = _group([getattr(block, name) for name in names], x)
@@ -95,8 +93,8 @@ def _joined(layer: Any, x: Tensor) -> list[_Joined] | None:
     return found
 
 
-def _group(layers: Sequence[Any], x: Tensor) -> _Joined | None:
-    """Layers that read the same x as one, where each is a packed layer, or all are such with one plain adapter of one scale."""
+def _group(layers: Sequence[Any], x: Tensor) -> Joined | None:
+    """Layers that read the same x as one, where each is a packed layer, or all are such with one plain adapter."""
     bases = [layer.base_layer if isinstance(layer, Linear) else layer for layer in layers]
     if any(_watched(layer) for layer in (*layers, *bases)) or not all(packed.is_packed(base) for base in bases):
         return None
@@ -105,15 +103,16 @@ def _group(layers: Sequence[Any], x: Tensor) -> _Joined | None:
         return None
     adapted = [layer for layer in adapted if _adds(layer)]
     names = [plain_adapter(layer, x) for layer in adapted]
-    scales = {layer.scaling[name] for layer, name in zip(adapted, names, strict=True) if name is not None}
-    if None in names or (adapted and (len(adapted) < len(layers) or len(scales) > 1)):
+    if None in names or (adapted and len(adapted) < len(layers)):
         return None
     weights = packed.kept(bases[0], "joined", [base.weight for base in bases], lambda: _weights(bases))
     if not adapted:
-        return _Joined([*weights, *[weights[0].new_empty(0)] * 2], 1.0)
+        return [*weights, *[weights[0].new_empty(0)] * 2]
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer, name in zip(adapted, names, strict=True)]
-    added = packed.kept(bases[0], "adapters", [matrix for pair in pairs for matrix in pair], lambda: _adapters(pairs))
-    return _Joined([*weights, *added], scales.pop())
+    scales = [layer.scaling[name] for layer, name in zip(adapted, names, strict=True)]
+    matrices = [matrix for pair in pairs for matrix in pair]
+    added = packed.kept(bases[0], f"adapters scaled by {scales}", matrices, lambda: _adapters(pairs, scales))
+    return [*weights, *added]
 
 
 def _adds(layer: Any) -> bool:
@@ -129,10 +128,11 @@ def _weights(bases: Sequence[Any]) -> list[Tensor]:
     return [_pack(weight_OI), bias_O]
 
 
-def _adapters(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def _adapters(pairs: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float]) -> list[Tensor]:
     """Packed A of all, one below the other, and packed B, each in its block."""
     A_RI = torch.cat([A.detach() for A, _ in pairs])
-    B_OR = torch.block_diag(*(B.detach() for _, B in pairs))  # type: ignore[no-untyped-call]
+    scaled = [B.detach() * scale for (_, B), scale in zip(pairs, scales, strict=True)]
+    B_OR = torch.block_diag(*scaled)  # type: ignore[no-untyped-call]
     odd = len(A_RI) % 2  # products go by pairs
     return [_pack(nn.functional.pad(A_RI, (0, 0, 0, odd)).bfloat16()), _pack(nn.functional.pad(B_OR, (0, odd)).bfloat16())]
 

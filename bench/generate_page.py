@@ -1,0 +1,61 @@
+"""The lines of docs/generation.md that follow from committed results, and a command that writes them anew.
+
+    python -m bench.generate_page
+
+In: `bench/results/generate.json` (of `sapwood bench generate --against transformers,llamacpp`) and `same-answers.json` (of
+`python -m bench.same_answers`), as far as they are there. Out: what stands between the page's two marks. A result that is not there is
+said to be missing, and a test holds the page to that, too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "generation.md"
+BEGIN, END = "<!-- measured: written by `python -m bench.generate_page` -->", "<!-- end of measured -->"
+ROWS = (
+    ("ratio_transformers_decode", "decoding, distinct prompts", "transformers, times as fast", 4.0),
+    ("ratio_transformers_distinct", "all, distinct prompts", "transformers, times as fast", 2.5),
+    ("ratio_transformers_shared", "all, samples under one system prompt", "transformers, times as fast", 7.0),
+    ("ratio_llamacpp", "all, distinct prompts", "llama.cpp, times as fast", 1.0),
+    ("first_token_llamacpp", "first token", "llama.cpp, our time over its", 1.3),
+)
+"""Key, what was done, against whom, what was aimed at."""
+
+
+def result_of(name: str) -> dict[str, Any] | None:
+    """A committed result; None where there is none."""
+    path = ROOT / "bench" / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def lines(speed: dict[str, Any] | None, answers: dict[str, Any] | None) -> list[str]:
+    """What the page says of two results."""
+    if speed is None:
+        found = ["No result of `sapwood bench generate` from a quiet machine is committed yet."]
+    else:
+        found = ["| | against | measured | aim |", "|---|---|---|---|"]
+        found += [f"| {done} | {whom} | {speed[key]:.2f} | {aim:g} |" for key, done, whom, aim in ROWS]
+    if answers is None:
+        return [*found, "", "No result of `python -m bench.same_answers` is committed yet."]
+    told = f"{answers['tokens']} greedy tokens of {answers['prompts']} answers in fp32, {answers['ties']} ties, {answers['different']} different"
+    return [*found, "", f"{answers['model']}: {told}; log-probabilities within {answers['logprob_distance']:.1e} of training's."]
+
+
+def between(page: str) -> list[str]:
+    """What stands between the marks."""
+    return page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines()
+
+
+def main() -> None:
+    """Write the lines into the page."""
+    page = PAGE.read_text()
+    text = "\n".join(lines(result_of("generate"), result_of("same-answers")))
+    PAGE.write_text(page[: page.index(BEGIN)] + f"{BEGIN}\n\n{text}\n\n" + page[page.index(END) :])
+
+
+if __name__ == "__main__":
+    main()
