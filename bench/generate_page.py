@@ -41,7 +41,8 @@ def lines(speed: dict[str, Any] | None, answers: dict[str, Any] | None) -> list[
         found += [f"| {done} | {whom} | {speed[key]:.2f} | {aim:g} |" for key, done, whom, aim in ROWS]
     if answers is None:
         return [*found, "", "No result of `python -m bench.same_answers` is committed yet."]
-    told = f"{answers['tokens']} greedy tokens of {answers['prompts']} answers in fp32, {answers['ties']} ties, {answers['different']} different"
+    told = f"{answers['tokens']} greedy tokens of {answers['prompts']} answers in fp32"
+    told = f"{told}, {answers['ties']} ties, {answers['different']} different"
     return [*found, "", f"{answers['model']}: {told}; log-probabilities within {answers['logprob_distance']:.1e} of training's."]
 
 
