@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 from sapwood.requirements import read_requirements
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "study.md").read_text(encoding="utf-8")
+TEXT = " ".join(PAGE.replace("\n> ", " ").split())
 
 
 def test_the_requirements_of_the_example_can_be_read() -> None:
@@ -33,3 +36,32 @@ def test_the_page_shows_what_the_example_types() -> None:
     assert len(typed) == 4
     for line in typed:
         assert f"    {line}\n" in PAGE, line
+
+
+def results(name: str) -> dict[str, Any]:
+    return dict(json.loads((DOCS / "results" / "study-bfcl" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def plain(value: float) -> str:
+    """Points, with a true minus."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def told(found: dict[str, Any]) -> str:
+    return f"{plain(found['mean'])} [{plain(found['low'])}, {plain(found['high'])}]"
+
+
+def test_the_study_on_the_default_model_says_what_was_found() -> None:
+    found, plan = results("summary"), results("plan")
+    assert found["command"] in PAGE
+    assert found["line"] in TEXT
+    assert (plan["hash"], plan["before_any_answer"]) == (found["plan"]["hash"], True)
+    assert found["plan"]["hash"] in (DOCS / "results" / "study-bfcl" / "report.md").read_text(encoding="utf-8")
+    for arm in found["arms"]:
+        name = f"**{arm['name']}**" if arm["name"] == found["candidate"] else arm["name"]
+        against = "" if arm["against"] is None else told(arm["against"])
+        assert f"| {name} | {100 * arm['rate']:.1f} % | {against} | {arm['cut']} |" in PAGE
+    assert f"{found['difference']['n']} items in {found['difference']['clusters']} families" in TEXT
+    for name, change in found["general"].items():
+        assert f"{name} {told(change)}" in TEXT
+    assert found["difference"]["n"] >= 100
