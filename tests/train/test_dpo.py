@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from sapwood.errors import CheckpointError, ConfigError, DataError
-from sapwood.model import LoraConfig
+from sapwood.model import LoraConfig, add_lora
 from sapwood.records import Example, Row, Source
 from sapwood.run import step_records
 from sapwood.train import OptimConfig
 from sapwood.train.dpo import DpoConfig, DpoResult, dpo
-from sapwood.train.preferred import FILE, references, vote_examples
+from sapwood.train.preferred import FILE, ToPrefer, accumulate_preferences, judged, reference_of, references, vote_examples
 from train.tiny_training import opened, tiny_lm, trained_steps
 
 
@@ -101,6 +103,17 @@ def test_the_reference_is_asked_once_and_mended(tmp_path: Path) -> None:
     assert any("is damaged; the reference is asked again" in sentence for sentence in said)
     assert safetensors.numpy.load((tmp_path / FILE).read_bytes())["logprobs"].tolist() == safetensors.numpy.load(first)["logprobs"].tolist()
     assert adapter(tmp_path) == result
+
+
+@pytest.mark.parametrize("budget", [30, 60, 400])
+def test_nothing_is_preferred_before_anything_is_trained_however_steps_are_cut(budget: int) -> None:
+    model = add_lora(tiny_lm(torch.bfloat16), LoraConfig(r=4), 0)
+    examples = pairs(6)
+    asked = ToPrefer(examples, list(reference_of(model, examples, budget)), config(), votes=False)
+    sums = accumulate_preferences(model, asked, budget, draw=(0, 0))
+    assert sums.mean_loss == pytest.approx(math.log(2), abs=1e-6)
+    assert sums.counts["chosen"] == pytest.approx(0, abs=1e-6)
+    assert judged(model, asked, budget).right == 3, "all are ties"
 
 
 def test_all_weights_learn_too(tmp_path: Path) -> None:

@@ -69,9 +69,18 @@ def references(
                     return found
         except safetensors.SafetensorError:
             say(f"{path} is damaged; the reference is asked again.")
-    value = _sums(model, by_rows(examples), budget).reshape(-1, 2)
+    value = reference_of(model, examples, budget)
     write_atomic(path, safetensors.numpy.save({"logprobs": value}, metadata=key))
     return value
+
+
+def reference_of(model: LanguageModel, examples: Sequence[Example], budget: int) -> Floats:
+    """Log-probability (B, 2) of both rows of each example, by the model as it stands.
+
+    Both go through the model in one pass, as in training: rounded to bf16, a sum over an answer depends on the pass, and the difference
+    would look like a preference before anything is trained.
+    """
+    return _sums(model, examples, budget).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -123,10 +132,11 @@ def _divergence(model: LanguageModel, asked: ToPrefer, budget: int) -> float:
     return max(0.0, float(np.mean(now_B - np.array([known[1] for known in asked.reference]))))
 
 
-def _sums(model: LanguageModel, rows: Sequence[Example], budget: int) -> Floats:
-    """The weighted log-probability of examples of one row each, without gradients."""
-    found = row_logprobs(model, rows, budget)
-    return np.array([float((value_T[0] * one.rows[0].weights_T).sum()) for value_T, one in zip(found, rows, strict=True)])
+def _sums(model: LanguageModel, examples: Sequence[Example], budget: int) -> Floats:
+    """The weighted log-probability of each row of these examples, one behind the other, without gradients."""
+    found = row_logprobs(model, examples, budget)
+    rows = (pair for values, one in zip(found, examples, strict=True) for pair in zip(values, one.rows, strict=True))
+    return np.array([float((value_T * row.weights_T).sum()) for value_T, row in rows])
 
 
 def accumulate_preferences(model: LanguageModel, asked: ToPrefer, budget: int, *, draw: tuple[int, int]) -> Sums:
@@ -196,10 +206,9 @@ class Judged:
 def judged(model: LanguageModel, asked: ToPrefer, budget: int) -> Judged:
     """Judge held-out pairs or votes without gradients."""
     with torch.inference_mode():
-        rows = by_rows(asked.trained)
         kl = _divergence(model, asked, budget) if asked.votes else 0.0
-        logprob_R = torch.from_numpy(_sums(model, rows, budget))
-        length_R = torch.tensor([one.weight for one in rows], dtype=torch.float64)
+        logprob_R = torch.from_numpy(_sums(model, asked.trained, budget))
+        length_R = torch.tensor([float(row.weights_T.sum()) for one in asked.trained for row in one.rows], dtype=torch.float64)
         loss, counts = _Objective(asked, kl).of_rows(logprob_R, length_R, range(len(asked.examples)))
     count = len(asked.examples)
     return Judged(counts["right"], count, float(loss) / count, counts.get("margin", 0.0) / count)
