@@ -7,6 +7,8 @@ Counted, for T unique tokens, U distinct places that something is predicted from
     the head, U places            forward   x Wᵀ;  backward  g W
     attention, P pairs a head     forward   2 products;  backward  4
 
+A reference (the model with adapters off, whose log-probabilities an objective reads) adds the forward products without adapters.
+
 Left out on purpose: everything that is no product of matrices (norms, rotary, softmax, SwiGLU, casts, the update, Python), what
 an implementation computes twice (recomputed logits or attention), and what it could save beyond shared beginnings (the last
 layer's places that nothing is predicted from). The speed of a shape is the best of several tries, in bf16 or fp32, all T
@@ -59,6 +61,8 @@ class Products:
     """How often each shape comes in one pass, forward and backward, and the sizes of head and attention."""
 
     forward: Counter[Shape]
+    bare: Counter[Shape]
+    """Of `forward` what is left with adapters off."""
     backward: Counter[Shape]
     head: tuple[int, int]
     """Width and vocabulary."""
@@ -69,6 +73,11 @@ class Products:
         """Of a forward pass."""
         layers, heads, width = self.attention
         return self._flops(self.forward, size) + 2 * layers * heads * 2 * size.pairs * width
+
+    def reference_flops(self, size: Size) -> int:
+        """Of a forward pass with adapters off."""
+        layers, heads, width = self.attention
+        return self._flops(self.bare, size) + 2 * layers * heads * 2 * size.pairs * width
 
     def step_flops(self, size: Size) -> int:
         """Of forward and backward."""
@@ -103,6 +112,7 @@ def products_of(model: LanguageModel) -> Products:
     The fast paths have no part in it: what is counted does not change with them. Which inputs need a gradient is seen, too.
     """
     forward: Counter[Shape] = Counter()
+    bare: Counter[Shape] = Counter()
     backward: Counter[Shape] = Counter()
     config = copy.deepcopy(model.base.config)
     with torch.device("meta"), warnings.catch_warnings():
@@ -111,13 +121,13 @@ def products_of(model: LanguageModel) -> Products:
         (described,) = model.module.peft_config.values()
         stock = peft.get_peft_model(stock, copy.deepcopy(described))
         for layer, rank in _linears(stock):
-            layer.register_forward_pre_hook(_counted(layer, rank, forward, backward))
+            layer.register_forward_pre_hook(_counted(layer, rank, forward, bare, backward))
         mask = torch.zeros(1, 1, 2, 2)  # one of four dimensions is taken as it is: making one looks at values, and there are none
         stock(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=mask, use_cache=False)
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
     width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return Products(forward, backward, (int(text.hidden_size), model.vocabulary), (int(text.num_hidden_layers), heads, width))
+    return Products(forward, bare, backward, (int(text.hidden_size), model.vocabulary), (int(text.num_hidden_layers), heads, width))
 
 
 def _linears(stock: Any) -> Iterator[tuple[nn.Module, int]]:
@@ -132,11 +142,14 @@ def _linears(stock: Any) -> Iterator[tuple[nn.Module, int]]:
             yield layer, 0
 
 
-def _counted(layer: Any, rank: int, forward: Counter[Shape], backward: Counter[Shape]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _counted(
+    layer: Any, rank: int, forward: Counter[Shape], bare: Counter[Shape], backward: Counter[Shape]
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     inner, outer = layer.in_features, layer.out_features
 
     def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         forward.update([Shape("rows", inner, outer)])
+        bare.update([Shape("rows", inner, outer)])
         if inputs[0].requires_grad:
             backward.update([Shape("rows", outer, inner)])
         if rank:
@@ -163,7 +176,14 @@ class Limit:
         width, vocabulary = self.products.head
         head = self._over_tokens(Shape("rows", width, vocabulary), size.places)
         head += self._over_tokens(Shape("rows", vocabulary, width), size.places)
-        return {"linears": linears, "head": head, "attention": self._attention(size)}
+        return {"linears": linears, "head": head, "attention": self._attention(size, narrow=2, wide=4)}
+
+    def reference_seconds(self, step: Sequence[Example]) -> dict[str, float]:
+        """The limit of the reference's pass over the same step, by part."""
+        size = size_of(step)
+        linears = sum(count * self._over_tokens(shape, size.tokens) for shape, count in self.products.bare.items())
+        head = self._over_tokens(Shape("rows", *self.products.head), size.places)
+        return {"linears": linears, "head": head, "attention": self._attention(size, narrow=1, wide=1)}
 
     def _over_tokens(self, shape: Shape, tokens: int) -> float:
         """Seconds of one product over `tokens` rows, at the best of all at once and in pieces."""
@@ -174,13 +194,13 @@ class Limit:
         sizes = ((n, shape.inner), (shape.inner, shape.outer)) if shape.kind == "rows" else ((shape.inner, n), (n, shape.outer))
         return self._fastest((shape, n), *sizes)
 
-    def _attention(self, size: Size) -> float:
-        """Six products of as many pairs, at the speed of blocks as long as the keys that a query sees in the mean."""
+    def _attention(self, size: Size, *, narrow: int, wide: int) -> float:
+        """Products that give scores (`narrow`) or values, at the speed of blocks as long as the keys that a query sees in the mean."""
         layers, heads, width = self.products.attention
         n = max(1, size.pairs // size.tokens)
-        narrow = self._fastest(("scores", n), (heads, n, width), (heads, width, n))
-        wide = self._fastest(("values", n), (heads, n, n), (heads, n, width))
-        return layers * (2 * narrow + 4 * wide) * size.pairs / (n * n)
+        scores = self._fastest(("scores", n), (heads, n, width), (heads, width, n))
+        values = self._fastest(("values", n), (heads, n, n), (heads, n, width))
+        return layers * (narrow * scores + wide * values) * size.pairs / (n * n)
 
     def _fastest(self, key: tuple[Any, ...], left: tuple[int, ...], right: tuple[int, ...]) -> float:
         """Seconds of one product at its best type."""

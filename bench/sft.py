@@ -1,5 +1,7 @@
 """`sapwood bench sft`: how fast and in how much memory a training step is, against TRL and against the machine's limit.
 
+Steps are of imitation (SFT), of preference (DPO) or of policy training (GRPO on given answers): `bench.workloads`.
+
 Contestants are processes that load the same model folder, begin each round with the same adapter, and train the same rows in the
 same steps with the same mask: A B A B …, medians, ratios of what ran next to each other. The losses of all steps are
 compared: where they differ there is no result, only an error. Between them the limit is measured (`bench.limit`). Peak memory
@@ -20,12 +22,12 @@ from typing import Any, Literal
 
 import orjson
 
-from bench.losses import compare_losses
+from bench.losses import compare_losses, compare_norms
 from bench.picture import Bar, draw
 from bench.process import Answer, Contestant
 from bench.rounds import Times, alternate, at_least, ratio, summary
 from bench.setting import ROOT, busy, commit, machine, peer_python
-from bench.sweep import TrlSetting, candidates, default_setting, earlier, search
+from bench.sweep import FINALISTS, TrlSetting, candidates, default_setting, earlier, search
 from bench.workloads import ROWS, USUAL_ROWS, WORKLOADS, Work, work_of, write_work
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
@@ -40,6 +42,10 @@ AGAINST = ["trl", "tuned", "none"]
 OURS, TUNED, BY_DEFAULT, LIMIT = "Sapwood", "TRL, tuned", "TRL, its defaults", "limit"
 LEARNING_RATE, BETA2 = 2e-4, 0.999
 """Of all contestants; the rate is constant."""
+KL = 0.04
+"""Weight of the divergence from the reference, of policy training."""
+A_STEP_AT_LEAST = {"imitation": 0.0, "preference": 0.0, "policy": 1.0}
+"""Of which loss a share is taken where that is smaller: `compare_losses`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,7 @@ class SftBench:
     """The training workloads."""
 
     workload: str = "tools"
-    """What is trained: tools, chat, multiturn, multiturn-reasoning, long or natural."""
+    """What is trained: tools, chat, multiturn, multiturn-reasoning, long or natural; pairs (DPO); group or group-short (GRPO)."""
     against: str = "trl"
     """The peer: trl (its defaults, and tuned), tuned (that one alone), or none."""
     rounds: int = 3
@@ -55,7 +61,7 @@ class SftBench:
     steps: int = 3
     """Timed steps a round, after one that is not."""
     rows: int = 0
-    """Conversations a step; 0 takes 8, or 2 for `long`."""
+    """Conversations, pairs or groups a step; 0 takes 8, or 2 for `long` and 1 for groups."""
     shared: int = 1000
     """Tokens of the tool list of `tools`, 500 to 2,000."""
     data: tuple[str, ...] = ()
@@ -71,7 +77,7 @@ class SftBench:
     seed: int = 0
     """Seed of the rows and of the adapter's start."""
     sweep: Path | None = None
-    """An earlier result of the same workload, whose best setting of the peer is taken without a new sweep."""
+    """An earlier result of the same workload (or of a group of another length), whose best setting of the peer is taken as it is."""
     memory: bool = True
     """Whether to measure peak memory, too."""
     profile: bool = False
@@ -112,11 +118,15 @@ def run(words: list[str], json: Json) -> None:
     json.write(result)
 
 
-def measure(config: SftBench, screen: Screen) -> dict[str, Any]:
-    """All numbers of one result."""
+def tuned_for(config: SftBench, screen: Screen) -> dict[str, Any]:
+    """The sweep alone: the peer's best setting on a workload, and the table of all tries."""
     model = fetch_model(config.model, screen).resolve()
-    python = peer_python(screen) if config.against != "none" else None
-    work = work_of(
+    with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
+        return _Bench(config, screen, Path(folder).resolve(), model, peer_python(screen), _work(config, model, screen)).tuned()
+
+
+def _work(config: SftBench, model: Path, screen: Screen) -> Work:
+    return work_of(
         config.workload,
         model,
         steps=config.steps + 1,
@@ -126,6 +136,13 @@ def measure(config: SftBench, screen: Screen) -> dict[str, Any]:
         data=config.data,
         screen=screen,
     )
+
+
+def measure(config: SftBench, screen: Screen) -> dict[str, Any]:
+    """All numbers of one result."""
+    model = fetch_model(config.model, screen).resolve()
+    python = peer_python(screen) if config.against != "none" else None
+    work = _work(config, model, screen)
     tokens = work.counts()
     screen.title(f"{config.workload}: {work.told}")
     screen.say(
@@ -148,6 +165,7 @@ class _Bench:
 
     def __init__(self, config: SftBench, screen: Screen, folder: Path, model: Path, python: Path | None, work: Work) -> None:
         self.config, self.screen, self.folder, self.model, self.python = config, screen, folder, model, python
+        self.objective = work.objective
         self.tokens = work.counts()
         self.rows, self.adapter = folder / "rows.json", folder / "adapter"
         self.peer_rows = work.peer_rows_a_step() if python is not None else 0
@@ -174,11 +192,21 @@ class _Bench:
             profile = ours.ask("profile").reply["operations"] if self.config.profile else None
         return self._speed_result(times, loaded, versions) | ({"profile": profile} if profile else {})
 
+    def tuned(self) -> dict[str, Any]:
+        """The peer's sweep, without a comparison."""
+        with self._ours() as ours:
+            self._find_tuned(ours, self._load_ours(ours, adapter=True).reply["dtype"])
+        return self.sweep
+
     def _speed_result(self, times: Times, loaded: dict[str, Any], versions: dict[str, Any]) -> dict[str, Any]:
         limit = times.pop(LIMIT)
         fp32 = {name: reply["dtype"] == "float32" for name, reply in loaded.items()}
         losses = {name: [reply["losses"] for reply in replies] for name, replies in self.replies.items() if name != LIMIT}
-        alike = compare_losses(losses, OURS, exact={name for name in losses if fp32[OURS] and fp32[name]})
+        exact = {name for name in losses if fp32[OURS] and fp32[name]}
+        alike = compare_losses(losses, OURS, exact, A_STEP_AT_LEAST[self.objective])
+        if self.objective != "imitation":
+            norms = {name: [reply["norms"] for reply in replies] for name, replies in self.replies.items() if name != LIMIT}
+            alike["max_norm_difference"] = compare_norms(norms, OURS, exact)
         last = self.replies[LIMIT][-1]
         tokens = self.tokens
         return {
@@ -227,11 +255,12 @@ class _Bench:
         if self.python is None:
             return
         if self.config.sweep is not None:
-            self.sweep = earlier(self.config.sweep, self.config.workload)
+            self.sweep = earlier(self.config.sweep, self.config.workload, self.peer_rows)
             return
+        few = self.objective != "imitation"
         losses = ours.ask("train", steps=self.config.steps + 1).reply["losses"]
-        space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32")
-        self.sweep = search(space, partial(self._try, losses, our_dtype), self.screen)
+        space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32", few=few)
+        self.sweep = search(space, partial(self._try, losses, our_dtype), self.screen, 1 if few else FINALISTS)
 
     def _peers(self) -> dict[str, TrlSetting]:
         """The peer's contestants."""
@@ -249,7 +278,8 @@ class _Bench:
             exact = self._load_trl(peer, setting).reply["dtype"] == our_dtype == "float32"
             reply = peer.ask("train", steps=timed + 1, give_up=None if give_up is None else give_up * timed).reply
         taken = len(reply["losses"])
-        compare_losses({OURS: [ours[:taken]], peer.name: [reply["losses"]]}, OURS, {peer.name} if exact else set())
+        alike = {OURS: [ours[:taken]], peer.name: [reply["losses"]]}
+        compare_losses(alike, OURS, {peer.name} if exact else set(), A_STEP_AT_LEAST[self.objective])
         return sum(reply["seconds"]) / timed, taken == timed + 1
 
     def _ours(self) -> Contestant:
@@ -260,7 +290,8 @@ class _Bench:
         assert self.python is not None
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(self.folder / "hf")}
         environment = {**offline, **setting.environment()}
-        return Contestant("TRL", [self.python, "-m", "bench.peers.trl_sft"], folder=ROOT, environment=environment)
+        script = "bench.peers.trl_sft" if self.objective == "imitation" else "bench.peers.trl_updates"
+        return Contestant("TRL", [self.python, "-m", script], folder=ROOT, environment=environment)
 
     def _load_ours(self, ours: Contestant, *, adapter: bool = False, watch: bool = False) -> Answer:
         return ours.ask(
@@ -273,6 +304,8 @@ class _Bench:
             seed=self.config.seed,
             threads=self.config.threads,
             budget=self.config.budget,
+            objective=self.objective,
+            kl=KL,
             learning_rate=LEARNING_RATE,
             beta2=BETA2,
         )
@@ -285,6 +318,8 @@ class _Bench:
             rows=str(self.rows),
             adapter=str(self.adapter),
             out=str(self.folder / "trl"),
+            objective=self.objective,
+            kl=KL,
             learning_rate=LEARNING_RATE,
             beta2=BETA2,
             rows_a_pass=setting.rows,
@@ -297,7 +332,7 @@ class _Bench:
         return float(sum(reply["seconds"]))
 
     def _limit(self, ours: Contestant) -> float:
-        reply = ours.ask("limit", steps=self.config.steps + 1).reply
+        reply = ours.ask("limit", steps=self.config.steps + 1, reference=self.objective != "imitation").reply
         self.replies.setdefault(LIMIT, []).append(reply)
         return sum(_parts(reply["seconds"]).values())
 

@@ -66,11 +66,17 @@ def default_setting(peer_rows: int, threads: int) -> TrlSetting:
     )
 
 
-def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False) -> tuple[TrlSetting, Candidates]:
-    """Where the search begins, and what is tried around it."""
-    sizes = [rows for rows in (1, 2, 4, 8) if peer_rows % rows == 0]
+def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False, few: bool = False) -> tuple[TrlSetting, Candidates]:
+    """Where the search begins, and what is tried around it.
+
+    `few` is for steps of half a minute: types and rows a pass alone. What TRL's other trainers have not (`padding_free`) is not among
+    them, nor is what computes more by construction (fp32, checkpointing, an allocator that gives back, fewer threads).
+    """
+    sizes = [rows for rows in ((1, 2, 4) if few else (1, 2, 4, 8)) if peer_rows % rows == 0]
     passes = [{"rows": rows, "accumulation": peer_rows // rows} for rows in sizes]
-    precisions = [{"precision": kind} for kind in (["fp32"] if only_fp32 else ["bf16", "autocast", "fp32"])]
+    precisions = [
+        {"precision": kind} for kind in (["fp32"] if only_fp32 else ["bf16", "autocast"] if few else ["bf16", "autocast", "fp32"])
+    ]
     fractions = [(os.cpu_count() or 1) // part for part in (2, 4)]
     fewer = [{"threads": count} for count in fractions if count] if not threads else []
     start = TrlSetting(
@@ -84,10 +90,8 @@ def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False) -> tupl
     return start, [
         precisions,
         passes,
-        [{"flat": True, **one} for one in passes[1:]],
-        [{"checkpointing": True}],
-        [{"keeping": False}],
-        fewer,
+        [{"flat": True, **one} for one in passes[1:] if not few],
+        *([] if few else [[{"checkpointing": True}], [{"keeping": False}], fewer]),
     ]
 
 
@@ -95,8 +99,8 @@ SecondsOf = Callable[[TrlSetting, float | None], tuple[float, bool]]
 """Seconds of a step with a setting, and whether all steps were taken: it may give up once a step takes over so many in the mean."""
 
 
-def search(space: tuple[TrlSetting, Candidates], seconds_of: SecondsOf, screen: Screen) -> dict[str, Any]:
-    """`best` and the table of all tries. Raises `SapwoodError` where not even the first one works."""
+def search(space: tuple[TrlSetting, Candidates], seconds_of: SecondsOf, screen: Screen, again: int = FINALISTS) -> dict[str, Any]:
+    """`best` and the table of all tries; the fastest are tried `again`. Raises `SapwoodError` where not even the first one works."""
     best, stages = space
     screen.say("Finding the peer's best setting for this workload:")
     table: list[dict[str, Any]] = []
@@ -112,7 +116,7 @@ def search(space: tuple[TrlSetting, Candidates], seconds_of: SecondsOf, screen: 
             if seconds is not None and seconds < fastest:
                 best, fastest = setting, seconds
     whole = [line for line in table if line["tries"] and not line["given_up"]]
-    finalists = sorted(whole, key=lambda line: line["seconds"])[:FINALISTS]
+    finalists = sorted(whole, key=lambda line: line["seconds"])[:again]
     for line in finalists:  # a lucky second must not choose a weaker peer
         line["tries"].append(seconds_of(_setting_of(line), None)[0])
         line["seconds"] = min(line["tries"])
@@ -151,14 +155,25 @@ def words_of(setting: TrlSetting) -> str:
     )
 
 
-def earlier(file: Path, workload: str) -> dict[str, Any]:
-    """The sweep in an earlier result. Raises `ConfigError` where it holds none, or one of another workload."""
+def earlier(file: Path, workload: str, peer_rows: int) -> dict[str, Any]:
+    """The sweep in an earlier result, for a step of so many rows. `workload` says of which kind it must be: groups of any length serve.
+
+    Raises `ConfigError` where it holds none, or one of another workload.
+    """
     try:
         result = orjson.loads(file.read_bytes())
         found: dict[str, Any] = result["sweep"]
-        TrlSetting(**found["best"])
+        best = TrlSetting(**found["best"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"sweep is {file}: no earlier result with a sweep ({error!r}). Leave it out to search anew.") from None
-    if result["workload"] != workload:
+    if _kind(result["workload"]) != _kind(workload):
         raise ConfigError(f"sweep is {file}: it is of workload {result['workload']}, not {workload}. Leave it out to search anew.")
-    return found
+    if peer_rows % best.rows:
+        raise ConfigError(
+            f"sweep is {file}: its passes of {best.rows} rows do not make up a step of {peer_rows}. Leave it out to search anew."
+        )
+    return {**found, "best": asdict(replace(best, accumulation=peer_rows // best.rows)), "of": result["workload"]}
+
+
+def _kind(workload: str) -> str:
+    return workload.removesuffix("-short")

@@ -6,10 +6,12 @@
     multiturn-reasoning    the same with reasoning, under a template that drops that of earlier turns: the rows branch
     long                   one document of about 4,000 tokens and a question in each row, nothing shared
     natural                files as they are (`data`), in the order in which training would take them; bfcl where none is named
+    pairs                  two answers of 150 tokens to a prompt of 300 each: what preference training takes
+    group, group-short     eight answers of 128 tokens to a prompt of 1,024, or of 64 to one of 256: what policy training takes
 
 In: a model's chat. Out: `Work`, examples by step. A peer gets the same tokens with the same mask: `peer_rows` joins what
 lies on one path into one row, which is what a trainer of whole conversations trains in one pass, and keeps apart what branches.
-Left out on purpose: preference pairs and groups of samples, which have losses of their own.
+A peer of preferences or policies reads the answers as they stand in `steps`. Left out on purpose: sampling (`bench.grpo`).
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from bench.answers import Shape, steps_of_answers
 from bench.conversations import Words
 from sapwood.assets import pull
 from sapwood.chat import Chat
@@ -36,9 +39,13 @@ from sapwood.recipes.screen import Screen
 from sapwood.records import Conversation, Example, Message, Row
 from sapwood.train.order import step_examples
 
-WORKLOADS = ("tools", "chat", "multiturn", "multiturn-reasoning", "long", "natural")
-ROWS = {"long": 2}
+WORKLOADS = ("tools", "chat", "multiturn", "multiturn-reasoning", "long", "natural", "pairs", "group", "group-short")
+ROWS = {"long": 2, "group": 1, "group-short": 1}
 """Conversations a step, where it is not `USUAL_ROWS`: eight of 4,000 tokens would take a peer minutes a step."""
+Objective = Literal["imitation", "preference", "policy"]
+OBJECTIVES: dict[str, Objective] = {"pairs": "preference", "group": "policy", "group-short": "policy"}
+"""What is trained, where it is not imitation of the rows."""
+SHAPES = {"pairs": Shape(300, 150, 2), "group": Shape(1024, 128, 8), "group-short": Shape(256, 64, 8)}
 USUAL_ROWS = 8
 CHAT_WORDS, CHAT_SPREAD, CHAT_MOST = 100.0, 0.7, 350
 """Median of the log-normal lengths of questions and answers together, in words of 2 to 3 tokens; their spread; the longest."""
@@ -64,6 +71,7 @@ class Work:
     steps: tuple[tuple[Example, ...], ...]
     told: str
     """What the rows are, in one sentence."""
+    objective: Objective = "imitation"
 
     def counts(self) -> dict[str, Any]:
         """Tokens of all steps but the first: rows one an assistant turn, what a peer trains, unique ones, trained ones."""
@@ -85,7 +93,9 @@ class Work:
         }
 
     def peer_rows_a_step(self) -> int:
-        """Rows that a peer trains in each step. Raises `DataError` where steps differ: its batches are all of one size."""
+        """Rows that a peer counts in each step. Raises `DataError` where steps differ: its batches are all of one size."""
+        if self.objective == "preference":
+            return len(self.steps[0])  # it counts pairs
         counts = {sum(len(peer_rows(example)) for example in step) for step in self.steps}
         if len(counts) > 1:
             raise DataError(
@@ -107,7 +117,9 @@ def work_of(workload: str, model: Path, *, steps: int, rows: int, shared: int, s
     """
     rng = np.random.default_rng([seed, WORKLOADS.index(workload)])
     chat = Chat.load(model, template=DROPPING if workload == "multiturn-reasoning" else None)
-    if workload == "natural":
+    if workload in SHAPES:
+        examples = steps_of_answers(chat, steps, rows, SHAPES[workload], rng)
+    elif workload == "natural":
         examples = _natural(data, chat, steps, rows, seed, screen)
     else:
         examples = [chat.example(conversation) for conversation in _made(workload, chat, steps * rows, rows, shared, rng)]
@@ -118,9 +130,14 @@ def work_of(workload: str, model: Path, *, steps: int, rows: int, shared: int, s
         "multiturn-reasoning": "conversations of 4 to 8 turns with reasoning, template drops that of earlier turns",
         "long": f"documents of about {LONG_TOKENS:,} tokens with a question each",
         "natural": f"{', '.join(data) or bfcl.TASK} as it is",
+        "pairs": "prompts of 300 tokens with two answers of 150, one preferred",
+        "group": "prompts of 1,024 tokens with 8 rewarded answers of 128",
+        "group-short": "prompts of 256 tokens with 8 rewarded answers of 64",
     }[workload]
     _refuse_weighted(examples)
-    return Work(tuple(tuple(examples[place * rows : (place + 1) * rows]) for place in range(steps)), told)
+    return Work(
+        tuple(tuple(examples[place * rows : (place + 1) * rows]) for place in range(steps)), told, OBJECTIVES.get(workload, "imitation")
+    )
 
 
 def peer_rows(example: Example) -> list[dict[str, list[int]]]:

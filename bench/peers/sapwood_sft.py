@@ -1,4 +1,4 @@
-"""Sapwood's training, asked for timed steps: what `sapwood sft` does between its rehearsal and its result.
+"""Sapwood's training, asked for timed steps: what `sapwood sft`, `dpo` and `grpo` do between their rehearsal and their result.
 
 load    the model, an adapter (drawn and saved into `adapter`, for the peer to begin with), the rows, the rehearsal's budget
 train   put the adapter back to its start, take all steps, give the seconds of those behind the first
@@ -18,13 +18,13 @@ import torch
 
 from bench.contestant import Request, serve, versions_of
 from bench.limit import Limit, products_of, size_of
+from bench.peers.sapwood_objectives import OBJECTIVES, Update
 from bench.workloads import read_steps
 from sapwood.model import LanguageModel, LoraConfig, add_lora, load_model, save_adapter, trainable_parameters
 from sapwood.records import Example
 from sapwood.train import SftConfig
 from sapwood.train.optimizer import OptimConfig, Optimizer
 from sapwood.train.rehearsal import rehearse
-from sapwood.train.step import accumulate
 
 PROFILED = 30
 """Operations that a profile names."""
@@ -33,8 +33,8 @@ PROFILED = 30
 class _Training:
     """What `load` leaves for the other tasks."""
 
-    def __init__(self, model: LanguageModel, steps: list[list[Example]], optim: OptimConfig, budget: int) -> None:
-        self.model, self.steps, self.optim, self.budget = model, steps, optim, budget
+    def __init__(self, model: LanguageModel, steps: list[list[Example]], optim: OptimConfig, budget: int, update: Update) -> None:
+        self.model, self.steps, self.optim, self.budget, self.update = model, steps, optim, budget, update
         self.start = {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
         self.limit = Limit(products_of(model))
 
@@ -53,7 +53,8 @@ def load(request: Request) -> dict[str, Any]:
         save_adapter(model, Path(request["adapter"]))
     optim = OptimConfig(lr=request["learning_rate"], schedule="constant", warmup=0.0, beta2=request["beta2"])
     budget = request["budget"] or _rehearsed(model, [example for step in steps for example in step], optim, len(steps[0]))
-    _now.append(_Training(model, steps, optim, budget))
+    update = OBJECTIVES[request["objective"]](model, request["kl"])
+    _now.append(_Training(model, steps, optim, budget, update))
     return {"budget": budget, "dtype": str(model.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
 
 
@@ -72,15 +73,15 @@ def train(request: Request) -> dict[str, Any]:
         for name, parameter in parameters.items():
             parameter.copy_(now.start[name])
     optimizer = Optimizer(parameters, now.optim)
-    losses, ends, computed = [], [], []
+    losses, norms, ends, computed = [], [], [], []
     for number, step in enumerate(now.steps[: request["steps"]]):
-        sums = accumulate(now.model, step, now.budget, draw=(0, number))
-        optimizer.step(now.optim.lr)
+        sums = now.update(step, now.budget, (0, number))
+        norms.append(optimizer.step(now.optim.lr))
         losses.append(sums.mean_loss)
         computed.append(sums.unique_tokens)
         ends.append(time.perf_counter())
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]
-    return {"seconds": seconds, "losses": losses, "computed_tokens": computed[1:]}
+    return {"seconds": seconds, "losses": losses, "norms": norms, "computed_tokens": computed[1:]}
 
 
 def profile(request: Request) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def profile(request: Request) -> dict[str, Any]:
     step, optimizer = now.steps[-1], Optimizer(trainable_parameters(now.model), now.optim)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         begin = time.perf_counter()
-        accumulate(now.model, step, now.budget)
+        now.update(step, now.budget, (0, 0))
         optimizer.step(now.optim.lr)
         whole = time.perf_counter() - begin
     events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
@@ -108,11 +109,16 @@ def limit(request: Request) -> dict[str, Any]:
     now = _now[0]
     steps = now.steps[1 : request["steps"]]
     sizes = [size_of(step) for step in steps]
+    products, asks = now.limit.products, request["reference"]
     return {
-        "seconds": [now.limit.seconds(step) for step in steps],
-        "flops": [now.limit.products.step_flops(size) for size in sizes],
+        "seconds": [_with(now.limit.seconds(step), now.limit.reference_seconds(step) if asks else {}) for step in steps],
+        "flops": [products.step_flops(size) + (products.reference_flops(size) if asks else 0) for size in sizes],
         "sizes": [vars(size) for size in sizes],
     }
+
+
+def _with(step: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
+    return {**step, **({"reference": sum(reference.values())} if reference else {})}
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def adapted(name: str, targets: tuple[str, ...] = ("all-linear",)) -> LanguageMo
     return add_lora(LanguageModel(tiny_model(name, torch.float32), probe=False), LoraConfig(r=4, targets=targets), 0)
 
 
-def counted_by_torch(model: LanguageModel) -> tuple[int, int]:
-    """Operations of a stock model's forward, and of forward and backward, over one row with logits everywhere."""
+def counted_by_torch(model: LanguageModel) -> tuple[int, int, int]:
+    """Operations of a stock model over one row with logits everywhere: forward, with adapters off, and forward and backward."""
     stock: Any = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(model.base.config), attn_implementation="eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks transformers by an old name
@@ -37,7 +37,9 @@ def counted_by_torch(model: LanguageModel) -> tuple[int, int]:
         with FlopCounterMode(display=False) as forward:
             logits = stock(input_ids=torch.arange(TOKENS)[None], use_cache=False).logits
         logits.sum().backward()
-    return forward.get_total_flops(), both.get_total_flops()
+    with FlopCounterMode(display=False) as bare, stock.disable_adapter():
+        stock(input_ids=torch.arange(TOKENS)[None], use_cache=False)
+    return forward.get_total_flops(), bare.get_total_flops(), both.get_total_flops()
 
 
 @pytest.mark.parametrize(("targets", "spared"), [(("all-linear",), 0), (("v_proj", "down_proj"), 3)])
@@ -46,8 +48,9 @@ def test_operations_are_those_that_torch_counts(name: str, targets: tuple[str, .
     model = adapted(name, targets)
     products = products_of(model)
     everywhere = Size(TOKENS, TOKENS, TOKENS * TOKENS)  # eager attention multiplies the upper half of its square, too
-    forward, both = counted_by_torch(model)
+    forward, bare, both = counted_by_torch(model)
     assert products.forward_flops(everywhere) == forward
+    assert products.reference_flops(everywhere) == bare < forward
     _, heads, width = products.attention  # without adapters on queries and keys, the first layer's attention needs one product of four
     assert products.step_flops(everywhere) == both + spared * heads * 2 * TOKENS * TOKENS * width
 
@@ -78,6 +81,9 @@ def test_every_product_is_measured() -> None:
     assert all(seconds > 0 for seconds in found.values())
     shapes = {key[0] for key in limit._best if isinstance(key[0], Shape)}
     assert shapes >= set(products.forward) | set(products.backward)
+    reference = limit.reference_seconds(step)
+    assert set(reference) == set(found)
+    assert 0 < sum(reference.values()) < sum(found.values())
 
 
 def test_more_of_everything_is_more() -> None:

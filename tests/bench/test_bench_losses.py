@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from bench.losses import EXACT_NATS, ROUNDED_SHARE, compare_losses
+from bench.losses import EXACT_NATS, EXACT_NORM, ROUNDED_NORM, ROUNDED_SHARE, compare_losses, compare_norms
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,3 +39,29 @@ def test_other_steps_are_no_result() -> None:
 
 def test_without_a_peer_nothing_is_said() -> None:
     assert compare_losses({"ours": [[1.0]]}, "ours", set()) == {"max_loss_difference": None, "max_relative_loss_difference": None}
+
+
+def test_a_share_of_a_loss_near_0_is_one_of_the_least_size() -> None:
+    losses = {"ours": [[1e-4]], "peer": [[-1e-4]]}
+    with pytest.raises(SapwoodError, match="there is no result"):
+        compare_losses(losses, "ours", set())
+    assert compare_losses(losses, "ours", set(), 1.0)["max_relative_loss_difference"] == pytest.approx(2e-4)
+    with pytest.raises(SapwoodError, match="there is no result"):
+        compare_losses({"ours": [[0.0]], "peer": [[1.1 * ROUNDED_SHARE]]}, "ours", set(), 1.0)
+
+
+@pytest.mark.parametrize(("exact", "bound"), [({"peer"}, EXACT_NORM), (set(), ROUNDED_NORM)])
+@pytest.mark.parametrize("side", [1, -1])
+def test_gradients_that_differ_are_no_result(exact: set[str], bound: float, side: int) -> None:
+    norms = {"peer": [[2.0, 4.0], [2.0, 4.0]], "ours": [[2.0, 4.0], [2.0, 4.0 * (1 + side * 0.9 * bound)]]}
+    assert compare_norms(norms, "ours", exact) == pytest.approx(0.9 * bound)
+    norms["ours"][1][1] = 4.0 * (1 + side * 1.1 * bound)
+    with pytest.raises(SapwoodError, match="in step 2 their norm"):
+        compare_norms(norms, "ours", exact)
+    norms["ours"][1][1] = math.nan
+    with pytest.raises(SapwoodError, match="there is no result"):
+        compare_norms(norms, "ours", exact)
+
+
+def test_without_a_peer_no_norm_differs() -> None:
+    assert compare_norms({"ours": [[1.0]]}, "ours", set()) is None

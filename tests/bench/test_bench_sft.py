@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from bench.sweep import candidates
 from bench.workloads import WORKLOADS
 
 from sapwood.cli.bench_verb import checkout
@@ -73,13 +76,26 @@ def test_ours_alone_through_the_verb(alone: Path) -> None:
     assert sum(line["share"] for line in found["profile"]) <= 1.0001
 
 
+@pytest.mark.parametrize("workload", ["pairs", "group-short"])
+def test_updates_of_ours_alone(workload: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", context=4096)
+    found = measured(model, tmp_path, "--workload", workload, "--against", "none", "--rounds", "2", "--steps", "1", "--memory", "False")
+    limit, losses = found["limit"], found["losses"]["Sapwood"]
+    assert limit["parts"]["reference"] > 0, "the reference's pass is asked for, and counted"
+    assert found["computed_tokens"] >= found["tokens"]["unique_tokens"]
+    assert found["max_norm_difference"] is None
+    expected = math.log(2) if workload == "pairs" else 0.0  # where nothing has moved yet
+    assert losses[0] == pytest.approx(expected, abs=1e-4)
+    assert losses[1] != losses[0]
+
+
 def test_the_page_names_the_workloads_and_the_keys_of_a_result(alone: Path) -> None:
     page = (checkout() / "docs" / "performance.md").read_text().partition("## A training step against TRL")[2]
     assert all(f"| `{workload}` |" in page for workload in WORKLOADS)
     table = page.partition("**The keys of the result.**")[2].strip().partition("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))))
     found = set(json.loads((alone / "found.json").read_text()))
-    assert named == (found | MEMORY) - {"workload", "profile"}
+    assert named == (found | MEMORY | {"max_norm_difference"}) - {"workload", "profile"}
 
 
 @pytest.mark.slow
@@ -95,6 +111,24 @@ def test_the_real_trl_takes_the_same_steps(workload: str, tmp_path: Path) -> Non
     fastest = min((line for line in found["sweep"]["table"] if line["seconds"]), key=lambda line: line["seconds"])
     assert found["sweep"]["best"].items() <= fastest.items()
     assert found["versions"]["TRL"]["trl"] == "1.16.0"
+    assert found["contestants"]["TRL, tuned"]["adapters"] == ["float32"]
+    losses = found["losses"]["TRL, tuned"]
+    assert len(set(losses)) == len(losses) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (checkout() / ".venv-bench" / ".installed").is_file(), reason="`sapwood bench sft` makes the peers' environment")
+@pytest.mark.parametrize("workload", ["pairs", "group-short"])
+def test_the_real_trl_takes_the_same_updates(workload: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", context=4096)
+    setting, _ = candidates(8, 1, only_fp32=True, few=True)
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text(json.dumps({"workload": workload, "sweep": {"best": asdict(setting), "table": []}}))
+    words = ("--workload", workload, "--against", "tuned", "--sweep", str(sweep), "--rounds", "2", "--steps", "2", "--memory", "False")
+    found = measured(model, tmp_path, *words)
+    assert found["max_loss_difference"] < 1e-4
+    assert found["max_norm_difference"] < 1e-3
+    assert found["ratio_to_tuned"] > 0
     assert found["contestants"]["TRL, tuned"]["adapters"] == ["float32"]
     losses = found["losses"]["TRL, tuned"]
     assert len(set(losses)) == len(losses) == 3

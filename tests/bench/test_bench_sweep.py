@@ -43,6 +43,19 @@ def test_the_best_of_the_table_is_taken_and_only_the_fastest_are_tried_again(
         assert any(setting.flat for setting in tried)
 
 
+def test_a_small_sweep_leaves_out_what_the_other_trainers_have_not() -> None:
+    tried: list[TrlSetting] = []
+
+    def seconds_of(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
+        tried.append(setting)
+        return 1.0, True
+
+    search(candidates(8, 0, few=True), seconds_of, QUIET)
+    assert {setting.precision for setting in tried} == {"bf16", "autocast"}
+    assert not any(setting.flat or setting.threads or setting.checkpointing for setting in tried)
+    assert {setting.rows for setting in tried} == {1, 2, 4}
+
+
 def test_what_fails_is_a_line_of_the_table_and_never_the_best() -> None:
     def seconds_of(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
         if setting.precision == "autocast":
@@ -99,9 +112,15 @@ def test_an_earlier_sweep_is_taken_only_for_its_own_workload(tmp_path: Path) -> 
     file = tmp_path / "found.json"
     sweep = {"best": asdict(default_setting(8, 0)), "table": []}
     file.write_text(json.dumps({"workload": "chat", "sweep": sweep}))
-    assert earlier(file, "chat") == sweep
+    assert earlier(file, "chat", 8) == {**sweep, "of": "chat"}
+    fewer = earlier(file, "chat", 16)["best"]
+    assert (fewer["rows"], fewer["accumulation"]) == (8, 2), "as many rows a pass"
+    with pytest.raises(ConfigError, match="passes of 8 rows do not make up a step of 4"):
+        earlier(file, "chat", 4)
     with pytest.raises(ConfigError, match="of workload chat, not tools"):
-        earlier(file, "tools")
+        earlier(file, "tools", 8)
+    file.write_text(json.dumps({"workload": "group-short", "sweep": sweep}))
+    assert earlier(file, "group", 8)["of"] == "group-short"
     file.write_text(json.dumps({"workload": "chat", "sweep": {}}))
     with pytest.raises(ConfigError, match="no earlier result"):
-        earlier(file, "chat")
+        earlier(file, "chat", 8)

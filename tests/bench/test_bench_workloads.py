@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench.workloads import DROPPING, Work, peer_rows, read_steps, unique_of, work_of, write_work
+from bench.workloads import DROPPING, SHAPES, Work, peer_rows, read_steps, unique_of, work_of, write_work
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +63,7 @@ def test_what_is_trained_twice_is_trained_twice_by_a_peer() -> None:
     assert [one["labels"] for one in peer_rows(Example(rows))] == [[-100, -100, 7, 8], [-100, -100, 7, 8], [-100, -100, 7]]
 
 
-@pytest.mark.parametrize("workload", ["chat", "multiturn", "multiturn-reasoning", "long"])
+@pytest.mark.parametrize("workload", ["chat", "multiturn", "multiturn-reasoning", "long", "pairs", "group-short"])
 def test_same_seed_same_rows(workload: str, model: Path, tmp_path: Path) -> None:
     first, second, other = (made(workload, model, seed=seed) for seed in (3, 3, 4))
     write_work(tmp_path / "a", first)
@@ -99,6 +99,19 @@ def test_turns_are_as_many_in_each_step_and_lie_on_one_path_or_branch(model: Pat
 def test_long_rows_are_long(model: Path) -> None:
     lengths = [example.rows[0].length for step in made("long", model).steps for example in step]
     assert all(3200 <= length <= 4800 for length in lengths)
+
+
+@pytest.mark.parametrize("workload", list(SHAPES))
+def test_answers_and_prompts_are_of_exact_lengths_and_only_a_prompts_own_answers_share(workload: str, model: Path) -> None:
+    shape, work = SHAPES[workload], made(workload, model)
+    for length, example in ((shape.prompt if number else shape.prompt // 8, one) for number, step in enumerate(work.steps) for one in step):
+        assert [(len(row.prompt_T), len(row.completion_T)) for row in example.rows] == [(length, shape.answer)] * shape.answers
+        assert len({row.completion_T.tobytes() for row in example.rows}) == shape.answers
+        assert len({row.prompt_T.tobytes() for row in example.rows}) == 1
+    places = shape.prompt + shape.answers * (shape.answer - 1)
+    for step in work.steps[1:]:  # the last token of each answer is only predicted; answers, and prompts, may begin alike by chance
+        assert 3 * (places - 2 * shape.answers) <= unique_of(step) <= 3 * places
+    assert work.peer_rows_a_step() == (3 if workload == "pairs" else 3 * shape.answers)
 
 
 def test_files_are_taken_as_they_are(model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sapwood.errors import AssetError, ConfigError
 WORKLOADS = {
     "data": ("data", "a file of conversations made ready to train on, against TRL"),
     "sft": ("sft", "a training step: time against TRL and against the machine's limit, memory, losses"),
+    "grpo": ("grpo", "a whole step of reinforcement learning, sampling to update, against TRL"),
     "sharing": ("sharing", "a training pass as a forest, against the same rows with nothing shared"),
     "growth": ("growth", "how the cost of a pass grows with rows, length, sharing and the model's width"),
     "generate": ("generate", "writing text, against transformers' `generate` and llama.cpp"),
