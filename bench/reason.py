@@ -2,8 +2,9 @@
 
 A cold start by SFT on few worked solutions of a reasoning-gym task, then GRPO with the task's own verifier on instances without
 solutions; beside it, the SFT checkpoint trained on the same solutions for as long as GRPO took. Judged are greedy answers to unseen
-instances (another seed, no question twice), and pass@1 and pass@8 of samples. It is no comparison with a peer, but the proof of the
-recipe; every stage goes on where it was stopped.
+instances (another seed, no question twice), and pass@1 and pass@8 of samples. The curves on the way are of other instances, so that
+those of the test are looked at once. It is no comparison with a peer, but the proof of the recipe; every stage goes on where it was
+stopped.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from sapwood.model import LanguageModel, load_adapter, load_model
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model
 from sapwood.records import Conversation, Ended, Example, Item, Message, SamplingParams, Score
-from sapwood.run import open_run, step_records, write_atomic
+from sapwood.run import Run, open_run, step_records, write_atomic
 from sapwood.stats import paired_difference, rate_interval
-from sapwood.train import Asked, GrpoConfig, OptimConfig, SftConfig, grpo, sft
+from sapwood.train import Asked, GrpoConfig, OptimConfig, PolicyConfig, SftConfig, grpo, sft
 
 DESCRIPTION = "Cold-start SFT, then GRPO with a verifier, against as much time of more SFT, on unseen instances of a task."
 TASK = "chain_sum"
 BUDGET = 2048
 """Unique tokens a micro-batch: measuring the fastest would take longer than the cold start itself."""
+LOOKS = 10
+"""Times that each stage is looked at on the way."""
 LEAST_GAIN = 0.08
 """What GRPO alone must gain over the checkpoint that it starts from."""
 
@@ -57,26 +60,32 @@ class ReasonBench:
     """Most numbers of a sum."""
     digits: int = 2
     """Most digits of a number."""
-    traces: int = 48
+    traces: int = 100
     """Worked solutions of the cold start."""
     epochs: float = 2.0
     """Times each of them is trained there."""
     batch: int = 8
     """Worked solutions a step of SFT."""
-    steps: int = 20
+    steps: int = 150
     """Steps of GRPO."""
-    prompts: int = 8
+    prompts: int = 16
     """Prompts a step."""
     group: int = 8
     """Answers a prompt."""
     lr: float = 2e-4
     """Learning rate of GRPO."""
-    temperature: float = 0.7
-    """Of GRPO's samples: a cold start that was kept short rarely solves anything at 1, and dead groups teach nothing."""
+    more_lr: float = 3e-4
+    """Peak learning rate of more SFT."""
+    resample: int = 1
+    """Rounds of further prompts in place of dead groups."""
     unseen: int = 200
     """Instances that are judged."""
-    sampled: int = 64
+    sampled: int = 200
     """How many of these are sampled for pass@k."""
+    watched: int = 100
+    """Instances that are answered on the way, for the curves; none of them is judged or trained on."""
+    longest: int = 32
+    """Tokens of an answer that is judged, of every state alike: the base model writes a sentence."""
     samples: int = 8
     """Samples of each for pass@k."""
     seed: int = 0
@@ -96,6 +105,7 @@ class Work:
     folder: Path
     chat: Chat
     test: list[Item]
+    watched: list[Item]
     train: list[Item]
     screen: Screen
 
@@ -120,8 +130,7 @@ def run(words: list[str], json: Json) -> None:
     measured["sft"] = measure(work, "sft", lambda: work.model("sft"))
     seconds["grpo"] = reinforce(work)
     measured["grpo"] = measure(work, "grpo", lambda: work.model("grpo"))
-    more = math.ceil(seconds["grpo"] / (seconds["sft"] / config.epochs))
-    seconds["more sft"] = imitate(work, "more-sft", "sft", more)
+    seconds["more sft"] = imitate(work, "more-sft", "sft", as_long(work, seconds["grpo"]))
     measured["more sft"] = measure(work, "more-sft", lambda: work.model("more-sft"))
     result = conclude(work, measured, seconds, time.perf_counter() - began)
     show(result, screen)
@@ -131,10 +140,11 @@ def run(words: list[str], json: Json) -> None:
 def prepare(config: ReasonBench, screen: Screen) -> Work:
     """The instances: those of the test first, so that none of them is trained on."""
     folder = fetch_model(config.model, screen)
-    test = gym_items(TASK, config.unseen, seed=config.seed + 1000, settings=config.settings)
-    wanted = config.traces + config.prompts * config.steps
-    train = gym_items(TASK, wanted, seed=config.seed, settings=config.settings, exclude=test)
-    return Work(config, folder, Chat.load(folder), test, train, screen)
+    test = gym_items(TASK, config.unseen, seed=config.seed + 3000, settings=config.settings)
+    watched = gym_items(TASK, config.watched, seed=config.seed + 4000, settings=config.settings, exclude=test)
+    wanted = config.traces + config.prompts * config.steps * (1 + config.resample)
+    train = gym_items(TASK, wanted, seed=config.seed, settings=config.settings, exclude=[*test, *watched])
+    return Work(config, folder, Chat.load(folder), test, watched, train, screen)
 
 
 def worked(item: Item) -> str:
@@ -160,13 +170,48 @@ def imitate(work: Work, name: str, start: str | None, epochs: float) -> float:
     work.screen.title(f"{name}: {epochs:g} epochs of {work.config.traces} worked solutions")
     opened = open_run(work.config.out / name)
     try:
-        optim = OptimConfig(lr=1e-3 if start is None else 3e-4)
-        config = SftConfig(epochs=epochs, batch=work.config.batch, seed=work.config.seed, budget=BUDGET, optim=optim)
+        optim = OptimConfig(lr=5e-4 if start is None else work.config.more_lr)
+        steps = math.ceil(epochs * work.config.traces / work.config.batch)
+        config = SftConfig(
+            epochs=epochs, batch=work.config.batch, seed=work.config.seed, budget=BUDGET, eval_every=-(-steps // LOOKS), optim=optim
+        )
         if not (opened.path / "adapter").is_dir():
-            sft(work.model(start), traces(work), (), config, opened, say=work.screen.say)
-        return sum(record["seconds"] for record in step_records(opened.path / "metrics.jsonl") if record["kind"] == "train")
+            sft(work.model(start), traces(work), (), config, opened, say=work.screen.say, observe=watch(work, opened))
+        return sum(spent(opened.path))
     finally:
         opened.close()
+
+
+def watch(work: Work, run: Run) -> Callable[[int, LanguageModel], None]:
+    """Records the greedy answers to the watched instances at each evaluation; the time is no step's."""
+    score = verified(TASK, work.config.settings)
+
+    def observe(step: int, model: LanguageModel) -> None:
+        answers = Engine(model, work.chat, slots=64).generate(
+            [work.prompt(item) for item in work.watched], SamplingParams(max_new_tokens=work.config.longest)
+        )
+        right = [float((score(item, one).value or 0) >= 1) for item, one in zip(work.watched, answers, strict=True)]
+        run.append("watched", {"step": step, "greedy": float(np.mean(right))})
+        work.screen.say(f"step {step}: {np.mean(right):.0%} of {len(right)} watched instances")
+
+    return observe
+
+
+def watched(path: Path) -> list[dict[str, float]]:
+    """What was seen on the way: greedy answers by seconds of training."""
+    seconds = [0.0, *np.cumsum(spent(path)).tolist()]
+    return [{"seconds": seconds[record["step"]], "greedy": record["greedy"]} for record in step_records(path / "watched.jsonl")]
+
+
+def spent(path: Path) -> list[float]:
+    """Seconds of each step of a run."""
+    return [record["seconds"] for record in step_records(path / "metrics.jsonl") if record["kind"] == "train"]
+
+
+def as_long(work: Work, seconds: float) -> int:
+    """Epochs of imitation that take at least so many seconds: by the median step of the cold start, whose first steps are slow."""
+    pace = float(np.median(spent(work.config.out / "sft"))) * math.ceil(work.config.traces / work.config.batch)
+    return math.ceil(1.1 * seconds / pace)
 
 
 def reinforce(work: Work) -> float:
@@ -180,10 +225,12 @@ def reinforce(work: Work) -> float:
         prompts=config.prompts,
         group=config.group,
         max_new_tokens=longest(work),
-        temperature=config.temperature,
-        resample=0,
+        resample=config.resample,
         budget=BUDGET,
+        eval_every=-(-config.steps // LOOKS),
+        save_every=-(-config.steps // 4),
         seed=config.seed,
+        policy=PolicyConfig(loss="dr_grpo", scaling="none", clip_high=0.28),
         optim=OptimConfig(lr=config.lr, schedule="constant"),
     )
     opened = open_run(config.out / "grpo")
@@ -193,7 +240,7 @@ def reinforce(work: Work) -> float:
                 work.model("sft"),
                 asked,
                 judge,
-                lambda model: Engine(model, work.chat, slots=64, memory=1 << 30),
+                lambda model: Engine(model, work.chat, slots=config.prompts * config.group, memory=1 << 30),
                 setting,
                 opened,
                 say=screen.say,
@@ -201,8 +248,9 @@ def reinforce(work: Work) -> float:
                     f"step {done.step}: solved {done.solved:.0%}, reward {done.reward:.3f} ± {done.spread:.3f}, {done.length:.0f} tokens, "
                     f"{done.sampling_seconds:.1f} s sampling, {done.update_seconds:.1f} s update"
                 ),
+                observe=watch(work, opened),
             )
-        return sum(record["seconds"] for record in step_records(opened.path / "metrics.jsonl") if record["kind"] == "train")
+        return sum(spent(opened.path))
     finally:
         opened.close()
 
@@ -227,7 +275,7 @@ def measure(work: Work, name: str, model: Callable[[], LanguageModel]) -> dict[s
     engine, many = Engine(model(), work.chat, slots=64), work.config.samples
     prompts = [work.prompt(item) for item in work.test]
     sampled = work.test[: work.config.sampled]
-    length = 2 * longest(work)
+    length = work.config.longest
     work.screen.title(f"measuring {name}: {len(prompts)} greedy answers, {many} samples of {len(sampled)} of them")
     greedy = engine.generate(prompts, SamplingParams(max_new_tokens=length))
     right = [float((score(item, one).value or 0) >= 1) for item, one in zip(work.test, greedy, strict=True)]
@@ -262,7 +310,7 @@ def conclude(work: Work, measured: dict[str, dict[str, Any]], seconds: dict[str,
     curve = [
         {
             name: record[name]
-            for name in ("step", "reward", "spread", "solved", "length", "entropy", "dead", "sampling_seconds", "update_seconds")
+            for name in ("step", "reward", "solved", "length", "entropy", "grad_norm", "dead", "resampled", "seconds", "sampling_seconds")
         }
         for record in step_records(work.config.out / "grpo" / "metrics.jsonl")
         if record["kind"] == "train"
@@ -273,6 +321,8 @@ def conclude(work: Work, measured: dict[str, dict[str, Any]], seconds: dict[str,
         "grpo_over_more_sft": beyond,
         "cleared": gain["mean"] >= LEAST_GAIN and gain["low"] > 0 and beyond["mean"] > 0,
         "training_seconds": seconds,
+        "more_sft_epochs": len(spent(work.config.out / "more-sft")) * work.config.batch / work.config.traces,
+        "watched": {"grpo": watched(work.config.out / "grpo"), "more sft": watched(work.config.out / "more-sft")},
         "share_of_grpo_spent_sampling": sum(point["sampling_seconds"] for point in curve) / max(seconds["grpo"], 1e-9),
         "seconds": whole,
         "curve": curve,

@@ -33,6 +33,13 @@ class Sampler(Protocol):
         ...
 
 
+def let_go(sampler: Sampler) -> None:
+    """Give back the memory of what a sampler in this process holds of prompts and answers (`Engine.let_go`); others hold none."""
+    release = getattr(sampler, "let_go", None)
+    if release is not None:
+        release()
+
+
 class LogProber(Protocol):
     """Anything that says how likely given completions are."""
 
