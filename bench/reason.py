@@ -56,7 +56,7 @@ class ReasonBench:
     """Folder of the stages; a stage that is finished there is not done again."""
     least_terms: int = 2
     """Fewest numbers of a sum."""
-    most_terms: int = 3
+    most_terms: int = 2
     """Most numbers of a sum."""
     digits: int = 2
     """Most digits of a number."""
@@ -66,7 +66,7 @@ class ReasonBench:
     """Times each of them is trained there."""
     batch: int = 8
     """Worked solutions a step of SFT."""
-    steps: int = 150
+    steps: int = 200
     """Steps of GRPO."""
     prompts: int = 16
     """Prompts a step."""
@@ -148,7 +148,7 @@ def prepare(config: ReasonBench, screen: Screen) -> Work:
 
 
 def worked(item: Item) -> str:
-    """A worked solution of a sum: one line a step; the last number is the result."""
+    """A worked solution of a sum: one line for each step but the last, then the result."""
     words = item.meta[ENTRY]["question"].split(":")[1].strip(" =").split()
     value, lines = int(words[0]), []
     for sign, number in zip(words[1::2], words[2::2], strict=True):
@@ -156,7 +156,7 @@ def worked(item: Item) -> str:
         lines.append(f"{value}{sign}{number}={after}")  # without spaces, which this tokenizer makes tokens of
         value = after
     assert str(value) == item.reference, "the solution ends in the task's own answer"
-    return "\n".join(lines)
+    return "\n".join([*lines[:-1], str(value)])
 
 
 def traces(work: Work) -> list[Example]:
