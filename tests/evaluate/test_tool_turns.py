@@ -19,10 +19,12 @@ class Model:
     def __init__(self, answer: Callable[[Sequence[Message]], Message]) -> None:
         self.answer = answer
         self.asked: list[list[str]] = []
+        self.seeds: list[int] = []
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams, *, on_token: object = None, cancelled: object = None
     ) -> list[Completion]:
+        self.seeds.append(params.seed)
         self.asked.append([prompt.messages[-1].content for prompt in prompts])
         messages = [self.answer(prompt.messages) for prompt in prompts]
         return [
@@ -53,8 +55,21 @@ def test_calls_are_played_out_side_by_side() -> None:
     assert model.asked == [["3 plus 4", "hi", "1 plus 1"], ["7", "2"]], "two rounds, the open ones together"
     assert [message.role for message in answers[0].prompt.messages] == ["user", "assistant", "tool"]
     assert answers[0].prompt.messages[-1].tool_call_id == "c1"
+    assert [turn.prompt.messages[-1].content for turn in answers[0].turns] == ["3 plus 4", "7"], "training sees each turn of the model"
+    assert answers[1].before == ()
     item = Item(Conversation((Message("user", "3 plus 4"),)), "It is 7.")
     assert exact()(item, answers[0]).value == 1
+
+
+def test_each_round_draws_from_random_numbers_of_its_own() -> None:
+    seeds = []
+    for seed in (0, 0, 1):
+        model = Model(adds)
+        WithTools(model, bare_prompt, {"add": lambda a, b: a + b}).generate(ask("3 plus 4"), SamplingParams(seed=seed))
+        seeds.append(model.seeds)
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[0], *seeds[2]}) == 4
+    assert seeds[0][0] == 0
 
 
 def test_scripted_results() -> None:
@@ -77,6 +92,12 @@ def test_tools_that_fail_and_models_that_never_stop() -> None:
     answer = WithTools(endless, bare_prompt, {"add": lambda a, b: 0}, turns=2).generate(ask("go"), SamplingParams())[0]
     assert (answer.ended, answer.error) == (Ended.ERROR, "it still called after 2 rounds of calls")
     assert len(endless.asked) == 3
+    assert len(answer.before) == 2
+    called: list[int] = []
+    trained = WithTools(endless, bare_prompt, {"add": lambda a, b: called.append(a)}, turns=2, endless=Ended.LENGTH)
+    answer = trained.generate(ask("go"), SamplingParams())[0]
+    assert (answer.ended, answer.error) == (Ended.LENGTH, None), "for training it was cut, and its rewards judge it"
+    assert len(called) == 2, "nobody would read the third result"
     assert exact()(Item(Conversation((Message("user", "go"),)), "0"), answer).value is None, "not measured is not wrong"
     with pytest.raises(ConfigError, match="turns is 0"):
         WithTools(endless, bare_prompt, {}, turns=0)

@@ -230,7 +230,7 @@ def rolled_out(config: PolicyConfig, shares: bool) -> tuple[Sums, LanguageModel]
     given = [[pair for pair in some if not (config.mask_overlong and pair[1] in CUT)] for some in units]
     line = iter(flat)
     for some in given:
-        known.append([TrainedRow((fact := next(line)).advantage, fact.counts, sampler[place]) for _, place in some])
+        known.append([TrainedRow((fact := next(line)).advantage, sampler[place], fact.answer) for _, place in some])
     picked = [Example(tuple(row for row, _ in some)) for some in given]
     facts = with_logprobs(
         known,

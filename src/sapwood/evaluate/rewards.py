@@ -1,7 +1,7 @@
 """Rewards: several judges of sampled answers, weighed together. Failures are recorded outcomes, never a 0.
 
-In: scorers of evaluation, or functions with TRL's calling convention (`reward(completions, **columns)`, plain or async), each with a name
-and a weight. Out: one `Judge`, from answers to `Rewarded`.
+In: scorers of evaluation, functions with TRL's calling convention (`reward(completions, **columns)`, plain or async), or whatever scores a
+batch at once, such as an LLM judge; each with a name and a weight. Out: one `Judge`, from answers to `Rewarded`.
 Left out on purpose: rewards that need torch (a reward model is wrapped by whoever loads it), and values that are taken apart by turn.
 """
 
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapwood.errors import ConfigError
+from sapwood.evaluate.judges import Judge as LlmJudge
+from sapwood.evaluate.judges import judge_rubric
 from sapwood.evaluate.scorer_names import scorer_named
 from sapwood.evaluate.scorers import Scorer, guarded
 from sapwood.evaluate.user_scorer import is_user_scorer, user_function
@@ -32,7 +34,7 @@ Function = Callable[..., Values]
 
 @dataclass(frozen=True)
 class Reward:
-    """One reward: a scorer, or a function over a batch."""
+    """One reward: a scorer, a function over a batch as TRL calls it, or one that gives a batch's scores."""
 
     name: str
     scorer: Scorer | None = None
@@ -40,10 +42,11 @@ class Reward:
     weight: float = 1.0
     conversational: bool = True
     """Whether a function is given completions as lists of messages, as TRL does for rows of messages, or as texts."""
+    batch: Callable[[Sequence[Item], Sequence[Completion]], Sequence[Score]] | None = None
 
     def __post_init__(self) -> None:
-        if (self.scorer is None) == (self.function is None):
-            raise ConfigError(f"The reward {self.name!r} is neither a scorer nor a function, or both. Give one of them.")
+        if sum(kind is not None for kind in (self.scorer, self.function, self.batch)) != 1:
+            raise ConfigError(f"The reward {self.name!r} is no scorer, function or batch, or several of them. Give one.")
         if not math.isfinite(self.weight):
             raise ConfigError(f"The weight of the reward {self.name!r} is {self.weight}; give a finite number.")
 
@@ -92,7 +95,8 @@ def _values(reward: Reward, items: Sequence[Item], completions: Sequence[Complet
         for place in whole:
             found[place] = scorer(items[place], completions[place])
     elif whole:
-        scores = _call(reward, [items[place] for place in whole], [completions[place] for place in whole])
+        some = [items[place] for place in whole], [completions[place] for place in whole]
+        scores = list(reward.batch(*some)) if reward.batch is not None else _call(reward, *some)
         for place, score in zip(whole, scores, strict=True):
             found[place] = score
     return found
@@ -145,16 +149,18 @@ def _keywords(reward: Reward, items: Sequence[Item], completions: Sequence[Compl
     columns.setdefault("reference", [item.reference for item in items])
     if reward.conversational:
         prompts: Any = [[message.for_template() for message in item.conversation.messages] for item in items]
-        answers: Any = [[_said(completion).for_template()] for completion in completions]
+        answers: Any = [[message.for_template() for message in _said(item, one)] for item, one in zip(items, completions, strict=True)]
     else:
         prompts = [completion.prompt.text for completion in completions]
         answers = [completion.text for completion in completions]
     return {**columns, "prompts": prompts, "completions": answers, "completion_ids": [list(one.ids) for one in completions]}
 
 
-def _said(completion: Completion) -> Message:
-    """The answer as one message whose content is all that was written, the thought in front of it included."""
-    return Message("assistant", completion.text)
+def _said(item: Item, completion: Completion) -> list[Message]:
+    """What came behind the question: where there were several turns, those of the model and of what answered it. The last message is all
+    that was written last, the thought in front of it included."""
+    between = completion.prompt.messages[len(item.conversation.messages) :] if completion.before else ()
+    return [*between, Message("assistant", completion.text)]
 
 
 def ends_thought(tag: str = "think") -> Scorer:
@@ -223,4 +229,15 @@ def reward_named(word: str, tasks: Mapping[str, Scorer], *, allow_code: bool = F
         raise ConfigError(f"{error} Rewards can also be: {own}. A weight follows a star: format*0.2.") from None
 
 
-__all__ = ["Reward", "ends_thought", "judge_by", "reward_named", "shorter_than"]
+def judged_by_model(model: LlmJudge, *, weight: float = 1.0) -> Reward:
+    """The share of a rubric that an answer meets, as an LLM judge says; `judge_rubric` tells what a judge that fails or goes away gives.
+
+    A judge is a measurement of people's verdict: one that nobody calibrated (`judge_card`) teaches what it likes. Raises `ConfigError`
+    for a judge without criteria.
+    """
+    if not model.criteria:
+        raise ConfigError("A judge as a reward needs criteria: questions about an answer that are answered with yes or no.")
+    return Reward("judge", batch=lambda items, completions: judge_rubric(model, items, completions), weight=weight)
+
+
+__all__ = ["Reward", "ends_thought", "judge_by", "judged_by_model", "reward_named", "shorter_than"]

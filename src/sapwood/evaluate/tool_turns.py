@@ -1,13 +1,15 @@
 """Items whose answer takes tools: the model calls, the tool answers, the model goes on, until it speaks to the user.
 
 In: any `Sampler`, a function that renders a conversation, and tools: Python functions, or results written down in the item.
-Out: a `Sampler` that gives the last completion, so that any scorer reads the final answer; the turns between are in its prompt.
+Out: a `Sampler` that gives the last completion, so that any scorer reads the final answer; the turns between are in its prompt, and the
+completions that they were in `before`, so that training learns from what was sampled and from nothing that a tool said.
 Left out on purpose: running tools that a model names and nobody handed in.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ import orjson
 
 from sapwood.errors import ConfigError, SapwoodError
 from sapwood.records import Completion, Conversation, Ended, Message, Prompt, Sampler, SamplingParams, ToolCall
-from sapwood.records.protocols import OnToken
+from sapwood.records.protocols import OnToken, release
 
 Tool = Callable[..., Any]
 """A Python function, called with the call's arguments by name; its result is shown to the model as text or JSON."""
@@ -31,7 +33,9 @@ class WithTools:
     prompt: PromptOf
     tools: Mapping[str, Tool]
     turns: int = 8
-    """Most rounds of calls; an answer that still calls then is a recorded failure, not a wrong answer."""
+    """Most rounds of calls; an answer that still calls then has not ended."""
+    endless: Ended = Ended.ERROR
+    """How such an answer ended: for evaluation it failed, which is no wrong answer; for training it was cut, and its rewards judge it."""
 
     def __post_init__(self) -> None:
         if self.turns < 1:
@@ -46,46 +50,88 @@ class WithTools:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
         """As of `Sampler`. A tool that raises tells the model so, as it would in use."""
-        open_prompts = dict(enumerate(prompts))
+        playing = Playing(self.prompt, self.turns, self.endless, "it still called after {} rounds of calls")
+        return playing.play(self.sampler, prompts, params, self._results, on_token=on_token, cancelled=cancelled)
+
+    def release(self) -> None:
+        """The sampler's memory is wanted for something else."""
+        release(self.sampler)
+
+    def _results(self, place: int, completion: Completion) -> Sequence[Message] | None:
+        calls = completion.message.tool_calls if completion.message is not None else ()
+        if calls and len(completion.before) == self.turns:
+            return []  # nobody would read what the tools said
+        return [Message("tool", result_of(call, self.tools), tool_call_id=call.id, name=call.name) for call in calls] or None
+
+
+Reply = Callable[[int, Completion], Sequence[Message] | None]
+"""What comes back to the answer to prompt i: messages, or None where it was the last turn. A `SapwoodError` ends that answer alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Playing:
+    """Turns of a model and of what answers it, all prompts side by side."""
+
+    prompt: PromptOf
+    turns: int
+    """Most replies to one answer."""
+    endless: Ended
+    """How an answer ended that would have had one more."""
+    words: str
+    """Its error, where that is an error."""
+
+    def play(
+        self,
+        sampler: Sampler,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        reply: Reply,
+        *,
+        on_token: OnToken | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """The last completion of each prompt, those before it in `before`."""
+        going = dict(enumerate(prompts))
+        before: dict[int, tuple[Completion, ...]] = {}
         done: dict[int, Completion] = {}
         for turn in range(self.turns + 1):
-            places = list(open_prompts)
-            answers = self.sampler.generate(
-                list(open_prompts.values()), params, on_token=_renumbered(on_token, places), cancelled=cancelled
+            places = list(going)
+            answers = sampler.generate(
+                list(going.values()), of_turn(params, turn), on_token=_renumbered(on_token, places), cancelled=cancelled
             )
-            for place, completion in zip(places, answers, strict=True):
-                calls = completion.message.tool_calls if completion.message is not None else ()
-                if not calls or completion.ended is not Ended.STOP:
-                    done[place] = completion
-                    del open_prompts[place]
-                elif turn == self.turns:
-                    done[place] = dataclasses.replace(completion, ended=Ended.ERROR, error=f"it still called after {turn} rounds of calls")
-                    del open_prompts[place]
-                else:
-                    self._go_on(place, completion, calls, open_prompts, done)
-            if not open_prompts or (cancelled is not None and cancelled()):
+            for place, last in zip(places, answers, strict=True):
+                completion = dataclasses.replace(last, before=before.get(place, ()))
+                prompt = going.pop(place)
+                try:
+                    said = reply(place, completion) if completion.ended is Ended.STOP else None
+                    if said is None:
+                        done[place] = completion
+                    elif turn == self.turns:
+                        error = self.words.format(turn) if self.endless is Ended.ERROR else None
+                        done[place] = dataclasses.replace(completion, ended=self.endless, error=error)
+                    else:
+                        before[place] = completion.turns
+                        going[place] = self._next(prompt, completion, said)
+                except SapwoodError as error:
+                    done[place] = dataclasses.replace(completion, ended=Ended.ERROR, error=f"it could not be answered: {error}")
+            if not going or (cancelled is not None and cancelled()):
                 break
-        for place, prompt in open_prompts.items():
-            done[place] = Completion(prompt, (), "", Ended.ERROR, error="stopped between two rounds of calls")
+        for place, prompt in going.items():
+            done[place] = Completion(prompt, (), "", Ended.ERROR, error="stopped between two turns", before=before.get(place, ()))
         return [done[place] for place in range(len(prompts))]
 
-    def _go_on(
-        self,
-        place: int,
-        completion: Completion,
-        calls: Sequence[ToolCall],
-        open_prompts: dict[int, Prompt],
-        done: dict[int, Completion],
-    ) -> None:
-        """The next prompt: all before, the calls, and their results in order."""
-        before = open_prompts.pop(place)
-        assert completion.message is not None
-        results = [Message("tool", result_of(call, self.tools), tool_call_id=call.id, name=call.name) for call in calls]
-        messages = (*before.messages, completion.message, *results)
-        try:
-            open_prompts[place] = self.prompt(Conversation(messages, before.tools, before.template_arguments))
-        except SapwoodError as error:
-            done[place] = dataclasses.replace(completion, ended=Ended.ERROR, error=f"its call could not be answered: {error}")
+    def _next(self, prompt: Prompt, completion: Completion, said: Sequence[Message]) -> Prompt:
+        """All before, what the model said, and what came back."""
+        spoken = completion.message or Message("assistant", completion.text)
+        return self.prompt(Conversation((*prompt.messages, spoken, *said), prompt.tools, prompt.template_arguments))
+
+
+def of_turn(params: SamplingParams, turn: int) -> SamplingParams:
+    """The same with random numbers of its own: those of the first turn must not come again in the next."""
+    if not turn:
+        return params
+    drawn = hashlib.blake2b(repr((params.seed, turn)).encode(), digest_size=8).digest()
+    return dataclasses.replace(params, seed=int.from_bytes(drawn) >> 1)
 
 
 def result_of(call: ToolCall, tools: Mapping[str, Tool]) -> str:

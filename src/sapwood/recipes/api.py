@@ -24,6 +24,7 @@ from sapwood.recipes.decide import decide as run_decide
 from sapwood.recipes.plan import Plan
 from sapwood.recipes.planner import PlanConfig
 from sapwood.recipes.planner import plan as run_plan
+from sapwood.recipes.playing import PlayConfig
 from sapwood.recipes.prefer import PreferConfig, PreferResult, prefer
 from sapwood.recipes.reinforce import ReinforceConfig, ReinforceResult, reinforce
 from sapwood.recipes.screen import Screen
@@ -51,10 +52,19 @@ def dpo(data: Files, *, quiet: bool = False, **knobs: Any) -> PreferResult:
     return prefer(with_knobs(PreferConfig(data=_names(data)), knobs), screen=Screen(quiet=quiet))
 
 
-def grpo(data: Files = (), *, rewards: Sequence[Any] | Any = (), quiet: bool = False, **knobs: Any) -> ReinforceResult:
+def grpo(
+    data: Files = (),
+    *,
+    rewards: Sequence[Any] | Any = (),
+    tools: Sequence[Any] = (),
+    environment: Any = None,
+    quiet: bool = False,
+    **knobs: Any,
+) -> ReinforceResult:
     """Learn from rewards: `sapwood grpo` as a function. Raises like `sft`.
 
-    `rewards` are names, as `--rewards` takes them, `Reward`s, or functions as TRL calls them (`reward(completions, **columns)`).
+    `rewards` are names, as `--rewards` takes them, `Reward`s, or functions as TRL calls them (`reward(completions, **columns)`); `tools`
+    functions that the model may call, and `environment` a class with `reset(item)` and `step(answer)`, or FILE.py:NAME of each.
     """
     given = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
     named = tuple(one for one in given if isinstance(one, str))
@@ -63,7 +73,16 @@ def grpo(data: Files = (), *, rewards: Sequence[Any] | Any = (), quiet: bool = F
         for one in given
         if not isinstance(one, str)
     ]
-    return reinforce(with_knobs(ReinforceConfig(data=_names(data), rewards=named), knobs), screen=Screen(quiet=quiet), rewards=own)
+    play = PlayConfig(
+        tools=tuple(one for one in tools if isinstance(one, str)), environment=environment if isinstance(environment, str) else None
+    )
+    return reinforce(
+        with_knobs(ReinforceConfig(data=_names(data), rewards=named, play=play), knobs),
+        screen=Screen(quiet=quiet),
+        rewards=own,
+        tools=[one for one in tools if not isinstance(one, str)],
+        environment=None if isinstance(environment, str) else environment,
+    )
 
 
 def decide(data: Files, *, quiet: bool = False, hosted: Sampler | None = None, **knobs: Any) -> DecideResult:

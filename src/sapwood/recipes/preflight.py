@@ -137,7 +137,7 @@ def _found(
         dead=float(dead(totals).mean()),
         spread=float(spreads(totals).mean()),
         cut=float(np.mean([one.ended is Ended.LENGTH for one in completions])),
-        length=float(np.mean([len(one.ids) for one in completions])),
+        length=float(np.mean([sum(len(turn.ids) for turn in one.turns) for one in completions])),
         unjudged=float((~np.isfinite(totals)).mean()),
         rewards=rewards,
         seconds=seconds,

@@ -7,9 +7,10 @@ and worst answers of every step, and a verdict: greedy answers to held-out promp
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,24 @@ from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.data import Ledger
 from sapwood.errors import ConfigError, DataError
+from sapwood.evaluate.environments import Environment, earned
 from sapwood.evaluate.grpo_signs import signs
 from sapwood.evaluate.gym import gym_items, verified
 from sapwood.evaluate.items import item_records
 from sapwood.evaluate.rewards import Reward, judge_by, reward_named
+from sapwood.evaluate.scorers import Scorer
+from sapwood.evaluate.tool_turns import Tool
 from sapwood.generate import Engine
 from sapwood.model import LanguageModel
 from sapwood.recipes.beginning import RunConfig, begin, opened, write_ledger
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
+from sapwood.recipes.judge_reward import JudgeRewardConfig
 from sapwood.recipes.other_rows import Sides, prompts_to_ask, scan
+from sapwood.recipes.playing import PlayConfig, play_of
 from sapwood.recipes.preflight import preflight
 from sapwood.recipes.screen import Screen
-from sapwood.records import Judge, SamplingParams
+from sapwood.records import Judge, Sampler, SamplingParams
+from sapwood.records.protocols import release
 from sapwood.run import Run, read_json, step_records
 from sapwood.stats import Difference, paired_difference
 from sapwood.train.grpo import GrpoConfig, GrpoResult, grpo
@@ -85,6 +92,8 @@ class ReinforceConfig(RunConfig):
     preflight: int = 16
     """Prompts that are tried before step 1, to see what the rewards make of the answers; 0 tries none."""
     gym: TaskConfig = field(default_factory=TaskConfig)
+    play: PlayConfig = field(default_factory=PlayConfig)
+    judge: JudgeRewardConfig = field(default_factory=JudgeRewardConfig)
     train: GrpoConfig = field(default_factory=GrpoConfig)
 
 
@@ -123,16 +132,28 @@ class ReinforceResult:
         return f"{self.line}\n{self.adapter}"
 
 
-def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards: Sequence[Reward] = ()) -> ReinforceResult:
-    """Learn from rewards: those that `config` names, then `rewards` (functions of the caller's own).
+def reinforce(
+    config: ReinforceConfig,
+    *,
+    screen: Screen | None = None,
+    rewards: Sequence[Reward] = (),
+    tools: Sequence[Tool] = (),
+    environment: Callable[[], Environment] | None = None,
+) -> ReinforceResult:
+    """Learn from rewards: those that `config` names, then `rewards` (functions of the caller's own); likewise tools and an environment.
 
     Raises a `SapwoodError` that says what to do; what was finished stays in the run directory.
     """
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
-    judged_by = [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(rewards)), *rewards]
+    play = play_of(config.play, tools, environment)
+    judging = config.judge.reward(screen)
+    rewards = [*rewards, *([judging] if judging is not None else [])]
+    own = {"environment": earned()} if play.environment is not None else {}
+    judged_by = [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(rewards), own), *rewards]
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
     sides = prompts_to_ask(rows, start.chat, config.rows) if rows is not None else gym_sides(config.gym, start.chat)
+    sides = replace(sides, train=play.offered(sides.train, start.chat), held_out=play.offered(sides.held_out, start.chat))
     run, config = begin(
         replace(config, start_from=start.config), "grpo", ["preflight", *(f"train.{name}" for name in config.train.may_change)], screen
     )
@@ -151,8 +172,12 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
         model = start.load(screen)
         judge = judge_by(judged_by, say=screen.say)
         memory = cache_memory(run)
+
+        def sampler_of(current: LanguageModel) -> Sampler:
+            return play.around(Engine(current, start.chat, memory=memory), [*sides.train, *sides.held_out], start.chat)
+
         seen: dict[int, list[float | None]] = {}
-        _preflight(model, start.chat, sides.train, judge, config, memory, run, screen)
+        _preflight(sides.train, sampler_of(model), judge, config, run, screen)
         screen.title("Training")
         screen.say(
             "The loss is near 0 by construction: advantages of a group add up to 0, and the policy is the one that sampled. Its gradient "
@@ -161,15 +186,16 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
 
         def observe(step: int, current: LanguageModel) -> None:
             if sides.held_out:
-                seen[step] = _examined(current, start.chat, sides.held_out, judge, config, step, run, screen)
+                seen[step] = _examined(sampler_of(current), sides.held_out, judge, config, step, run, screen)
 
         result = grpo(
             model,
             sides.train,
             judge,
-            lambda current: Engine(current, start.chat, memory=memory),
+            sampler_of,
             config.train,
             run,
+            longest=play.longest(config.train.max_new_tokens),
             report=_Reporter(run, screen),
             observe=observe,
             say=screen.say,
@@ -182,27 +208,32 @@ def reinforce(config: ReinforceConfig, *, screen: Screen | None = None, rewards:
         run.close()
 
 
-def _preflight(
-    model: LanguageModel, chat: Chat, asked: Sequence[Asked], judge: Judge, config: ReinforceConfig, memory: int, run: Run, screen: Screen
-) -> None:
+def _preflight(asked: Sequence[Asked], sampler: Sampler, judge: Judge, config: ReinforceConfig, run: Run, screen: Screen) -> None:
     """Try a few prompts, unless the run has begun already. Raises `TrainingError` where nothing could be learned."""
     if not config.preflight or any((run.path / "checkpoints").glob("step-*")):
         return
     screen.title("Preflight")
-    found = preflight(asked, Engine(model, chat, memory=memory), judge, config.train, prompts=config.preflight, say=screen.say)
+    found = preflight(asked, sampler, judge, config.train, prompts=config.preflight, say=screen.say)
     run.write_json("preflight", {key: value for key, value in vars(found).items() if key != "example"})
 
 
-def rewards_named(names: Sequence[str], gym: TaskConfig, data: Sequence[str], allow_code: bool, others: bool) -> list[Reward]:
-    """The rewards by name; the task's verifier where a task is named and no reward. Raises `ConfigError` where nothing judges."""
+def rewards_named(
+    names: Sequence[str],
+    gym: TaskConfig,
+    data: Sequence[str],
+    allow_code: bool,
+    others: bool,
+    own: Mapping[str, Scorer] = MappingProxyType({}),
+) -> list[Reward]:
+    """The rewards by name; the task's verifier, or that of `own`, where no reward is named. Raises `ConfigError` where nothing judges."""
     if gym.task is not None and data:
         raise ConfigError("Files and a task of reasoning-gym are both named. Give one of them: a run learns from one kind.")
     for name in ("settings", "instruction"):
         if gym.task is None and getattr(gym, name):
             raise ConfigError(f"gym.{name} is given, but no task that would read it. Name one with --task, or leave gym.{name} out.")
-    tasks = {"gym": verified(gym.task, gym.values)} if gym.task is not None else {}
-    names = names or tuple(tasks)
-    if not tasks and not data:
+    tasks = {**own, **({"gym": verified(gym.task, gym.values)} if gym.task is not None else {})}
+    names = names or tuple(tasks)[:1]
+    if gym.task is None and not data:
         raise ConfigError("No data is named. Give files of prompts, or a task: --task chain_sum")
     if not names and not others:
         raise ConfigError(
@@ -230,11 +261,12 @@ def cache_memory(run: Run) -> int:
 
 
 def _examined(
-    model: LanguageModel, chat: Chat, held_out: Sequence[Asked], judge: Judge, config: ReinforceConfig, step: int, run: Run, screen: Screen
+    sampler: Sampler, held_out: Sequence[Asked], judge: Judge, config: ReinforceConfig, step: int, run: Run, screen: Screen
 ) -> list[float | None]:
     """What the first reward makes of greedy answers to held-out prompts; recorded, and said."""
     with screen.progress("answering held-out prompts"):
-        answers = Engine(model, chat).generate([one.prompt for one in held_out], SamplingParams(max_new_tokens=config.train.max_new_tokens))
+        answers = sampler.generate([one.prompt for one in held_out], SamplingParams(max_new_tokens=config.train.max_new_tokens))
+    release(sampler)
     rewarded = judge([one.item for one in held_out], answers)
     first = [next(iter(one.parts.values())) for one in rewarded]
     judged = [value for value in first if value is not None]

@@ -33,11 +33,11 @@ class Sampler(Protocol):
         ...
 
 
-def let_go(sampler: Sampler) -> None:
-    """Give back the memory of what a sampler in this process holds of prompts and answers (`Engine.let_go`); others hold none."""
-    release = getattr(sampler, "let_go", None)
-    if release is not None:
-        release()
+def release(sampler: Sampler) -> None:
+    """Give back the memory of what a sampler in this process holds of prompts and answers (`Engine.release`); others hold none."""
+    give_back = getattr(sampler, "release", None)
+    if give_back is not None:
+        give_back()
 
 
 class LogProber(Protocol):

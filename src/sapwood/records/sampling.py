@@ -66,6 +66,15 @@ class Completion:
     """
     counted: tuple[int, int] | None = None
     """Tokens of (prompt, answer) as a server counted them for its bill; None where the ids are what was read and written."""
+    before: tuple[Completion, ...] = ()
+    """Turns of the model that led here, oldest first, where tools or an environment answered between; each has its own prompt."""
+    earned: float | None = None
+    """What an environment gave for all turns together; None where there is none."""
+
+    @property
+    def turns(self) -> tuple[Completion, ...]:
+        """All turns of the model, this one last."""
+        return (*self.before, self)
 
 
 ConstraintKind = Literal["json", "json_schema", "regex", "choice", "lark", "calls", "calls or text"]

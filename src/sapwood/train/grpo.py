@@ -38,13 +38,15 @@ from sapwood.train.policy import PolicyConfig, total
 from sapwood.train.reference import Reference, by_rows, row_logprobs
 from sapwood.train.rehearsal import rehearse
 from sapwood.train.result import save_result
-from sapwood.train.rollouts import Asked, Objective, Rollouts, roll_out, rows_to_train, with_logprobs
+from sapwood.train.rollouts import Asked, Objective, Rollouts, refuse_silent_judge, roll_out, rows_to_train, with_logprobs
 from sapwood.train.sitting import fingerprint, not_taken, passed, rescue, with_what_is_trained
 from sapwood.train.step import Sums, accumulate
 from sapwood.train.unbroken import unbroken
 
 TAKEN = "line.taken"
 """Name in a checkpoint of the place in the line of prompts."""
+SILENT = 3
+"""Steps in a row whose answers nothing judged, after which a run ends: its judge has gone, and hours would teach nothing."""
 ENDLESS = 2.0**40
 """Epochs of the line of prompts: how many a run asks depends on how many groups are drawn anew."""
 
@@ -145,12 +147,14 @@ def grpo(
     config: GrpoConfig,
     run: Run,
     *,
+    longest: int | None = None,
     report: Callable[[GrpoStep, Rollouts], None] = lambda step, rollouts: None,
     observe: Callable[[int, LanguageModel], None] = lambda step, model: None,
     say: Callable[[str], None] = lambda _: None,
     beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> GrpoResult:
-    """Train. `judge` rewards answers; `sampler_of` makes the sampler of the model that is trained.
+    """Train. `judge` rewards answers; `sampler_of` makes the sampler of the model that is trained. `longest` is what an answer may come to
+    in tokens where it takes several turns; else it is `max_new_tokens`.
 
     `report` hears of each step and its answers, `observe` is called at each evaluation, `say` receives sentences for people.
     `beside` are files to lie in the folder of the result. Raises as `sft` does. Whatever ends the loop, a checkpoint of the last
@@ -184,7 +188,15 @@ def grpo(
         first, budget, taken = checkpoint.step, config.budget or checkpoint.budget, int(checkpoint.tensors[TAKEN])
         say(f"Continuing from {checkpoint.path.name}.")
     else:
-        rehearsal = rehearse(model, optimizer, _longest_groups(asked, config), (), run.path, config.budget, batch=config.prompts)
+        rehearsal = rehearse(
+            model,
+            optimizer,
+            _longest_groups(asked, config, longest or config.max_new_tokens),
+            (),
+            run.path,
+            config.budget,
+            batch=config.prompts,
+        )
         first, budget, taken = 0, rehearsal.budget, 0
         for sentence in (passed(rehearsal), *rehearsal.notes):
             say(sentence)
@@ -196,6 +208,7 @@ def grpo(
         return save_checkpoint(run.path, step, state, budget=budget, fingerprint=made_of, keep=config.keep)
 
     seconds = 0.0
+    silent = 0
     whole: int | None = first
     saved = first if checkpoint is not None else None
     try:
@@ -217,8 +230,8 @@ def grpo(
                 params=config.sampling,
                 seed=(config.seed, step),
             )
-            if isinstance(sampler, Engine):
-                sampler.release()  # its keys and values are of weights that change now
+            release(sampler)  # its keys and values are of weights that change now
+            silent = refuse_silent_judge(rollouts, silent, SILENT)
             groups, facts, rows, tokens = rows_to_train(rollouts, config.policy)
             if not model.shares_prefixes:
                 groups, facts = by_rows(groups), [[fact] for some in facts for fact in some]
@@ -231,7 +244,7 @@ def grpo(
                 with reference.in_force():
                     before = row_logprobs(model, groups, budget, temperature=config.temperature)
             objective = Objective(with_logprobs(facts, old, before), config.policy)
-            weight = total(config.policy, rows=rows, tokens=tokens, longest=config.max_new_tokens)
+            weight = total(config.policy, rows=rows, tokens=tokens, longest=longest or config.max_new_tokens)
 
             updating = time.perf_counter()
             lr = learning_rate(config.optim, step, steps)
@@ -267,15 +280,15 @@ def grpo(
     return GrpoResult(model, steps, seconds, taken)
 
 
-def _longest_groups(asked: Sequence[Asked], config: GrpoConfig) -> list[Example]:
+def _longest_groups(asked: Sequence[Asked], config: GrpoConfig, length: int) -> list[Example]:
     """The worst-case step: the longest prompts, each with G answers of the greatest length that share nothing with each other."""
     longest = sorted(asked, key=lambda one: -len(one.prompt.ids))[: config.prompts]
-    ones = np.ones(config.max_new_tokens, np.float32)
+    ones = np.ones(length, np.float32)
     rng = np.random.default_rng(0)
     groups = []
     for one in longest:
         ids = np.array(one.prompt.ids, dtype=np.int64)
-        rows = tuple(Row(ids, rng.choice(ids, config.max_new_tokens), ones, one.prompt.media) for _ in range(config.group))
+        rows = tuple(Row(ids, rng.choice(ids, length), ones, one.prompt.media) for _ in range(config.group))
         groups.append(Example(rows, one.item.conversation.source))
     return groups
 

@@ -48,7 +48,7 @@ class GrpoStep:
     unjudged: float
     """Share of answers that no reward judged."""
     length: float
-    """Of an answer, in the mean."""
+    """Of an answer, all of its turns together, in the mean."""
     cut: float
     """Share of answers that were cut at the limit."""
     repeated: float
@@ -109,7 +109,7 @@ def report_of(
         dead=float(dead(rewards_PG).mean()),
         resampled=rollouts.dropped,
         unjudged=float((~np.isfinite(rewards_PG)).mean()),
-        length=float(np.mean([len(one.ids) for one in completions])),
+        length=float(np.mean([sum(len(turn.ids) for turn in one.turns) for one in completions])),
         cut=float(np.mean([one.ended is Ended.LENGTH for one in completions])),
         repeated=float(np.mean([_repeated(one.ids) for one in completions])),
         kl=first.get("kl", 0.0) / first_tokens if passes else 0.0,
@@ -168,11 +168,12 @@ def shown(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
                     "which": which,
                     "question": group.asked.item.conversation.messages[-1].content,
                     "answer": completion.text,
+                    **({"turns": [turn.text for turn in completion.turns]} if completion.before else {}),
                     "reference": group.asked.item.reference,
                     "reward": reward,
                     "parts": dict(rewarded.parts),
                     "ended": str(completion.ended),
-                    "tokens": len(completion.ids),
+                    "tokens": sum(len(turn.ids) for turn in completion.turns),
                 }
             )
     notes = dict.fromkeys(note for group in rollouts.groups for one in group.rewarded for note in one.notes)

@@ -1,8 +1,8 @@
 """Groups of sampled answers: drawn, rewarded, and made into rows to train on.
 
 In: what is asked, a sampler and rewards. Out: groups of G answers with their rewards, dead ones drawn anew; and the rows of a step with
-all that its objective must know. What is trained are the very ids that were sampled: nothing is tokenised again.
-Left out on purpose: several turns.
+all that its objective must know. What is trained are the very ids that were sampled: nothing is tokenised again. An answer of several turns
+(`Completion.before`) is one row for each of them, which share what they begin with in the forest; what tools said stands in prompts alone.
 """
 
 from __future__ import annotations
@@ -123,53 +123,74 @@ def refuse_silence(completions: Sequence[Completion]) -> None:
         )
 
 
+def refuse_silent_judge(rollouts: Rollouts, silent: int, most: int) -> int:
+    """How many steps in a row nothing was judged, this one behind `silent` others. Raises `TrainingError` for `most` of them."""
+    rewarded = [one for group in rollouts.groups for one in group.rewarded]
+    if any(one.total is not None for one in rewarded):
+        return 0
+    if silent + 1 == most:
+        notes = [note for one in rewarded for note in one.notes]
+        raise TrainingError(
+            f"No answer of {most} steps could be judged: {notes[0] if notes else 'no reward gave a value'}. Nothing was learned from them. "
+            "Mend that, and name the run directory to go on."
+        )
+    return silent + 1
+
+
 @dataclass(frozen=True, slots=True)
 class TrainedRow:
     """What the objective knows of one row."""
 
     advantage: float
-    counts: bool
-    """False where it was cut at the limit and overlong answers are masked."""
     sampler_T: Floats
     """Log-probabilities as the sampler gave them; empty where it gave none."""
+    answer: int
+    """Place in its example of the answer that this row is a turn of."""
     old_T: Floats | None = None
     reference_T: Floats | None = None
 
 
 def rows_to_train(rollouts: Rollouts, config: PolicyConfig) -> tuple[list[Example], list[list[TrainedRow]], int, float]:
-    """(groups with what is learned from, their rows' facts, rows that the mean counts, tokens that the mean counts).
+    """(groups with what is learned from, their rows' facts, answers that the mean counts, tokens that the mean counts).
 
-    A row that nothing judged is left out. One with an advantage of 0 counts in the mean, but has no gradient where neither divergence
+    An answer that nothing judged is left out. One with an advantage of 0 counts in the mean, but has no gradient where neither divergence
     nor entropy is weighed: no pass is spent on it.
     """
     advantage_PG = advantages(rollouts.rewards_PG, config.scaling)
     alone = not (config.kl or config.entropy)
     examples: list[Example] = []
     facts: list[list[TrainedRow]] = []
-    rows, tokens = 0, 0
+    answers, tokens = 0, 0
     for group, advantage_G in zip(rollouts.groups, advantage_PG, strict=True):
         kept: list[tuple[Row, TrainedRow]] = []
-        prompt_T = np.array(group.asked.prompt.ids, dtype=np.int64)
         for completion, rewarded, advantage in zip(group.completions, group.rewarded, advantage_G, strict=True):
-            if rewarded.total is None or not completion.ids or completion.ended is Ended.ERROR:
+            turns = [turn for turn in completion.turns if turn.ids]
+            if rewarded.total is None or not turns or completion.ended is Ended.ERROR:
                 continue
             counts = not (config.mask_overlong and completion.ended is Ended.LENGTH)
-            rows, tokens = rows + 1, tokens + len(completion.ids) * counts
+            answers, tokens = answers + 1, tokens + sum(len(turn.ids) for turn in turns) * counts
             if not counts or (alone and advantage == 0):
                 continue
-            if config.correction != "none" and len(completion.logprobs) != len(completion.ids):
-                raise TrainingError(
-                    f"policy.correction is {config.correction}, and the sampler gave {len(completion.logprobs)} log-probabilities for an "
-                    f"answer of {len(completion.ids)} tokens. Set it to none, or take a sampler that gives one for each token."
-                )
-            row = Row(
-                prompt_T, np.array(completion.ids, dtype=np.int64), np.ones(len(completion.ids), np.float32), group.asked.prompt.media
-            )
-            kept.append((row, TrainedRow(float(advantage), counts, np.array(completion.logprobs))))
+            kept += _rows_of(turns, float(advantage), len({fact.answer for _, fact in kept}), config)
         if kept:
             examples.append(Example(tuple(row for row, _ in kept), group.asked.item.conversation.source))
             facts.append([fact for _, fact in kept])
-    return examples, facts, rows, float(tokens)
+    return examples, facts, answers, float(tokens)
+
+
+def _rows_of(turns: Sequence[Completion], advantage: float, answer: int, config: PolicyConfig) -> list[tuple[Row, TrainedRow]]:
+    """One row for each turn, all with the advantage of the whole answer. Raises `TrainingError` where a correction lacks what it needs."""
+    made = []
+    for turn in turns:
+        if config.correction != "none" and len(turn.logprobs) != len(turn.ids):
+            raise TrainingError(
+                f"policy.correction is {config.correction}, and the sampler gave {len(turn.logprobs)} log-probabilities for an answer of "
+                f"{len(turn.ids)} tokens. Set it to none, or take a sampler that gives one for each token."
+            )
+        prompt_T, completion_T = np.array(turn.prompt.ids, dtype=np.int64), np.array(turn.ids, dtype=np.int64)
+        row = Row(prompt_T, completion_T, np.ones(len(turn.ids), np.float32), turn.prompt.media)
+        made.append((row, TrainedRow(advantage, np.array(turn.logprobs), answer)))
+    return made
 
 
 def with_logprobs(
@@ -195,9 +216,11 @@ class Objective:
 
     def __call__(self, logprob_N: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, float]]:
         forest = batch.forest
-        facts = [fact for index in batch.examples for fact in self._facts[index]]
+        groups = [self._facts[index] for index in batch.examples]
+        facts = [fact for group in groups for fact in group]
+        answer_R = _answers(groups)
         logprob_E = logprob_N[torch.from_numpy(forest.target_E).to(logprob_N.device)]
-        row_E = torch.from_numpy(forest.row_E).to(logprob_N.device)
+        row_E = torch.from_numpy(answer_R[forest.row_E]).to(logprob_N.device)  # the turns of an answer count as one row
 
         def wide(values: Sequence[Floats]) -> Tensor:
             return torch.from_numpy(np.concatenate(values)).to(logprob_E)
@@ -208,8 +231,15 @@ class Objective:
         )
         correction_E = None
         if self._config.correction != "none" and old_E is not None:
-            correction_E = corrections(old_E, wide([fact.sampler_T for fact in facts]), row_E, len(facts), self._config)
-        advantage_R = torch.tensor([fact.advantage for fact in facts]).to(logprob_E)
-        mask_E = torch.tensor([float(fact.counts) for fact in facts]).to(logprob_E)[row_E]
-        loss, counts = policy(logprob_E, Sampled(row_E, advantage_R, mask_E, old_E, reference_E, correction_E), self._config)
+            correction_E = corrections(old_E, wide([fact.sampler_T for fact in facts]), row_E, int(answer_R[-1]) + 1, self._config)
+        advantage_R = torch.tensor([facts[first].advantage for first in np.unique(answer_R, return_index=True)[1]]).to(logprob_E)
+        sampled = Sampled(row_E, advantage_R, torch.ones_like(logprob_E), old_E, reference_E, correction_E)
+        loss, counts = policy(logprob_E, sampled, self._config)
         return loss, dict(counts)
+
+
+def _answers(groups: Sequence[Sequence[TrainedRow]]) -> NDArray[np.int64]:
+    """The number of the answer that each row of a micro-batch is a turn of, counted through all of its groups."""
+    keys = [(number, fact.answer) for number, group in enumerate(groups) for fact in group]
+    found: NDArray[np.int64] = np.unique(np.array(keys), axis=0, return_inverse=True)[1].reshape(-1)
+    return found
