@@ -15,6 +15,7 @@ from sapwood.config import with_knobs
 from sapwood.errors import CheckpointError, ConfigError, DataError, TrainingError
 from sapwood.evaluate.grpo_signs import signs
 from sapwood.evaluate.rewards import Reward
+from sapwood.recipes.distill import DistillConfig, distill
 from sapwood.recipes.prefer import PreferConfig, PreferResult, prefer
 from sapwood.recipes.reinforce import ReinforceConfig, ReinforceResult, TaskConfig, reinforce
 from sapwood.recipes.screen import Screen
@@ -172,6 +173,18 @@ def test_prompts_longer_than_the_context_are_refused_by_their_line(model: Path, 
     refused = [record for record in read_records(result.path / "ledger.jsonl") if record.get("status") == "refused"]
     assert [record["line"] for record in refused] == [61]
     assert "the model's context holds 512" in refused[0]["reason"]
+
+
+def test_row_options_that_nothing_reads_are_refused(model: Path, tmp_path: Path) -> None:
+    rows = (str(pairs(tmp_path)),)
+    with pytest.raises(ConfigError, match=r"rows\.reference is 'right', but dpo does not read it"):
+        prefer(with_knobs(PreferConfig(data=rows), {"reference": "right"}))
+    with pytest.raises(ConfigError, match=r"rows\.choosing is 0\.5, but grpo does not"):
+        reinforce(with_knobs(ReinforceConfig(data=rows, rewards=("number",)), {"choosing": 0.5}))
+    with pytest.raises(ConfigError, match=r"rows\.held_out is 20, but the task chain_sum gives the prompts"):
+        reinforce(with_knobs(ReinforceConfig(gym=TaskConfig(task="chain_sum")), {"held_out": 20}))
+    with pytest.raises(ConfigError, match=r"rows\.split_seed is 3, but distill, which asks every prompt, does not"):
+        distill(with_knobs(DistillConfig(data=rows, rewards=("number",)), {"split_seed": 3}))
 
 
 def test_nothing_named_or_both(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sapwood.generate import Engine
 from sapwood.recipes.beginning import RunConfig, begin, opened, write_ledger
 from sapwood.recipes.hosted import HostedConfig
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
-from sapwood.recipes.other_rows import prompts_to_ask, scan
+from sapwood.recipes.other_rows import prompts_to_ask, refuse_unread, scan
 from sapwood.recipes.reinforce import TaskConfig, gym_sides, rewards_named
 from sapwood.recipes.screen import Screen
 from sapwood.records import Completion, Ended, Message, Rewarded, Sampler, SamplingParams
@@ -107,6 +107,7 @@ def distill(
     """
     screen = screen or Screen(quiet=True)
     judged_by = [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(rewards)), *rewards]
+    refuse_unread(config.rows, "distill, which asks every prompt,", "choosing", "cluster", "split_seed", task=config.gym.task)
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
     sides = prompts_to_ask(rows, start.chat, config.rows) if rows is not None else gym_sides(config.gym, start.chat)

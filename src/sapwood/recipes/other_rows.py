@@ -7,7 +7,7 @@ Left out on purpose: rows on the disk. Prompts and pairs are few beside rows to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 from sapwood.chat import Chat
@@ -51,6 +51,18 @@ def scan(files: Sequence[str], config: DataConfig, screen: Screen) -> Scan:
             allow_urls=config.allow_urls,
             report=advance,
         )
+
+
+def refuse_unread(config: DataConfig, by: str, *names: str, task: str | None = None) -> None:
+    """An option of rows that `by` does not read must not be accepted; where a task gives the prompts, none is. Raises `ConfigError`."""
+    if task is not None:
+        names, by = (
+            tuple(field.name for field in fields(DataConfig) if field.name != "cache"),
+            f"the task {task} gives the prompts, and {by}",
+        )
+    for name in names:
+        if getattr(config, name) != getattr(DataConfig, name):
+            raise ConfigError(f"rows.{name} is {getattr(config, name)!r}, but {by} does not read it. Leave it out.")
 
 
 def prompts_to_ask(rows: Scan, chat: Chat, config: DataConfig, *, longest: int | None = None) -> Sides[Asked]:

@@ -17,6 +17,7 @@ from sapwood.errors import ConfigError, DataError
 from sapwood.recipes.beginning import RunConfig, begin, opened, write_ledger
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.other_rows import Sides, pairs_to_prefer, scan, votes_to_learn
+from sapwood.recipes.other_rows import refuse_unread as refuse_unread_rows
 from sapwood.recipes.screen import Screen
 from sapwood.records import Example, hash_of_rows
 from sapwood.train.dpo import DpoConfig, DpoResult, dpo, refuse_unread
@@ -72,6 +73,7 @@ class PreferResult:
 def prefer(config: PreferConfig, *, screen: Screen | None = None) -> PreferResult:
     """Tune on preferences and judge held-out ones. Raises a `SapwoodError` that says what to do; what was finished stays."""
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
+    refuse_unread_rows(config.rows, "dpo", "choosing", "reference")
     rows = scan(config.data, config.rows, screen)
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
     sides = _sides(rows, start.chat, config)

@@ -33,7 +33,7 @@ from sapwood.model import LanguageModel
 from sapwood.recipes.beginning import RunConfig, begin, opened, write_ledger
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.judge_reward import JudgeRewardConfig
-from sapwood.recipes.other_rows import Sides, prompts_to_ask, scan
+from sapwood.recipes.other_rows import Sides, prompts_to_ask, refuse_unread, scan
 from sapwood.recipes.playing import PlayConfig, play_of
 from sapwood.recipes.preflight import preflight
 from sapwood.recipes.screen import Screen
@@ -150,6 +150,7 @@ def reinforce(
     rewards = [*rewards, *([judging] if judging is not None else [])]
     own = {"environment": earned()} if play.environment is not None else {}
     judged_by = [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(rewards), own), *rewards]
+    refuse_unread(config.rows, "grpo", "choosing", task=config.gym.task)
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
     sides = prompts_to_ask(rows, start.chat, config.rows) if rows is not None else gym_sides(config.gym, start.chat)
