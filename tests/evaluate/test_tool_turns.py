@@ -95,8 +95,8 @@ def test_tools_that_fail_and_models_that_never_stop() -> None:
     assert len(answer.before) == 2
     called: list[int] = []
     trained = WithTools(endless, bare_prompt, {"add": lambda a, b: called.append(a)}, turns=2, endless=Ended.LENGTH)
-    answer = trained.generate(ask("go"), SamplingParams())[0]
-    assert (answer.ended, answer.error) == (Ended.LENGTH, None), "for training it was cut, and its rewards judge it"
+    cut = trained.generate(ask("go"), SamplingParams())[0]
+    assert (cut.ended, cut.error) == (Ended.LENGTH, None), "for training it was cut, and its rewards judge it"
     assert len(called) == 2, "nobody would read the third result"
     assert exact()(Item(Conversation((Message("user", "go"),)), "0"), answer).value is None, "not measured is not wrong"
     with pytest.raises(ConfigError, match="turns is 0"):
