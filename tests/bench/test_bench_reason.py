@@ -53,11 +53,13 @@ def test_the_whole_way_and_on_from_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_worked_solution_ends_in_the_result() -> None:
-    settings = ReasonBench().settings
+    settings = {**ReasonBench().settings, "max_terms": 4}
     score = verified("chain_sum", settings)
     for item in gym_items("chain_sum", 40, seed=3, settings=settings):
         text = worked(item)
-        for line in text.splitlines():
+        *steps, result = text.splitlines()
+        assert result == item.reference
+        for line in steps:
             left, _, right = line.partition("=")
             assert sum(int(number) for number in re.findall(r"(?:^|[+-])\d+|^-\d+", left)) == int(right)
         done = Completion(Prompt((), (1,), ""), (1,), text, Ended.STOP)
