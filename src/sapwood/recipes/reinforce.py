@@ -30,11 +30,11 @@ from sapwood.evaluate.scorers import Scorer
 from sapwood.evaluate.tool_turns import Tool
 from sapwood.generate import Engine
 from sapwood.model import LanguageModel
-from sapwood.recipes.beginning import RunConfig, begin, opened, write_ledger
+from sapwood.recipes.beginning import Opened, RunConfig, begin, opened, write_ledger
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.judge_reward import JudgeRewardConfig
 from sapwood.recipes.other_rows import Sides, prompts_to_ask, refuse_unread, scan
-from sapwood.recipes.playing import PlayConfig, play_of
+from sapwood.recipes.playing import Play, PlayConfig, play_of
 from sapwood.recipes.preflight import preflight
 from sapwood.recipes.screen import Screen
 from sapwood.records import Judge, Sampler, SamplingParams
@@ -47,6 +47,11 @@ from sapwood.train.rollouts import Asked, Rollouts
 
 CACHE_SHARE = 4
 """Keys and values of sampling may take one part in so many of the free memory; the bytes are kept in the run: answers depend on them."""
+
+ABOUT_THE_LOSS = (
+    "The loss is near 0 by construction: advantages of a group add up to 0, and the policy is the one that sampled. Its gradient "
+    "is not. Watch the reward, its spread within groups, and what is solved."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +151,7 @@ def reinforce(
     """
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
     play = play_of(config.play, tools, environment)
-    judging = config.judge.reward(screen)
-    rewards = [*rewards, *([judging] if judging is not None else [])]
-    own = {"environment": earned()} if play.environment is not None else {}
-    judged_by = [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(rewards), own), *rewards]
+    judged_by = _judges(config, rewards, play, screen)
     refuse_unread(config.rows, "grpo", "choosing", task=config.gym.task)
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
@@ -159,16 +161,7 @@ def reinforce(
         replace(config, start_from=start.config), "grpo", ["preflight", *(f"train.{name}" for name in config.train.may_change)], screen
     )
     try:
-        items = [[one.item.id, one.prompt.ids] for one in (*sides.train, *sides.held_out)]
-        weights = hash_of_weights(start.folder, start.adapter)
-        claim(run, {"rows": hash_of(items), "template": start.chat.fingerprint, "model": weights, "rewards": hash_of(list(config.rewards))})
-        if rows is not None:
-            write_ledger(run, sides.ledger, sides.notes, screen)
-        run.clear("items")
-        if sides.held_out:
-            run.append("items", *item_records([one.item for one in sides.held_out]))
-        if not sides.train:
-            raise DataError("There is nothing to ask: no prompt is left. The ledger above says where they went.")
+        _write_down(run, config, start, sides, screen, ledger=rows is not None)
         screen.title("Model")
         model = start.load(screen)
         judge = judge_by(judged_by, say=screen.say)
@@ -180,10 +173,7 @@ def reinforce(
         seen: dict[int, list[float | None]] = {}
         _preflight(sides.train, sampler_of(model), judge, config, run, screen)
         screen.title("Training")
-        screen.say(
-            "The loss is near 0 by construction: advantages of a group add up to 0, and the policy is the one that sampled. Its gradient "
-            "is not. Watch the reward, its spread within groups, and what is solved."
-        )
+        screen.say(ABOUT_THE_LOSS)
 
         def observe(step: int, current: LanguageModel) -> None:
             if sides.held_out:
@@ -207,6 +197,28 @@ def reinforce(
         return ReinforceResult(run.path, line, difference, result, time.perf_counter() - began)
     finally:
         run.close()
+
+
+def _judges(config: ReinforceConfig, rewards: Sequence[Reward], play: Play, screen: Screen) -> list[Reward]:
+    """All that judges: rewards by name, the caller's own, the judge, and what an environment says was earned."""
+    judging = config.judge.reward(screen)
+    others = [*rewards, *([judging] if judging is not None else [])]
+    own = {"environment": earned()} if play.environment is not None else {}
+    return [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(others), own), *others]
+
+
+def _write_down(run: Run, config: ReinforceConfig, start: Opened, sides: Sides[Asked], screen: Screen, *, ledger: bool) -> None:
+    """What the run is made of, before anything is asked. Raises `DataError` where no prompt is left, `CheckpointError` for another run."""
+    items = [[one.item.id, one.prompt.ids] for one in (*sides.train, *sides.held_out)]
+    weights = hash_of_weights(start.folder, start.adapter)
+    claim(run, {"rows": hash_of(items), "template": start.chat.fingerprint, "model": weights, "rewards": hash_of(list(config.rewards))})
+    if ledger:
+        write_ledger(run, sides.ledger, sides.notes, screen)
+    run.clear("items")
+    if sides.held_out:
+        run.append("items", *item_records([one.item for one in sides.held_out]))
+    if not sides.train:
+        raise DataError("There is nothing to ask: no prompt is left. The ledger above says where they went.")
 
 
 def _preflight(asked: Sequence[Asked], sampler: Sampler, judge: Judge, config: ReinforceConfig, run: Run, screen: Screen) -> None:

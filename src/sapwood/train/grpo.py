@@ -26,9 +26,9 @@ import torch
 
 from sapwood.config import from_dict, to_dict
 from sapwood.errors import ConfigError, DataError
-from sapwood.generate import Engine
 from sapwood.model import LanguageModel, LoraConfig, count_parameters, trainable_parameters
 from sapwood.records import Example, Judge, Row, Sampler, SamplingParams, hash_of_rows
+from sapwood.records.protocols import release
 from sapwood.run import Run
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.grpo_report import GrpoStep, record_of, report_of, shown
