@@ -17,7 +17,7 @@ import orjson
 
 from sapwood.run import write_atomic
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700, 300, 52, 150, 64, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 300, 52, 210, 64, 34
 INK, FAINT, RULE, GREEN = "#1c2321", "#c3ccc8", "#e4e9e6", "#2e7d5b"
 APART = 14
 """Least distance of two labels, in pixels."""
@@ -33,7 +33,7 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
     def down(share: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
-    title = "Right answers while the same checkpoint is trained by rewards, and by more imitation"
+    title = "From one checkpoint: taught by rewards, and by more imitation"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         'font-family="system-ui, -apple-system, Segoe UI, Roboto, sans-serif" font-size="12">',
