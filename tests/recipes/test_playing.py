@@ -68,13 +68,13 @@ def test_an_environment_plays_and_its_turns_are_trained(model: Path, tmp_path: P
 
 
 def test_tools_are_offered_in_every_prompt_and_answer_calls(model: Path) -> None:
-    chat = Chat.load(model)
+    chat = Chat.load(model).with_tools_in_system()
     conversation = Conversation((Message("user", "3 plus 4?"),))
     asked = [Asked(Item(conversation, "7"), chat.prompt(conversation.messages))]
     play = play_of(PlayConfig(), [add])
     offered = play.offered(asked, chat)
     assert "Add two numbers." in offered[0].prompt.text
-    assert offered[0].item.conversation.tools == offered[0].prompt.tools
+    assert [tool["function"]["name"] for tool in offered[0].item.conversation.tools] == ["add"]
     sampler = play.around(Engine(load_model(model, "fp32"), chat, memory=1 << 24), offered, chat)
     assert isinstance(sampler, WithTools)
     assert sampler.endless is Ended.LENGTH, "an answer that never stops calling is judged"

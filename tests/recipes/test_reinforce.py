@@ -181,7 +181,7 @@ def test_row_options_that_nothing_reads_are_refused(model: Path, tmp_path: Path)
         prefer(with_knobs(PreferConfig(data=rows), {"reference": "right"}))
     with pytest.raises(ConfigError, match=r"rows\.choosing is 0\.5, but grpo does not"):
         reinforce(with_knobs(ReinforceConfig(data=rows, rewards=("number",)), {"choosing": 0.5}))
-    with pytest.raises(ConfigError, match=r"rows\.held_out is 20, but the task chain_sum gives the prompts"):
+    with pytest.raises(ConfigError, match=r"rows\.held_out is 20\.0, but the task chain_sum gives the prompts"):
         reinforce(with_knobs(ReinforceConfig(gym=TaskConfig(task="chain_sum")), {"held_out": 20}))
     with pytest.raises(ConfigError, match=r"rows\.split_seed is 3, but distill, which asks every prompt, does not"):
         distill(with_knobs(DistillConfig(data=rows, rewards=("number",)), {"split_seed": 3}))
