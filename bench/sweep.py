@@ -105,15 +105,15 @@ def search(space: tuple[TrlSetting, Candidates], seconds_of: SecondsOf, screen: 
     screen.say("Finding the peer's best setting for this workload:")
     table: list[dict[str, Any]] = []
     fastest = _tried(best, seconds_of, None, table, screen)
-    if fastest is None:
-        raise SapwoodError(f"TRL failed with the first setting of its sweep, so there is nothing to compare with. {table[0]['error']}")
-    for stage in stages:
+    for number, stage in enumerate(stages):
+        if number == 1 and fastest is None:
+            raise SapwoodError(f"TRL failed in every precision of its sweep, so there is nothing to compare with. {table[0]['error']}")
         before = best
         for setting in (replace(before, **change) for change in stage):
             if any(asdict(setting).items() <= line.items() for line in table):
                 continue
             seconds = _tried(setting, seconds_of, fastest, table, screen)
-            if seconds is not None and seconds < fastest:
+            if seconds is not None and (fastest is None or seconds < fastest):
                 best, fastest = setting, seconds
     whole = [line for line in table if line["tries"] and not line["given_up"]]
     finalists = sorted(whole, key=lambda line: line["seconds"])[:again]

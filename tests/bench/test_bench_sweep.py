@@ -84,6 +84,17 @@ def test_giving_up_early_finds_what_whole_tries_find(all_seconds: list[float]) -
     assert not any(line["given_up"] and len(line["tries"]) > 1 for line in found["table"]), "what cannot win is not tried again"
 
 
+def test_a_precision_that_takes_other_steps_does_not_end_the_sweep() -> None:
+    def seconds_of(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
+        if setting.precision == "bf16":
+            raise SapwoodError("The losses differ")
+        return 2.0 if setting.precision == "autocast" else 3.0, True
+
+    found = search(candidates(8, 0), seconds_of, QUIET)
+    assert found["best"]["precision"] == "autocast"
+    assert {line["error"] for line in found["table"] if line["precision"] == "bf16"} == {"The losses differ"}
+
+
 def test_a_peer_that_never_works_is_no_peer() -> None:
     def fails(setting: TrlSetting, give_up: float | None) -> tuple[float, bool]:
         raise SapwoodError("no memory")
