@@ -48,9 +48,9 @@ struct Head {
 };
 
 struct Scratch {
-  std::vector<BFloat16> qt, gt, qp, gp, k, v, kt;  // of a whole part, packed block by block
-  std::vector<BFloat16> pt, st, sp;                // of one pair of blocks
-  std::vector<float> s, p, dqt, dqb, dkb, dvb, lse, delta;
+  Buffer<BFloat16> qt, gt, qp, gp, k, v, kt;  // of a whole part, packed block by block
+  Buffer<BFloat16> pt, st, sp;                // of one pair of blocks
+  Buffer<float> s, p, dqt, dqb, dkb, dvb, lse, delta;
   explicit Scratch(int64_t D)
       : pt(BLOCK_K * BLOCK_Q), st(BLOCK_K * BLOCK_Q), sp(BLOCK_K * BLOCK_Q), s(BLOCK_K * BLOCK_Q), p(BLOCK_K * BLOCK_Q),
         dqt(D * BLOCK_Q), dqb(D * BLOCK_Q), dkb(D * BLOCK_K), dvb(D * BLOCK_K), lse(BLOCK_Q), delta(BLOCK_Q) {}

@@ -30,8 +30,8 @@ struct Packing {
 
 // What is known of a block of queries so far: the highest score, the sum of exp(score - highest), and the values weighted by them.
 struct Known {
-  std::vector<BFloat16> q, p;
-  std::vector<float> s, values, top, total;
+  Buffer<BFloat16> q, p;
+  Buffer<float> s, values, top, total;
   explicit Known(int64_t D)
       : q((QUERIES_A_TASK + PAD) * D), p((QUERIES_A_TASK + PAD) * KEYS_A_PRODUCT), s((QUERIES_A_TASK + PAD) * KEYS_A_PRODUCT), values((QUERIES_A_TASK + PAD) * D), top(QUERIES_A_TASK), total(QUERIES_A_TASK) {}
 };

@@ -113,7 +113,7 @@ std::tuple<std::vector<Tensor>, Tensor> lora_forward(const Tensor& x, at::Tensor
   const int64_t count = (least + threads - 1) / threads * threads;
   const std::vector<int64_t> edges = row_ranges(T, count);
   share_out(count, [&](const auto& next) {
-    std::vector<float> sums(14 * UNIT * std::max(PANEL, R));
+    Buffer<float> sums(14 * UNIT * std::max(PANEL, R));
     for (int64_t task = next(); task < count; task = next()) {
       const int64_t t0 = edges[task], rows = edges[task + 1] - t0;
       if (rows == 0) continue;
@@ -182,8 +182,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> lora_backward(const Tensor& x, c
     });
   const int64_t most = rows_cached(linears.outer);
   share_out(ranges, [&](const auto& next) {
-    std::vector<float> sums(most * std::max(PANEL, R));
-    std::vector<BFloat16> u(most * R), ut(most * R), ht(most * R), pairs(most * WIDE);
+    Buffer<float> sums(most * std::max(PANEL, R));
+    Buffer<BFloat16> u(most * R), ut(most * R), ht(most * R), pairs(most * WIDE);
     for (int64_t range = next(); range < ranges; range = next())
       for (int64_t t0 = edges[range]; t0 < edges[range + 1]; t0 += most) {
         const int64_t rows = std::min(most, edges[range + 1] - t0), all = (rows + UNIT - 1) / UNIT * UNIT;

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -23,6 +24,31 @@ using at::Tensor;
 using Floats = at::vec::Vectorized<float>;
 using Halves = at::vec::Vectorized<BFloat16>;
 namespace blas = at::native::cpublas;
+
+// Numbers that begin where a line of the cache does, each buffer of a thread at another place of its page: buffers whose addresses end
+// alike (large ones of malloc do) make the processor take a read of one for a read of what was just written to another, and wait.
+template <typename T>
+struct Apart {
+  using value_type = T;
+  static constexpr size_t LINE = 64, PAGE = 4096, STEP = 13 * LINE;
+  Apart() = default;
+  template <typename Other>
+  Apart(const Apart<Other>&) {}
+  T* allocate(size_t count) {
+    static thread_local size_t made = 0;
+    char* whole = static_cast<char*>(::operator new(count * sizeof(T) + 2 * PAGE, std::align_val_t(PAGE)));
+    char* begin = whole + LINE + made++ * STEP % PAGE;
+    reinterpret_cast<char**>(begin)[-1] = whole;
+    return reinterpret_cast<T*>(begin);
+  }
+  void deallocate(T* begin, size_t) { ::operator delete(reinterpret_cast<char**>(begin)[-1], std::align_val_t(PAGE)); }
+  template <typename Other>
+  bool operator==(const Apart<Other>&) const { return true; }
+  template <typename Other>
+  bool operator!=(const Apart<Other>&) const { return false; }
+};
+template <typename T>
+using Buffer = std::vector<T, Apart<T>>;
 
 constexpr int64_t LANES = Floats::size();
 constexpr int64_t PAD = 32;  // shapes of products are multiples of this, so that few of them are ever compiled
