@@ -167,7 +167,7 @@ def _timed(command: Sequence[str], environment: Mapping[str, str], wait: Callabl
         try:
             assert process.stdin is not None
             process.stdin.write(b"Say hello.\n")
-            process.stdin.flush()
+            process.stdin.close()  # else one that has nothing to say would wait for the next question
             seen = wait(process)
             seconds = time.perf_counter() - begin
         finally:
@@ -181,10 +181,8 @@ def _timed(command: Sequence[str], environment: Mapping[str, str], wait: Callabl
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process and whatever it has started."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+    if process.stdout is not None:
+        process.stdout.close()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.chat import Chat
-from sapwood.chat.overflow import _request, fitted_prompt, summary_tokens
+from sapwood.chat.overflow import OverflowingError, _request, fitted_prompt, summary_of, summary_tokens
 from sapwood.errors import DataError
-from sapwood.records import Message
+from sapwood.records import Completion, Ended, Message, Prompt
 from tiny.folder import write_model
 
 CONTEXT, WIDER = 160, 400
@@ -124,3 +124,13 @@ def test_the_policy_is_asked_for_at_the_chat(tmp_path: Path, monkeypatch: pytest
         said = told.out + told.err
         assert ("no longer sent" in said) is dropped
         assert ("outgrows the model's context of 64" in said) is not dropped
+
+
+def test_a_summary_is_what_was_said_and_not_what_was_thought() -> None:
+    asked = Prompt((Message("user", "?"),), (1,), "?")
+    thought = Completion(asked, (2,), "<think>hm</think>Blue.", Ended.STOP, message=Message("assistant", "Blue.", reasoning="hm"))
+    assert summary_of(thought) == "Blue."
+    assert summary_of(Completion(asked, (2,), "Blue.", Ended.LENGTH)) == "Blue."
+    assert summary_of(Completion(asked, (), " ", Ended.STOP)) == "no summary was written"
+    with pytest.raises(OverflowingError, match="its summary failed: no memory"):
+        summary_of(Completion(asked, (2,), "Blu", Ended.ERROR, error="no memory"))

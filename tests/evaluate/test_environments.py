@@ -10,6 +10,7 @@ import pytest
 from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate.environments import InEnvironment, earned, items_by_prompt
 from sapwood.evaluate.experiment import bare_prompt
+from sapwood.evaluate.items import COPIES
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, SamplingParams
 
 
@@ -63,7 +64,7 @@ class Broken(Higher):
     """Another form than (text, number, bool), by the row."""
 
     def step(self, answer: str) -> Any:
-        return {0: ("a", float("nan"), True), 1: "a", 2: ("a", 1.0, 1)}[self.wanted]
+        return {0: ("a", float("nan"), True), 1: "a", 2: ("a", 1.0, 1), 3: ("a", 10**400, True)}[self.wanted]
 
 
 def test_what_breaks_fails_its_answer_alone_with_the_reason() -> None:
@@ -73,7 +74,7 @@ def test_what_breaks_fails_its_answer_alone_with_the_reason() -> None:
     assert bad.ended is Ended.ERROR
     assert bad.earned is None
     assert "could not begin: ValueError" in str(bad.error)
-    for answer in played([0, 1, 2], Broken):
+    for answer in played([0, 1, 2, 3], Broken):
         assert "give (text, finite number, True or False)" in str(answer.error)
 
     class Raises(Higher):
@@ -89,5 +90,9 @@ def test_two_rows_of_one_prompt_cannot_be_told_apart() -> None:
     assert items_by_prompt([(items[0], same), (items[0], same)]) == {(5,): items[0]}
     with pytest.raises(DataError, match="same prompt"):
         items_by_prompt([(items[0], same), (items[1], same)])
+    by_column = [Item(items[0].conversation, None, meta={"secret": number, COPIES: number}) for number in (3, 7)]
+    with pytest.raises(DataError, match="same prompt"):
+        items_by_prompt([(item, same) for item in by_column])
+    assert items_by_prompt([(item, same) for item in (by_column[0], Item(items[0].conversation, None, meta={"secret": 3}))])
     with pytest.raises(ConfigError, match="turns is 0"):
         InEnvironment(Counting(), bare_prompt, Higher, {}, 0)

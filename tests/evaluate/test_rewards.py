@@ -121,7 +121,7 @@ def test_names(tmp_path: Path) -> None:
             reward_named(bad, {})
     with pytest.raises(ConfigError, match="a name of its own"):
         judge_by([giving([1]), giving([1])])
-    with pytest.raises(ConfigError, match="neither a scorer nor a function"):
+    with pytest.raises(ConfigError, match="no scorer, function or batch, or several of them"):
         Reward("nothing")
 
 

@@ -249,5 +249,6 @@ def test_items_are_the_same_in_any_order() -> None:
 def test_faults_count_answers_that_were_looked_at() -> None:
     errors = (ErrorType(name="no", found_by="no answer"), ErrorType(name="p"))
     scores = [*arm("a", [1.0, 0.0], answer=""), *arm("b", [None, None], ended="error")]
-    found = {(one.error, one.arm): (one.count, one.of) for one in count_faults(scores, errors, {("a", "i0"): {"p"}, ("a", "i1"): set()})}
+    labels: dict[tuple[str, str, int], dict[str, float | None]] = {("a", "i0", 0): {"p": None}, ("a", "i1", 0): {}}
+    found = {(one.error, one.arm): (one.count, one.of) for one in count_faults(scores, errors, labels)}
     assert found == {("no", "a"): (2, 2), ("no", "b"): (0, 0), ("p", "a"): (1, 2), ("p", "b"): (0, 0)}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from sapwood.errors import ConfigError
 from sapwood.evaluate import exact
 from sapwood.evaluate.experiment import bare_prompt
-from sapwood.evaluate.tool_turns import WithTools, scripted
+from sapwood.evaluate.tool_turns import WithTools, result_of, scripted
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, SamplingParams, ToolCall
 
 
@@ -80,6 +81,11 @@ def test_scripted_results() -> None:
     assert answers[1].text == "It is Error: LookupError: no result for {'a': 1, 'b': 1}."
     with pytest.raises(ConfigError, match="name, result"):
         scripted([{"name": "x"}])
+
+
+@pytest.mark.parametrize(("given", "told"), [(2**70, "1180591620717411303424"), ({1: "a"}, '{"1":"a"}'), ({"deep": 2**70}, "deep")])
+def test_a_result_that_is_no_json_is_told_as_text(given: Any, told: str) -> None:
+    assert told in result_of(ToolCall("add", {}), {"add": lambda: given})
 
 
 def test_tools_that_fail_and_models_that_never_stop() -> None:

@@ -18,6 +18,7 @@ from sapwood.model import load_model
 from sapwood.recipes.playing import PlayConfig, play_of
 from sapwood.records import Conversation, Ended, Item, Message
 from sapwood.run import read_records
+from sapwood.train.policy import PolicyConfig
 from sapwood.train.rollouts import Asked
 from tiny.folder import write_model
 
@@ -110,3 +111,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither tools nor an environment"):
         play_of(PlayConfig(turns=3))
     assert play_of(PlayConfig(tools=(name,), turns=3)).turns == 3
+
+
+def test_turns_that_would_count_as_answers_are_refused() -> None:
+    play, alone = play_of(PlayConfig(), [add]), play_of(PlayConfig())
+    for policy in (PolicyConfig(loss="grpo"), PolicyConfig(loss="gspo"), PolicyConfig(correction="sequence")):
+        with pytest.raises(ConfigError, match="would count as answers of their own"):
+            play.refuse_unlike(policy, shares_prefixes=False)
+        play.refuse_unlike(policy, shares_prefixes=True)
+        alone.refuse_unlike(policy, shares_prefixes=False)
+    play.refuse_unlike(PolicyConfig(), shares_prefixes=False)

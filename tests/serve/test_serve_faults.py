@@ -148,8 +148,8 @@ def test_clients_that_leave_stop_costing(server: Serving, monkeypatch: pytest.Mo
     with httpx2.stream(
         "POST", server.url + "/chat/completions", json={**body, "stream": True}, headers=headers, trust_env=False
     ) as response:
-        next(response.iter_raw())
-        assert server.front.under_way == 1
+        first = next(response.iter_raw())
+        assert server.front.under_way == 1, first
     assert eventually(lambda: server.front.under_way == 0 and server.worker.load[0] == 0)
     with pytest.raises(httpx2.ReadTimeout):
         httpx2.post(server.url + "/chat/completions", json={**body, "n": 16}, headers=headers, trust_env=False, timeout=0.05)

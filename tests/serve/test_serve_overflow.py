@@ -12,7 +12,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from sapwood.chat.overflow import fitted_prompt, summary_tokens  # noqa: E402
+from sapwood.chat.overflow import fitted_prompt, summary_of, summary_tokens  # noqa: E402
 from sapwood.records import Message, SamplingParams  # noqa: E402
 from serve.serving import TOKEN, Serving, serving  # noqa: E402
 from tiny.folder import write_model  # noqa: E402
@@ -62,7 +62,7 @@ def test_a_summary_is_written_first_where_the_client_asks_for_it(server: Serving
     fit = partial(fitted_prompt, server.chat, messages, overflow="summarise", room=8)
     short = SamplingParams(max_new_tokens=summary_tokens(server.chat))
     (summary,) = server.engine.generate([fit().to_summarise], short)
-    fitted = fit(summary=summary.text)
+    fitted = fit(summary=summary_of(summary))
     (expected,) = server.engine.generate([fitted.prompt], SamplingParams(max_new_tokens=8))
     assert answer.choices[0].message.content == expected.message.content
     assert answer.usage.dropped_messages == fitted.dropped > 0

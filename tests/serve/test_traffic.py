@@ -81,3 +81,20 @@ def test_a_file_that_cannot_be_written_fails_no_request(tmp_path: Path, caplog: 
     traffic.keep({}, {}, None)
     assert traffic.lost == 1
     assert "was not kept" in caplog.text
+
+
+def test_what_a_kill_has_cut_short_costs_no_other_record(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_bytes(b'{"at": 1, "requ')
+    traffic = Traffic(file)
+    traffic.keep({"q": 1}, {}, None)
+    traffic.keep({"q": 2}, {}, None)
+    traffic.close()
+    torn, *whole = file.read_text().splitlines()
+    assert torn == '{"at": 1, "requ'
+    assert [json.loads(line)["request"]["q"] for line in whole] == [1, 2]
+
+
+def test_pieces_without_their_optional_parts_are_joined() -> None:
+    chunks = [{"choices": [{"index": None, "delta": {"content": "a"}}]}, {"choices": [{"delta": None, "finish_reason": "stop"}]}]
+    assert joined(chunks)["choices"][0]["message"]["content"] == "a"

@@ -17,13 +17,15 @@ import orjson
 
 from sapwood.chat.chat import Chat
 from sapwood.errors import DataError
-from sapwood.records import Message, Prompt
+from sapwood.records import Completion, Ended, Message, Prompt
 
 Overflow = Literal["refuse", "drop oldest", "summarise"]
 
 SUMMARY = 192
 """Tokens of a summary at most."""
 ASKED = "Summarise this conversation in a few sentences: wishes, names, numbers, decisions. Add nothing."
+NOTHING = "no summary was written"
+"""Stands where the model had nothing to say, or only thought."""
 _JOINTS = 16
 """Tokens that a summary may come to have more when it stands in a prompt."""
 
@@ -92,6 +94,18 @@ def fitted_prompt(
         f"{where}: the prompt has {len(prompt.ids):,} tokens, and with {room:,} of answer it outgrows the model's context of {limit:,}; "
         f"{told}. Begin anew, shorten it, choose a model with a longer context, or let the oldest turns go (`drop oldest`, `summarise`)."
     )
+
+
+def summary_of(completion: Completion) -> str:
+    """The summary that a model wrote, without its thoughts; where it wrote nothing, words that say so. Raises `OverflowingError` where it
+    failed."""
+    if completion.ended is Ended.ERROR:
+        raise OverflowingError(
+            f"The conversation outgrows the model's context, and its summary failed: {completion.error}. Begin anew, or let the oldest "
+            "turns go (`drop oldest`)."
+        )
+    said = completion.message.content if completion.message is not None else completion.text
+    return said if said.strip() else NOTHING
 
 
 def summary_tokens(chat: Chat) -> int:

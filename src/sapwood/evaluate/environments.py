@@ -9,15 +9,18 @@ Left out on purpose: observations that are no text, and environments that run in
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from sapwood.errors import ConfigError, DataError
+from sapwood.evaluate.items import COPIES
 from sapwood.evaluate.scorers import Scorer, guarded
 from sapwood.evaluate.tool_turns import Playing, PromptOf
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, Sampler, SamplingParams, Score
 from sapwood.records.protocols import OnToken, release
+
+LARGEST = 1e300
+"""Of what a step may give: beyond it Python's integers are no floating-point numbers any more."""
 
 
 class Environment(Protocol):
@@ -114,7 +117,7 @@ def _stepped(world: Environment, completion: Completion) -> tuple[str, float, bo
     except Exception as error:
         raise DataError(f"the environment raised {type(error).__name__}: {error}") from error
     match found:
-        case (str() as said, int() | float() as value, bool() as over) if math.isfinite(value):
+        case (str() as said, int() | float() as value, bool() as over) if -LARGEST <= value <= LARGEST:
             return said, float(value), over
     raise DataError(f"the environment's step gave {str(found)[:80]!r}; give (text, finite number, True or False)")
 
@@ -126,12 +129,17 @@ def earned() -> Scorer:
     )
 
 
+def _columns(item: Item) -> dict[str, Any]:
+    """What else stood in the row: an environment may read it."""
+    return {name: value for name, value in item.meta.items() if name != COPIES}
+
+
 def items_by_prompt(asked: Sequence[tuple[Item, Prompt]]) -> dict[tuple[int, ...], Item]:
     """The row of each prompt. Raises `DataError` for two rows with one prompt that differ: an environment could not tell them apart."""
     found: dict[tuple[int, ...], Item] = {}
     for item, prompt in asked:
         other = found.setdefault(prompt.ids, item)
-        if other.id != item.id:
+        if (other.id, _columns(other)) != (item.id, _columns(item)):
             raise DataError(
                 f"Two rows have the same prompt and differ in something else ({other.conversation.where}, {item.conversation.where}): an "
                 "environment begins with its prompt's row. Say in the prompt what makes them differ, or leave one out."

@@ -143,7 +143,12 @@ def result_of(call: ToolCall, tools: Mapping[str, Tool]) -> str:
         given = tool(**call.arguments)
     except Exception as error:  # noqa: BLE001  a tool that fails is part of the test
         return f"Error: {type(error).__name__}: {error}"
-    return given if isinstance(given, str) else orjson.dumps(given, default=str).decode()
+    if isinstance(given, str):
+        return given
+    try:
+        return orjson.dumps(given, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # integers beyond 64 bits, say
+        return str(given)
 
 
 def _renumbered(on_token: OnToken | None, places: Sequence[int]) -> OnToken | None:

@@ -18,6 +18,7 @@ from sapwood.evaluate.environments import Environment, InEnvironment, items_by_p
 from sapwood.evaluate.tool_turns import Tool, WithTools
 from sapwood.evaluate.user_scorer import is_user_scorer, user_function
 from sapwood.records import Conversation, Ended, Prompt, Sampler
+from sapwood.train.policy import PolicyConfig
 from sapwood.train.rollouts import Asked
 
 
@@ -54,6 +55,14 @@ class Play:
     def several(self) -> bool:
         """Whether an answer may take several turns."""
         return bool(self.tools) or self.environment is not None
+
+    def refuse_unlike(self, policy: PolicyConfig, *, shares_prefixes: bool) -> None:
+        """Raise `ConfigError` where an answer's turns could not count as one: without shared prefixes each is a row of its own."""
+        if self.several and not shares_prefixes and (policy.loss in ("grpo", "gspo") or policy.correction == "sequence"):
+            raise ConfigError(
+                f"This model computes each row alone, so an answer's turns would count as answers of their own under loss {policy.loss} "
+                f"with correction {policy.correction}. Choose --loss dapo or dr_grpo, and --correction none or token."
+            )
 
     def offered(self, asked: Sequence[Asked], chat: Chat) -> list[Asked]:
         """The same prompts, with the tools on offer. Raises `DataError` for a function that cannot be offered."""

@@ -149,8 +149,7 @@ def reinforce(
 
     Raises a `SapwoodError` that says what to do; what was finished stays in the run directory.
     """
-    began, screen = time.perf_counter(), screen or Screen(quiet=True)
-    play = play_of(config.play, tools, environment)
+    began, screen, play = time.perf_counter(), screen or Screen(quiet=True), play_of(config.play, tools, environment)
     judged_by = _judges(config, rewards, play, screen)
     refuse_unread(config.rows, "grpo", "choosing", task=config.gym.task)
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
@@ -164,6 +163,7 @@ def reinforce(
         _write_down(run, config, start, sides, screen, ledger=rows is not None)
         screen.title("Model")
         model = start.load(screen)
+        play.refuse_unlike(config.train.policy, shares_prefixes=model.shares_prefixes)
         judge = judge_by(judged_by, say=screen.say)
         memory = cache_memory(run)
 
@@ -209,7 +209,7 @@ def _judges(config: ReinforceConfig, rewards: Sequence[Reward], play: Play, scre
 
 def _write_down(run: Run, config: ReinforceConfig, start: Opened, sides: Sides[Asked], screen: Screen, *, ledger: bool) -> None:
     """What the run is made of, before anything is asked. Raises `DataError` where no prompt is left, `CheckpointError` for another run."""
-    items = [[one.item.id, one.prompt.ids] for one in (*sides.train, *sides.held_out)]
+    items = [[one.item.id, one.prompt.ids, dict(one.item.meta)] for one in (*sides.train, *sides.held_out)]
     weights = hash_of_weights(start.folder, start.adapter)
     claim(run, {"rows": hash_of(items), "template": start.chat.fingerprint, "model": weights, "rewards": hash_of(list(config.rewards))})
     if ledger:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from sapwood.chat import Chat, Delta
-from sapwood.chat.overflow import Fitted, Overflow, fitted_prompt, summary_tokens
+from sapwood.chat.overflow import Fitted, Overflow, fitted_prompt, summary_of, summary_tokens
 from sapwood.errors import ConfigError, SapwoodError
 from sapwood.evaluate.tool_turns import Tool, result_of
 from sapwood.generate import Answer, Engine, Session
@@ -136,7 +136,7 @@ class Talk:
             return fitted
         short = SamplingParams(max_new_tokens=summary_tokens(self.chat))
         [summary] = self.engine.generate([fitted.to_summarise], short, adapter=self.arms[arm])
-        return fit(summary=summary.text)
+        return fit(summary=summary_of(summary))
 
     def _call(self, arm: str, turn: _Turn, calls: Sequence[ToolCall], heard: Heard) -> None:
         turn.calls += 1

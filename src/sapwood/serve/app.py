@@ -25,6 +25,7 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sapwood.records import Completion
 from sapwood.remote.addresses import is_loopback
 from sapwood.serve.answers import Form
 from sapwood.serve.asking import Asked, RefusalError, Served, read_chat, read_text
@@ -99,7 +100,7 @@ class Front:
         return response
 
     async def _with_summary(
-        self, request: Request, asked: Asked, finish: Callable[[str], Asked], leaving: list[Callable[[], None]]
+        self, request: Request, asked: Asked, finish: Callable[[Completion], Asked], leaving: list[Callable[[], None]]
     ) -> Asked:
         """The request with a summary of what it outgrew, which is written now."""
         work = UnderWay(asked, self.worker)
@@ -107,7 +108,7 @@ class Front:
         work.begin()
         [summary] = await _unless_gone(request, work.whole())
         async with self._reading:
-            return await run_in_threadpool(finish, summary.text)
+            return await run_in_threadpool(finish, summary)
 
     async def feedback(self, request: Request) -> Response:
         """What came of an answer. Raises `RefusalError`."""

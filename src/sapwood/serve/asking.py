@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any, get_args
 
 from sapwood.chat import Chat
-from sapwood.chat.overflow import Fitted, Overflow, OverflowingError, fitted_prompt, summary_tokens
+from sapwood.chat.overflow import Fitted, Overflow, OverflowingError, fitted_prompt, summary_of, summary_tokens
 from sapwood.config import did_you_mean
 from sapwood.data.messages import read_messages, read_tools
 from sapwood.data.refusal import Refused
 from sapwood.errors import SapwoodError
-from sapwood.records import Constraint, Message, Prompt, SamplingParams
+from sapwood.records import Completion, Constraint, Message, Prompt, SamplingParams
 from sapwood.serve.limits import ServeLimits
 
 _NUMBERS = {
@@ -70,7 +70,7 @@ class Asked:
     echo: bool = False
     dropped: int = 0
     """Messages that were left out because the conversation outgrew the context, as the request allowed."""
-    unfinished: Callable[[str], Asked] | None = None
+    unfinished: Callable[[Completion], Asked] | None = None
     """Of what is left out a summary is to be written first: this asks for it, and here is what to call with it."""
 
 
@@ -86,7 +86,7 @@ class Served:
     """Template arguments that hold where a request does not say otherwise: those a run was trained with."""
 
 
-def read_chat(body: Any, served: Served, summary: str | None = None) -> Asked:
+def read_chat(body: Any, served: Served, summary: Completion | None = None) -> Asked:
     """A chat request; with the summary of what it outgrew, where that was asked for. Raises `RefusalError`."""
     _check_fields(body, _CHAT, served)
     messages = _messages(body.get("messages"))
@@ -117,7 +117,7 @@ def _fitted(
     tools: Sequence[Mapping[str, Any]],
     limit: int | None,
     served: Served,
-    summary: str | None,
+    summary: Completion | None,
 ) -> Fitted:
     """The prompt, without the oldest exchanges where it outgrows the context and the request lets them go."""
     chat, arguments = served.chat, _arguments(body, served)
@@ -128,7 +128,8 @@ def _fitted(
         if overflow == "refuse":
             return Fitted(chat.prompt(messages, tools, arguments, where="the request"), 0)
         room = min(limit or served.limits.max_new_tokens, (chat.context_length or 0) // 4) or 1
-        return fitted_prompt(chat, messages, tools, arguments, overflow=overflow, room=room, where="the request", summary=summary)
+        told = None if summary is None else summary_of(summary)
+        return fitted_prompt(chat, messages, tools, arguments, overflow=overflow, room=room, where="the request", summary=told)
     except OverflowingError as error:
         raise RefusalError(str(error), "messages", code="context_length_exceeded") from None
     except SapwoodError as error:

@@ -33,18 +33,24 @@ class Traffic:
         """Raises `StorageError` where it cannot be opened."""
         with storage(path, "open"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            size = os.fstat(self._file).st_size
+            self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         self._lock = threading.Lock()
         self.lost = 0
         """Answers that could not be kept."""
 
     def keep(self, request: Any, response: Mapping[str, Any], arm: str | None) -> None:
-        """Append one line, in one write."""
+        """Append one line, in one write. What a full disk or a kill has cut short ends in a line of its own, and costs no other record."""
         about = {} if arm is None else {"arm": arm}
         line = orjson.dumps({"at": time.time(), "request": request, "response": response, **about}) + b"\n"
         try:
             with self._lock:
-                os.write(self._file, line)
+                whole = b"\n" * self._torn + line
+                written = os.write(self._file, whole)
+                self._torn = written < len(whole)
+                if self._torn:
+                    raise OSError(f"only {written} of {len(whole)} bytes could be written")
         except OSError as error:
             self.lost += 1
             logger.error("An answer was not kept: %s", error)
@@ -61,9 +67,10 @@ def joined(chunks: Sequence[Mapping[str, Any]]) -> Record:
     for chunk in chunks:
         head |= {key: value for key, value in chunk.items() if key not in ("choices", "object")}
         for piece in chunk.get("choices") or ():
-            choice = choices.setdefault(int(piece.get("index", 0)), {"index": int(piece.get("index", 0))})
+            place = int(piece.get("index") or 0)
+            choice = choices.setdefault(place, {"index": place})
             if "delta" in piece:
-                _add(choice.setdefault("message", {"role": "assistant", "content": ""}), piece["delta"])
+                _add(choice.setdefault("message", {"role": "assistant", "content": ""}), piece["delta"] or {})
             else:
                 choice["text"] = choice.get("text", "") + (piece.get("text") or "")
             if piece.get("finish_reason") is not None:
@@ -77,7 +84,7 @@ def _add(message: Record, delta: Mapping[str, Any]) -> None:
             message[key] = (message.get(key) or "") + delta[key]
     for piece in delta.get("tool_calls") or ():
         calls = message.setdefault("tool_calls", [])
-        place = int(piece.get("index", len(calls)))
+        place = len(calls) if piece.get("index") is None else int(piece["index"])
         while len(calls) <= place:
             calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
         call, function = calls[place], piece.get("function") or {}

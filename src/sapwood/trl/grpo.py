@@ -74,9 +74,9 @@ class GRPOTrainer(Face[GRPOConfig]):
         **TRAINER_REFUSED,
         "reward_processing_classes": "no reward model is loaded by name, so none is tokenised for. Leave it out",
         "callbacks": "Sapwood has no callbacks; metrics.jsonl in the run's folder has a record of every step. Leave it out",
-        "tools": "answers have one turn, without tools. Leave it out",
+        "tools": "its answers have one turn, without tools. Leave it out, or call sapwood.grpo(tools=…)",
         "rollout_func": "answers are sampled by the engine of this process. Leave it out",
-        "environment_factory": "answers have one turn, without an environment. Leave it out",
+        "environment_factory": "its answers have one turn, without an environment. Leave it out, or call sapwood.grpo(environment=…)",
     }
     methods: ClassVar[Mapping[str, str]] = {
         **METHODS,
