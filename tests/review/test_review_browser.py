@@ -44,6 +44,7 @@ class Person:
         self.tab.on("pageerror", lambda error: self.told.append(f"ERROR {error}"))
         self.tab.on("dialog", lambda dialog: self.told.append(f"ERROR {dialog.message}"))
         self.tab.goto(place.link(name))
+        self.tab.wait_for_function("document.activeElement.tagName === 'BUTTON'")  # a key before that is nobody's
         self.tab.keyboard.press("Enter")
         self.tab.wait_for_url(lambda url: "/in" not in url)
 

@@ -111,6 +111,7 @@ def browser() -> Iterator[object]:
 
 def _come_in(tab: object, place: Place, name: str) -> None:
     tab.goto(place.link(name))  # type: ignore[attr-defined]
+    tab.wait_for_function("document.activeElement.tagName === 'BUTTON'")  # type: ignore[attr-defined]
     tab.keyboard.press("Enter")  # type: ignore[attr-defined]
     tab.wait_for_url(place.url + "/")  # type: ignore[attr-defined]
 
