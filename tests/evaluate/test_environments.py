@@ -11,6 +11,7 @@ from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate.environments import InEnvironment, earned, items_by_prompt
 from sapwood.evaluate.experiment import bare_prompt
 from sapwood.evaluate.items import COPIES
+from sapwood.evaluate.rewards import Reward, judge_by
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, SamplingParams
 
 
@@ -34,11 +35,11 @@ class Counting:
         return [Completion(prompt, (7,), text, Ended.STOP) for prompt, text in zip(prompts, said, strict=True)]
 
 
-def played(wanted: Sequence[Any], make: Callable[[], Any] = Higher, turns: int = 3) -> list[Completion]:
+def played(wanted: Sequence[Any], make: Callable[[], Any] = Higher, turns: int = 3, sampler: Any = None) -> list[Completion]:
     items = [Item(Conversation((Message("user", f"number {place}"),)), one) for place, one in enumerate(wanted)]
     prompts = [Prompt(item.conversation.messages, (place,), "") for place, item in enumerate(items)]
-    sampler = InEnvironment(Counting(), bare_prompt, make, items_by_prompt(list(zip(items, prompts, strict=True))), turns)
-    return sampler.generate(prompts, SamplingParams())
+    playing = InEnvironment(sampler or Counting(), bare_prompt, make, items_by_prompt(list(zip(items, prompts, strict=True))), turns)
+    return playing.generate(prompts, SamplingParams())
 
 
 def test_each_answer_plays_in_its_own_until_it_is_over() -> None:
@@ -50,8 +51,8 @@ def test_each_answer_plays_in_its_own_until_it_is_over() -> None:
     assert [message.content for message in three.prompt.messages] == ["number 1\nGuess.", "1", "higher", "2", "higher"]
     assert [message.role for message in three.prompt.messages] == ["user", "assistant", "user", "assistant", "user"]
     item = Item(Conversation((Message("user", "?"),)), 3)
-    assert earned()(item, three).value == pytest.approx(0.7)
-    assert earned()(item, Completion(three.prompt, (), "", Ended.STOP)).value is None
+    judge = judge_by([Reward("environment", batch=earned)])
+    assert [one.total for one in judge([item] * 2, [three, Completion(three.prompt, (), "", Ended.STOP)])] == [pytest.approx(0.7), None]
 
 
 def test_one_that_goes_on_was_cut_and_keeps_what_it_earned() -> None:
@@ -96,3 +97,25 @@ def test_two_rows_of_one_prompt_cannot_be_told_apart() -> None:
     assert items_by_prompt([(item, same) for item in (by_column[0], Item(items[0].conversation, None, meta={"secret": 3}))])
     with pytest.raises(ConfigError, match="turns is 0"):
         InEnvironment(Counting(), bare_prompt, Higher, {}, 0)
+
+
+class Short(Counting):
+    """Its context holds so many messages."""
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, **_: Any) -> list[Completion]:
+        found = super().generate(prompts, params)
+        full = [len(prompt.messages) >= 5 for prompt in prompts]
+        return [
+            Completion(one.prompt, (), "", Ended.ERROR, error="full", outgrown=True) if too_long else one
+            for one, too_long in zip(found, full, strict=True)
+        ]
+
+
+def test_one_that_outgrows_the_context_keeps_what_it_earned() -> None:
+    one, nine = played([1, 9], turns=6, sampler=Short())
+    assert one.ended is Ended.STOP
+    assert (nine.ended, nine.outgrown, nine.error) == (Ended.LENGTH, True, None)
+    assert [turn.text for turn in nine.turns] == ["1", "2"]
+    assert nine.earned == pytest.approx(-0.2)
+    (rewarded,) = judge_by([Reward("environment", batch=earned)])([Item(Conversation((Message("user", "?"),)), 9)], [nine])
+    assert rewarded.total == pytest.approx(-0.2), "a reward below 0 is one: to leave it out would favour those who never get there"

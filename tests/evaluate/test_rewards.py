@@ -108,7 +108,7 @@ def test_names(tmp_path: Path) -> None:
         "def batch(completions, **columns):\n    return [1.0 for _ in completions]\n\n\ndef single(item, completion):\n    return 0.5\n"
     )
     assert reward_named("number*0.5", {}).weight == 0.5
-    assert reward_named("gym", {"gym": number()}).scorer is not None
+    assert reward_named("gym*2", {"gym": Reward("gym", number())}).weight == 2
     assert reward_named(f"{tmp_path / 'mine.py'}:batch*2", {}).function is not None
     assert one(reward_named(f"{tmp_path / 'mine.py'}:single", {})).total == 0.5
     for bad, words in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,15 +96,61 @@ def test_tools_that_fail_and_models_that_never_stop() -> None:
     )
     assert "no tool 'add'" in WithTools(Model(adds), bare_prompt, {}).generate(ask("1 2"), SamplingParams())[0].text
     endless = Model(lambda messages: Message("assistant", "", tool_calls=(ToolCall("add", {"a": 1, "b": 1}),)))
-    answer = WithTools(endless, bare_prompt, {"add": lambda a, b: 0}, turns=2).generate(ask("go"), SamplingParams())[0]
-    assert (answer.ended, answer.error) == (Ended.ERROR, "it still called after 2 rounds of calls")
-    assert len(endless.asked) == 3
-    assert len(answer.before) == 2
     called: list[int] = []
-    trained = WithTools(endless, bare_prompt, {"add": lambda a, b: called.append(a)}, turns=2, endless=Ended.LENGTH)
-    cut = trained.generate(ask("go"), SamplingParams())[0]
-    assert (cut.ended, cut.error) == (Ended.LENGTH, None), "for training it was cut, and its rewards judge it"
+    cut = WithTools(endless, bare_prompt, {"add": lambda a, b: called.append(a)}, turns=2).generate(ask("go"), SamplingParams())[0]
+    assert (cut.ended, cut.error, cut.outgrown) == (Ended.LENGTH, None, False)
+    assert len(endless.asked) == 3
+    assert len(cut.before) == 2
     assert len(called) == 2, "nobody would read the third result"
-    assert exact()(Item(Conversation((Message("user", "go"),)), "0"), answer).value is None, "not measured is not wrong"
+    assert exact()(Item(Conversation((Message("user", "go"),)), "0"), cut).value == 0, "who never comes to an answer has not given it"
     with pytest.raises(ConfigError, match="turns is 0"):
         WithTools(endless, bare_prompt, {}, turns=0)
+
+
+class Bounded(Model):
+    """A model whose context holds so many words: like the engine, it fails where a prompt leaves no room for one more."""
+
+    def __init__(self, answer: Callable[[Sequence[Message]], Message], context: int) -> None:
+        super().__init__(answer)
+        self.context = context
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, **_: Any) -> list[Completion]:
+        found = super().generate(prompts, params)
+        return [
+            dataclasses.replace(one, text="", ended=Ended.ERROR, error="the prompt is too long", outgrown=True, message=None)
+            if words_of(one.prompt) >= self.context
+            else one
+            for one in found
+        ]
+
+
+def words_of(prompt: Prompt) -> int:
+    return sum(len(message.content.split()) + len(message.tool_calls) for message in prompt.messages)
+
+
+def rambles(messages: Sequence[Message]) -> Message:
+    """Calls again and again; each question has its own number of calls before its answer."""
+    calls = sum(message.role == "tool" for message in messages)
+    if calls == int(messages[0].content.split()[0]):
+        return Message("assistant", "done")
+    return Message("assistant", "hm", tool_calls=(ToolCall("look", {}, f"c{calls}"),))
+
+
+@pytest.mark.parametrize("context", range(1, 26))
+def test_an_answer_that_outgrows_the_context_is_kept_as_far_as_it_came_and_judged(context: int) -> None:
+    """Each call and its result take 5 words of the context. Whoever fits answers; whoever does not was cut; nobody is left out."""
+    sampler = WithTools(Bounded(rambles, context), bare_prompt, {"look": lambda: "one two three"}, turns=4)
+    asked = [f"{calls} calls" for calls in range(7)]
+    for calls, answer in enumerate(sampler.generate(ask(*asked), SamplingParams())):
+        score = exact()(Item(Conversation((Message("user", asked[calls]),)), "done"), answer).value
+        turns = min(len([turn for turn in range(calls + 1) if 2 + 5 * turn < context]), 5)
+        if not turns:
+            assert (answer.ended, answer.before, score) == (Ended.ERROR, (), None), "a prompt that never fitted is no answer"
+            continue
+        assert len(answer.turns) == turns
+        assert all(words_of(turn.prompt) == 2 + 5 * place for place, turn in enumerate(answer.turns))
+        whole = turns == calls + 1
+        assert score == float(whole)
+        assert answer.ended is (Ended.STOP if whole else Ended.LENGTH)
+        assert answer.error is None
+        assert answer.outgrown is (not whole and turns < 5), "the limit of turns is another one"

@@ -78,10 +78,13 @@ def test_the_limits_of_new_tokens_and_of_the_context() -> None:
         (1, Ended.LENGTH),
         (0, Ended.ERROR),
     ]
+    assert [answer.outgrown for answer in found] == [True, True, True, False]
     assert "8 tokens and the model's context holds 8" in (found[1].error or "")
     assert "no tokens" in (found[3].error or "")
     [short] = engine("llama", Letters([])).generate(prompts([PROMPT]), SamplingParams(max_new_tokens=3))
-    assert (len(short.ids), short.ended, short.error) == (3, Ended.LENGTH, None)
+    assert (len(short.ids), short.ended, short.error, short.outgrown) == (3, Ended.LENGTH, None, False)
+    [whole] = engine("llama", chat).generate(prompts([PROMPT]), SamplingParams(max_new_tokens=5))
+    assert (whole.ended, whole.outgrown) == (Ended.LENGTH, False), "as many as were asked for"
 
 
 def test_cancelling_keeps_what_was_sampled_and_never_looks_like_an_answer() -> None:

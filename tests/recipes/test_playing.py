@@ -16,7 +16,7 @@ from sapwood.evaluate.tool_turns import WithTools
 from sapwood.generate import Engine
 from sapwood.model import load_model
 from sapwood.recipes.playing import PlayConfig, play_of
-from sapwood.records import Conversation, Ended, Item, Message
+from sapwood.records import Conversation, Item, Message
 from sapwood.run import read_records
 from sapwood.train.policy import PolicyConfig
 from sapwood.train.rollouts import Asked
@@ -51,7 +51,8 @@ def learned(model: Path, folder: Path, **knobs: Any) -> Any:
     file = folder / "questions.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"question {number}"}) + "\n" for number in range(6)))
     settings = {"steps": 2, "prompts": 2, "group": 4, "max_new_tokens": 60, "preflight": 0, "held_out": 0, "r": 2, "budget": 1024}
-    return sapwood.grpo(str(file), model=str(model), out=folder / "run", cache=False, quiet=True, **{**settings, **knobs})
+    settings["quiet"] = True
+    return sapwood.grpo(str(file), model=str(model), out=folder / "run", cache=False, **{**settings, **knobs})
 
 
 def test_an_environment_plays_and_its_turns_are_trained(model: Path, tmp_path: Path) -> None:
@@ -78,7 +79,6 @@ def test_tools_are_offered_in_every_prompt_and_answer_calls(model: Path) -> None
     assert [tool["function"]["name"] for tool in offered[0].item.conversation.tools] == ["add"]
     sampler = play.around(Engine(load_model(model, "fp32"), chat, memory=1 << 24), offered, chat)
     assert isinstance(sampler, WithTools)
-    assert sampler.endless is Ended.LENGTH, "an answer that never stops calling is judged"
     assert play.longest(10) == 90
     assert play_of(PlayConfig()).longest(10) == 10
 
@@ -121,3 +121,19 @@ def test_turns_that_would_count_as_answers_are_refused() -> None:
         play.refuse_unlike(policy, shares_prefixes=True)
         alone.refuse_unlike(policy, shares_prefixes=False)
     play.refuse_unlike(PolicyConfig(), shares_prefixes=False)
+
+
+def test_answers_that_fill_the_context_are_cut_and_rewarded_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every reply outgrows the context, so that each answer with an end of its own is cut behind its first turn."""
+    short = write_model(tmp_path / "short", context=200)
+    (tmp_path / "echo.py").write_text(ENVIRONMENT.replace('f"{self.left} left"', '"go on " * 40'))
+    knobs = {"environment": f"{tmp_path / 'echo.py'}:Echo", "group": 8, "max_new_tokens": 100, "preflight": 2, "quiet": False}
+    result = learned(short, tmp_path, **knobs)
+    steps = [record for record in read_records(result.path / "metrics.jsonl") if record["kind"] == "train"]
+    assert [(step["unjudged"], step["cut"]) for step in steps] == [(0.0, 1.0)] * 2
+    assert sum(step["outgrown"] for step in steps) > 0
+    assert re.search(r"100% cut \(\d+% by the context\)", " ".join(capsys.readouterr().err.split()))
+    shown = [record for record in read_records(result.path / "rollouts.jsonl") if record.get("outgrown")]
+    assert shown
+    for record in shown:
+        assert (record["ended"], record["parts"]["environment"]) == ("length", len(record["answer"]) / 100)

@@ -214,6 +214,14 @@ def steps(count: int, **last: float) -> list[dict[str, Any]]:
     return [{**first, "rewards": {"format": 0.3}} for _ in range(count)] + [{**first, **last, "rewards": rewards} for _ in range(count)]
 
 
+def test_the_remedy_for_cut_answers_is_no_more_tokens_where_the_context_is_full() -> None:
+    (limit,), (full,) = signs(steps(6, cut=0.4, outgrown=0.1)), signs(steps(6, cut=0.4, outgrown=0.3))
+    assert "Raise --max-new-tokens, or leave cut answers out of the loss with --mask-overlong." in str(limit)
+    assert "cut where the context was full" in str(full)
+    assert "longer context, or leave cut answers out of the loss with --mask-overlong." in str(full)
+    assert "--max-new-tokens" not in str(full)
+
+
 @pytest.mark.parametrize(
     ("kind", "last"),
     [

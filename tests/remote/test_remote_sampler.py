@@ -189,6 +189,22 @@ def test_what_may_pass_is_asked_again(faults: list[bytes], sent: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "message", "full"),
+    [
+        (400, "This model's maximum context length is 4096 tokens. However, you requested 4200 tokens", True),
+        (400, "the request exceeds the available context size. try increasing the context size", True),
+        (400, "The prompt has 9 tokens and the model's context holds 8, the answer included.", True),
+        (422, "The decoder prompt (length 9) is longer than the maximum model length of 8", True),
+        (400, "top_k is unknown in this context", False),
+    ],
+)
+def test_a_prompt_that_does_not_fit_the_servers_context_is_marked(status: int, message: str, full: bool) -> None:
+    with serving(lambda body, _: response({"error": {"message": message}}, status)) as server:
+        answer = ask(server)
+    assert (answer.ended, answer.outgrown) == (Ended.ERROR, full)
+
+
+@pytest.mark.parametrize(
     ("fault", "words"),
     [
         (response({"error": {"message": "busy"}}, 500), ["status 500: busy", "3 times"]),

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from generate.prompts_and_engines import Letters
+from sapwood.attention import register
 from sapwood.errors import CheckpointError, ConfigError, DataError, TrainingError
 from sapwood.generate import Engine
-from sapwood.model import LoraConfig
+from sapwood.model import LanguageModel, LoraConfig
 from sapwood.records import Completion, Ended, Item, Prompt, Rewarded, SamplingParams
 from sapwood.run import read_records
 from sapwood.train import OptimConfig
@@ -342,3 +344,19 @@ def test_log_probabilities_of_sampling_and_training_agree(tmp_path: Path) -> Non
     found = row_logprobs(result.model, [Example((row,)) for row in rows], 300, temperature=0.7)
     for one, (value_T,) in zip(again, found, strict=True):
         assert np.allclose(one.logprobs, value_T, atol=1e-4)
+
+
+def test_a_model_with_learned_positions_is_rehearsed_within_its_context(tmp_path: Path) -> None:
+    """It has no position beyond the context, and no answer will get there: prompts of up to 24 tokens, and 9 new ones where they fit."""
+    register()
+    shape = {"vocab_size": 97, "n_positions": 26, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = LanguageModel(AutoModelForCausalLM.from_config(GPT2Config(**shape), attn_implementation="sapwood").eval())
+
+    def sampler(current: LanguageModel) -> Engine:
+        return Engine(current, Letters([], context_length=26), memory=1 << 24)
+
+    setting = config(steps=1, max_new_tokens=9, full=True, lora=LoraConfig())
+    reinforce(tmp_path, setting, model=model, sampler_of=sampler, context=26)
+    (step,) = trained_steps(tmp_path)
+    assert (step["unjudged"], step["cut"], step["outgrown"]) == (0.0, 1.0, 1.0), "every answer counts, as cut by the context"

@@ -1,7 +1,7 @@
 """Environments: something that answers each turn of the model, says when it is over, and what it was worth.
 
 In: any `Sampler`, a function that renders a conversation, and a maker of environments (a class of the user's own file, or any function).
-Out: a `Sampler` that gives the last completion, with the turns before it in `before` and the sum of what was earned; and the scorer that
+Out: a `Sampler` that gives the last completion, with the turns before it in `before` and the sum of what was earned; and the reward that
 reads it. Each answer plays in an environment of its own, all side by side.
 Left out on purpose: observations that are no text, and environments that run in another process: code of the user's own runs here.
 """
@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate.items import COPIES
-from sapwood.evaluate.scorers import Scorer, guarded
 from sapwood.evaluate.tool_turns import Playing, PromptOf
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, Sampler, SamplingParams, Score
 from sapwood.records.protocols import OnToken, release
@@ -76,8 +75,7 @@ class InEnvironment:
             earned[place] += value
             return None if over else [Message("user", said)]
 
-        playing = Playing(self.prompt, self.turns, Ended.LENGTH, "")
-        answers = playing.play(self.sampler, begun, params, reply, on_token=on_token, cancelled=cancelled)
+        answers = Playing(self.prompt, self.turns).play(self.sampler, begun, params, reply, on_token=on_token, cancelled=cancelled)
         return [
             answer if answer.ended is Ended.ERROR else dataclasses.replace(answer, earned=earned[place])
             for place, answer in enumerate(answers)
@@ -122,11 +120,10 @@ def _stepped(world: Environment, completion: Completion) -> tuple[str, float, bo
     raise DataError(f"the environment's step gave {str(found)[:80]!r}; give (text, finite number, True or False)")
 
 
-def earned() -> Scorer:
-    """What the environment gave for all turns; nothing is judged where none played."""
-    return guarded(
-        lambda item, completion: Score(completion.earned) if completion.earned is not None else Score(None, None, "no environment played")
-    )
+def earned(items: Sequence[Item], completions: Sequence[Completion]) -> list[Score]:
+    """What the environment gave for all turns of each answer, as a `Reward.batch`: any number, for steps may cost something. Nothing is
+    judged where none played."""
+    return [Score(one.earned, None, "" if one.earned is not None else "no environment played") for one in completions]
 
 
 def _columns(item: Item) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 WINDOW = 5
 """Steps whose mean is compared."""
+FULL = "Let tools and environments say less, allow fewer --turns, take a model with a longer context,"
+"""What to do where answers fill the context: more new tokens would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +117,14 @@ def _hacking(first: Mapping[str, float], last: Mapping[str, float]) -> list[Sign
 
 
 def _cut(last: Mapping[str, float]) -> Sign | None:
-    if not last.get("cut", 0.0) > 0.25:
+    cut, outgrown = last.get("cut", 0.0), last.get("outgrown", 0.0)
+    if not cut > 0.25:
         return None
+    full = outgrown > cut / 2
     return Sign(
         "cut",
-        f"{last['cut']:.0%} of the latest answers were cut at the limit, and count as wrong.",
-        "Raise --max-new-tokens, or leave cut answers out of the loss with --mask-overlong.",
+        f"{cut:.0%} of the latest answers were cut{' where the context was full' if full else ' at the limit'}, and count as wrong.",
+        f"{FULL if full else 'Raise --max-new-tokens,'} or leave cut answers out of the loss with --mask-overlong.",
     )
 
 

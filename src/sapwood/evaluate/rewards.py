@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sapwood.errors import ConfigError
@@ -197,10 +197,10 @@ def shorter_than(limit: int, least: int = 0) -> Scorer:
     return guarded(score)
 
 
-def reward_named(word: str, tasks: Mapping[str, Scorer], *, allow_code: bool = False) -> Reward:
+def reward_named(word: str, own: Mapping[str, Reward], *, allow_code: bool = False) -> Reward:
     """A reward from a word: a name with its weight behind a star, such as `number` or `format*0.2`.
 
-    Names are those of `tasks` (a verifier of the task at hand), `format` (the thought ends, and something stands behind it),
+    Names are those of `own` (a verifier of the task at hand, say), `format` (the thought ends, and something stands behind it),
     `tokens:LEAST-MOST` (shorter is better), every scorer of evaluation, and FILE.py:NAME. A function of a file that takes `completions`
     is called as TRL calls it, with the whole batch; another one as a scorer, with (item, completion).
     Raises `ConfigError` for an unknown one, with what there is.
@@ -211,8 +211,8 @@ def reward_named(word: str, tasks: Mapping[str, Scorer], *, allow_code: bool = F
         value = float(factor)
     except ValueError:
         raise ConfigError(f"{word}: {factor!r} is no weight. Give a number behind the star, such as {name}*0.5.") from None
-    if name in tasks:
-        return Reward(name, tasks[name], weight=value)
+    if name in own:
+        return replace(own[name], weight=value)
     if name == "format":
         return Reward(name, ends_thought(), weight=value)
     if name.startswith("tokens:"):
@@ -225,8 +225,8 @@ def reward_named(word: str, tasks: Mapping[str, Scorer], *, allow_code: bool = F
     try:
         return Reward(name, scorer_named(name, allow_code=allow_code), weight=value)
     except ConfigError as error:
-        own = ", ".join([*tasks, "format", "tokens:LEAST-MOST"])
-        raise ConfigError(f"{error} Rewards can also be: {own}. A weight follows a star: format*0.2.") from None
+        others = ", ".join([*own, "format", "tokens:LEAST-MOST"])
+        raise ConfigError(f"{error} Rewards can also be: {others}. A weight follows a star: format*0.2.") from None
 
 
 def judged_by_model(model: LlmJudge, *, weight: float = 1.0) -> Reward:

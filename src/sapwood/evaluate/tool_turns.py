@@ -33,9 +33,7 @@ class WithTools:
     prompt: PromptOf
     tools: Mapping[str, Tool]
     turns: int = 8
-    """Most rounds of calls; an answer that still calls then has not ended."""
-    endless: Ended = Ended.ERROR
-    """How such an answer ended: for evaluation it failed, which is no wrong answer; for training it was cut, and its rewards judge it."""
+    """Most rounds of calls; an answer that still calls then was cut, and is judged as far as it came."""
 
     def __post_init__(self) -> None:
         if self.turns < 1:
@@ -50,8 +48,7 @@ class WithTools:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
         """As of `Sampler`. A tool that raises tells the model so, as it would in use."""
-        playing = Playing(self.prompt, self.turns, self.endless, "it still called after {} rounds of calls")
-        return playing.play(self.sampler, prompts, params, self._results, on_token=on_token, cancelled=cancelled)
+        return Playing(self.prompt, self.turns).play(self.sampler, prompts, params, self._results, on_token=on_token, cancelled=cancelled)
 
     def release(self) -> None:
         """The sampler's memory is wanted for something else."""
@@ -70,15 +67,15 @@ Reply = Callable[[int, Completion], Sequence[Message] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Playing:
-    """Turns of a model and of what answers it, all prompts side by side."""
+    """Turns of a model and of what answers it, all prompts side by side.
+
+    An answer that would have one more turn than there may be, or whose turns and replies fill the context, was cut: it is what its last
+    turn was. To leave it out would favour a model that never comes to an end.
+    """
 
     prompt: PromptOf
     turns: int
     """Most replies to one answer."""
-    endless: Ended
-    """How an answer ended that would have had one more."""
-    words: str
-    """Its error, where that is an error."""
 
     def play(
         self,
@@ -102,13 +99,15 @@ class Playing:
             for place, last in zip(places, answers, strict=True):
                 completion = dataclasses.replace(last, before=before.get(place, ()))
                 prompt = going.pop(place)
+                if completion.ended is Ended.ERROR and completion.outgrown and completion.before:
+                    done[place] = dataclasses.replace(completion.before[-1], ended=Ended.LENGTH, outgrown=True)
+                    continue
                 try:
                     said = reply(place, completion) if completion.ended is Ended.STOP else None
                     if said is None:
                         done[place] = completion
                     elif turn == self.turns:
-                        error = self.words.format(turn) if self.endless is Ended.ERROR else None
-                        done[place] = dataclasses.replace(completion, ended=self.endless, error=error)
+                        done[place] = dataclasses.replace(completion, ended=Ended.LENGTH)
                     else:
                         before[place] = completion.turns
                         going[place] = self._next(prompt, completion, said)

@@ -123,6 +123,7 @@ class Answer:
         text = self._text()
         by_text = self.ended is Ended.STOP and self.ids[-1] not in self._chat.stop_ids
         message = self._chat.parse(text if by_text else self.ids, self.prompt).message
+        outgrown = self.ended is not Ended.STOP and len(self.ids) >= self.limit < self.params.max_new_tokens
         return Completion(
             self.prompt,
             tuple(self.ids),
@@ -133,6 +134,7 @@ class Answer:
             message,
             tuple(self.top_logprobs),
             self.prompt_logprobs,
+            outgrown=outgrown,
         )
 
     def _stopped(self) -> bool:

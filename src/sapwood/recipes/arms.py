@@ -178,5 +178,6 @@ class Arms:
         cut = sum(score.ended == Ended.LENGTH for score in scores)
         if cut > MANY_CUT * len(scores):
             limit = self.config.max_new_tokens
-            self.screen.say(f"{cut} of these answers were cut at {limit} tokens (--max-new-tokens): give them room to end.", "yellow")
+            where = f"at {limit} tokens (--max-new-tokens), or where the context was full"
+            self.screen.say(f"{cut} of these answers were cut {where}: give them room to end.", "yellow")
         return scores

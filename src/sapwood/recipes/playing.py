@@ -17,7 +17,7 @@ from sapwood.errors import ConfigError
 from sapwood.evaluate.environments import Environment, InEnvironment, items_by_prompt
 from sapwood.evaluate.tool_turns import Tool, WithTools
 from sapwood.evaluate.user_scorer import is_user_scorer, user_function
-from sapwood.records import Conversation, Ended, Prompt, Sampler
+from sapwood.records import Conversation, Prompt, Sampler
 from sapwood.train.policy import PolicyConfig
 from sapwood.train.rollouts import Asked
 
@@ -84,7 +84,7 @@ class Play:
         if self.environment is not None:
             return InEnvironment(sampler, prompt, self.environment, items_by_prompt([(one.item, one.prompt) for one in asked]), self.turns)
         if self.tools:
-            return WithTools(sampler, prompt, self.tools, self.turns, endless=Ended.LENGTH)
+            return WithTools(sampler, prompt, self.tools, self.turns)
         return sampler
 
     def longest(self, max_new_tokens: int) -> int:

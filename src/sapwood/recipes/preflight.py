@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sapwood.errors import TrainingError
+from sapwood.evaluate.grpo_signs import FULL
 from sapwood.records import Completion, Ended, Judge, Rewarded, Sampler
 from sapwood.train.advantages import dead, spreads
 from sapwood.train.grpo import GrpoConfig
@@ -33,6 +34,8 @@ class Preflight:
     spread: float
     """Standard deviation within a group, in the mean."""
     cut: float
+    outgrown: float
+    """Answers that were cut because the context was full."""
     length: float
     unjudged: float
     rewards: dict[str, dict[str, Any]]
@@ -51,9 +54,10 @@ class Preflight:
     def lines(self, config: GrpoConfig) -> list[str]:
         """For people."""
         solved = "–" if self.solved is None else f"{self.solved:.0%}"
+        by_context = f" ({self.outgrown:.0%} by the context)" if self.outgrown else ""
         found = [
             f"{self.prompts} prompts × {self.group} answers: {solved} solved, {self.length:.0f} tokens in the mean, {self.cut:.0%} cut at "
-            f"the limit; {self.dead:.0%} of the groups are alike and teach nothing.",
+            f"the limit{by_context}; {self.dead:.0%} of the groups are alike and teach nothing.",
         ]
         for name, one in self.rewards.items():
             mean = "–" if one["mean"] is None else f"{one['mean']:.3f}"
@@ -74,7 +78,8 @@ class Preflight:
         """What could be better, with the next action."""
         found = []
         if self.cut > 0.25:
-            found.append(f"{self.cut:.0%} of the answers are cut and count as wrong: raise --max-new-tokens, or ask for shorter ones.")
+            remedy = FULL if self.outgrown > self.cut / 2 else "Raise --max-new-tokens,"
+            found.append(f"{self.cut:.0%} of the answers are cut and count as wrong. {remedy} or ask for shorter ones.")
         if self.solved is not None and self.solved < 0.05:
             found.append(
                 f"Only {self.solved:.0%} is solved: most groups are all wrong. A cold start on a few worked answers (sapwood sft, then "
@@ -137,6 +142,7 @@ def _found(
         dead=float(dead(totals).mean()),
         spread=float(spreads(totals).mean()),
         cut=float(np.mean([one.ended is Ended.LENGTH for one in completions])),
+        outgrown=float(np.mean([one.ended is Ended.LENGTH and one.outgrown for one in completions])),
         length=float(np.mean([sum(len(turn.ids) for turn in one.turns) for one in completions])),
         unjudged=float((~np.isfinite(totals)).mean()),
         rewards=rewards,

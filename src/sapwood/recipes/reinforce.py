@@ -26,7 +26,6 @@ from sapwood.evaluate.grpo_signs import signs
 from sapwood.evaluate.gym import gym_items, verified
 from sapwood.evaluate.items import item_records
 from sapwood.evaluate.rewards import Reward, judge_by, reward_named
-from sapwood.evaluate.scorers import Scorer
 from sapwood.evaluate.tool_turns import Tool
 from sapwood.generate import Engine
 from sapwood.model import LanguageModel
@@ -187,6 +186,7 @@ def reinforce(
             config.train,
             run,
             longest=play.longest(config.train.max_new_tokens),
+            context=start.chat.context_length,
             report=_Reporter(run, screen),
             observe=observe,
             say=screen.say,
@@ -203,7 +203,7 @@ def _judges(config: ReinforceConfig, rewards: Sequence[Reward], play: Play, scre
     """All that judges: rewards by name, the caller's own, the judge, and what an environment says was earned."""
     judging = config.judge.reward(screen)
     others = [*rewards, *([judging] if judging is not None else [])]
-    own = {"environment": earned()} if play.environment is not None else {}
+    own = {"environment": Reward("environment", batch=earned)} if play.environment is not None else {}
     return [*rewards_named(config.rewards, config.gym, config.data, config.allow_code, bool(others), own), *others]
 
 
@@ -236,16 +236,16 @@ def rewards_named(
     data: Sequence[str],
     allow_code: bool,
     others: bool,
-    own: Mapping[str, Scorer] = MappingProxyType({}),
+    own: Mapping[str, Reward] = MappingProxyType({}),
 ) -> list[Reward]:
-    """The rewards by name; the task's verifier, or that of `own`, where no reward is named. Raises `ConfigError` where nothing judges."""
+    """The rewards by name; that of `own`, or the task's verifier, where no reward is named. Raises `ConfigError` where nothing judges."""
     if gym.task is not None and data:
         raise ConfigError("Files and a task of reasoning-gym are both named. Give one of them: a run learns from one kind.")
     for name in ("settings", "instruction"):
         if gym.task is None and getattr(gym, name):
             raise ConfigError(f"gym.{name} is given, but no task that would read it. Name one with --task, or leave gym.{name} out.")
-    tasks = {**own, **({"gym": verified(gym.task, gym.values)} if gym.task is not None else {})}
-    names = names or tuple(tasks)[:1]
+    own = {**own, **({"gym": Reward("gym", verified(gym.task, gym.values))} if gym.task is not None else {})}
+    names = names or tuple(own)[:1]
     if gym.task is None and not data:
         raise ConfigError("No data is named. Give files of prompts, or a task: --task chain_sum")
     if not names and not others:
@@ -253,7 +253,7 @@ def rewards_named(
             "No reward is named, so no answer is better than another. Name some, such as --rewards number format*0.1; docs/rewards.md "
             "lists them."
         )
-    return [reward_named(name, tasks, allow_code=allow_code) for name in names]
+    return [reward_named(name, own, allow_code=allow_code) for name in names]
 
 
 def gym_sides(gym: TaskConfig, chat: Chat) -> Sides[Asked]:
@@ -330,7 +330,7 @@ class _Reporter:
 def line_of(done: GrpoStep) -> str:
     """One step in a log."""
     words = f"step {done.step}/{done.num_steps}  reward {done.reward:.3f} (spread {done.spread:.3f})  solved {done.solved:.0%}"
-    words += f"  {done.length:.0f} tokens, {done.cut:.0%} cut"
+    words += f"  {done.length:.0f} tokens, {done.cut:.0%} cut" + (f" ({done.outgrown:.0%} by the context)" if done.outgrown else "")
     words += f"  entropy {done.entropy:.2f}" if np.isfinite(done.entropy) else "  nothing to learn from"
     words += f"  kl {done.kl:.3f}" if done.kl else ""
     words += f"  clipped {done.clipped:.1%}" if done.clipped > 0 else ""

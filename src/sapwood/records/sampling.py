@@ -35,7 +35,7 @@ class Ended(StrEnum):
     STOP = "stop"
     """At a token or string that ends the turn."""
     LENGTH = "length"
-    """At the limit of new tokens or of the context."""
+    """At the limit of new tokens, of turns or of the context: as far as it came, it is an answer, and is judged."""
     ERROR = "error"
     """It failed; `Completion.error` says why. Never scored as a wrong answer."""
 
@@ -70,6 +70,8 @@ class Completion:
     """Turns of the model that led here, oldest first, where tools or an environment answered between; each has its own prompt."""
     earned: float | None = None
     """What an environment gave for all turns together; None where there is none."""
+    outgrown: bool = False
+    """The context is full: that, and not `max_new_tokens`, cut it; or, where it failed, left no room for its first token."""
 
     @property
     def turns(self) -> tuple[Completion, ...]:

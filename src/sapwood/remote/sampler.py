@@ -220,7 +220,7 @@ class RemoteSampler:
                         self._cache.write(self._name(question.body, params.seed, k), choice)
         except UnansweredError as failure:
             for place in question.places:
-                answers[place] = _failed(question.prompt, str(failure))
+                answers[place] = _failed(question.prompt, str(failure), outgrown=failure.outgrown)
         for k, choice in found.items():
             for place in question.places if not sampled else question.places[k : k + 1]:
                 answers[place] = completion_of(question.prompt, choice["choice"], choice["counted"] and tuple(choice["counted"]))
@@ -328,8 +328,8 @@ def _choices_and_usage(response: Any) -> tuple[list[dict[str, Any]], tuple[int, 
     return choices_of(response), usage_of(response)
 
 
-def _failed(prompt: Prompt, why: str) -> Completion:
-    return Completion(prompt, (), "", Ended.ERROR, error=why)
+def _failed(prompt: Prompt, why: str, *, outgrown: bool = False) -> Completion:
+    return Completion(prompt, (), "", Ended.ERROR, error=why, outgrown=outgrown)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

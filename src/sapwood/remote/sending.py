@@ -38,6 +38,8 @@ _FATAL = {
     402: "The account has no money left there.",
     404: "Nothing is there: check the address (it usually ends in /v1) and the name of the model.",
 }
+_FULL = re.compile(r"context[ _](length|size|window|holds)|maximum model length", re.IGNORECASE)
+"""OpenAI's and vLLM's words, llama.cpp's, and our own server's."""
 _TITLE = re.compile(r"<title[^>]*>\s*(.*?)\s*</title>", re.DOTALL | re.IGNORECASE)
 
 
@@ -47,6 +49,11 @@ class UnansweredError(Exception):
     def __init__(self, reason: str, status: int = 0) -> None:
         super().__init__(reason)
         self.status = status
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether a server refused it because prompt and answer do not fit its context: the servers share no code for that, but words."""
+        return self.status in (400, 413, 422) and _FULL.search(str(self)) is not None
 
 
 class _AgainError(Exception):

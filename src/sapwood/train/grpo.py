@@ -148,13 +148,14 @@ def grpo(
     run: Run,
     *,
     longest: int | None = None,
+    context: int | None = None,
     report: Callable[[GrpoStep, Rollouts], None] = lambda step, rollouts: None,
     observe: Callable[[int, LanguageModel], None] = lambda step, model: None,
     say: Callable[[str], None] = lambda _: None,
     beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> GrpoResult:
     """Train. `judge` rewards answers; `sampler_of` makes the sampler of the model that is trained. `longest` is what an answer may come to
-    in tokens where it takes several turns; else it is `max_new_tokens`.
+    in tokens where it takes several turns; else it is `max_new_tokens`. `context` is what the model can attend to, where that is known.
 
     `report` hears of each step and its answers, `observe` is called at each evaluation, `say` receives sentences for people.
     `beside` are files to lie in the folder of the result. Raises as `sft` does. Whatever ends the loop, a checkpoint of the last
@@ -191,7 +192,7 @@ def grpo(
         rehearsal = rehearse(
             model,
             optimizer,
-            _longest_groups(asked, config, longest or config.max_new_tokens),
+            _longest_groups(asked, config, longest or config.max_new_tokens, context),
             (),
             run.path,
             config.budget,
@@ -280,15 +281,17 @@ def grpo(
     return GrpoResult(model, steps, seconds, taken)
 
 
-def _longest_groups(asked: Sequence[Asked], config: GrpoConfig, length: int) -> list[Example]:
-    """The worst-case step: the longest prompts, each with G answers of the greatest length that share nothing with each other."""
+def _longest_groups(asked: Sequence[Asked], config: GrpoConfig, length: int, context: int | None) -> list[Example]:
+    """The worst-case step: the longest prompts, each with G answers of the greatest length that share nothing with each other. Nothing is
+    longer than the context, for nothing will be: a model with learned positions has none beyond it."""
     longest = sorted(asked, key=lambda one: -len(one.prompt.ids))[: config.prompts]
-    ones = np.ones(length, np.float32)
     rng = np.random.default_rng(0)
     groups = []
     for one in longest:
         ids = np.array(one.prompt.ids, dtype=np.int64)
-        rows = tuple(Row(ids, rng.choice(ids, length), ones, one.prompt.media) for _ in range(config.group))
+        room = length if context is None else max(1, min(length, context - len(ids)))
+        ones = np.ones(room, np.float32)
+        rows = tuple(Row(ids, rng.choice(ids, room), ones, one.prompt.media) for _ in range(config.group))
         groups.append(Example(rows, one.item.conversation.source))
     return groups
 

@@ -50,7 +50,9 @@ class GrpoStep:
     length: float
     """Of an answer, all of its turns together, in the mean."""
     cut: float
-    """Share of answers that were cut at the limit."""
+    """Share of answers that were cut: at the limit of new tokens, of turns or of the context."""
+    outgrown: float
+    """Share of answers that were cut because the context was full."""
     repeated: float
     """Share of an answer's stretches of 8 tokens that it had written before, in the mean."""
     kl: float
@@ -111,6 +113,7 @@ def report_of(
         unjudged=float((~np.isfinite(rewards_PG)).mean()),
         length=float(np.mean([sum(len(turn.ids) for turn in one.turns) for one in completions])),
         cut=float(np.mean([one.ended is Ended.LENGTH for one in completions])),
+        outgrown=float(np.mean([one.ended is Ended.LENGTH and one.outgrown for one in completions])),
         repeated=float(np.mean([_repeated(one.ids) for one in completions])),
         kl=first.get("kl", 0.0) / first_tokens if passes else 0.0,
         entropy=first.get("entropy", math.nan) / first_tokens,
@@ -173,6 +176,7 @@ def shown(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
                     "reward": reward,
                     "parts": dict(rewarded.parts),
                     "ended": str(completion.ended),
+                    **({"outgrown": True} if completion.outgrown else {}),
                     "tokens": sum(len(turn.ids) for turn in completion.turns),
                 }
             )

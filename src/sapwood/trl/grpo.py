@@ -200,6 +200,7 @@ class GRPOTrainer(Face[GRPOConfig]):
                 lambda current: Engine(current, self.chat, memory=memory),
                 plan.train,
                 run,
+                context=self.chat.context_length,
                 report=report,
                 observe=observe,
                 say=self._screen.say,
