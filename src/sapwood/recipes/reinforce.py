@@ -149,7 +149,7 @@ def reinforce(
     Raises a `SapwoodError` that says what to do; what was finished stays in the run directory.
     """
     began, screen, play = time.perf_counter(), screen or Screen(quiet=True), play_of(config.play, tools, environment)
-    judged_by = _judges(config, rewards, play, screen)
+    judge = judge_by(_judges(config, rewards, play, screen), say=screen.say)
     refuse_unread(config.rows, "grpo", "choosing", task=config.gym.task)
     rows = scan(config.data, config.rows, screen) if config.gym.task is None else None
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
@@ -163,7 +163,6 @@ def reinforce(
         screen.title("Model")
         model = start.load(screen)
         play.refuse_unlike(config.train.policy, shares_prefixes=model.shares_prefixes)
-        judge = judge_by(judged_by, say=screen.say)
         memory = cache_memory(run)
 
         def sampler_of(current: LanguageModel) -> Sampler:
