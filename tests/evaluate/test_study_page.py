@@ -85,6 +85,26 @@ def test_nothing_moves_from_under_the_pointer(browser: sync_api.Browser, folder:
         sync_api.expect(tab.locator(".one")).to_have_count(count)
 
 
+def test_a_text_goes_the_way_of_its_own_letters(browser: sync_api.Browser, folder: Path) -> None:
+    """Hebrew stands at the right, with its full stop at the left; what is in Latin letters stays as it is."""
+    tab, _ = opened(browser, folder)
+    for words, side in (("The shop opens at 9.", "left"), ("החנות נפתחת ב-9.", "right")):
+        gaps = tab.evaluate(
+            """(words) => {
+                const block = document.querySelector(".one .sides pre"), range = document.createRange();
+                block.textContent = words;
+                range.selectNodeContents(block);
+                const [box, text] = [block.getBoundingClientRect(), range.getBoundingClientRect()];
+                range.setStart(block.firstChild, words.length - 1);
+                const stop = range.getBoundingClientRect();
+                return { left: text.left - box.left, right: box.right - text.right, stop: stop.left - text.left > 5 ? "right" : "left" };
+            }""",
+            words,
+        )
+        assert gaps[side] < 20 < gaps["left" if side == "right" else "right"], gaps
+        assert gaps["stop"] == ("right" if side == "left" else "left")
+
+
 def test_keys_go_from_item_to_item(browser: sync_api.Browser, folder: Path) -> None:
     tab, said = opened(browser, folder)
     for _ in range(27):
