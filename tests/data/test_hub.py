@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
+import os
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -15,9 +13,8 @@ import pytest
 from sapwood.data import read
 from sapwood.data.hub import hub_files
 from sapwood.errors import AssetError, DataError
+from tiny.hub import OTHER, SHA, hub_of
 
-SHA = "a" * 40
-OTHER = "b" * 40
 README = b"""---
 configs:
 - config_name: german
@@ -53,60 +50,11 @@ CONFIGS = {
 SETS = {"owner/plain": PLAIN, "owner/configs": CONFIGS, "owner/script": {"script.py": b""}, "owner/one": {"dev.jsonl": row("v")}}
 
 
-class Hub(BaseHTTPRequestHandler):
-    asked: list[str] = []  # noqa: RUF012 - of the whole server
-
-    def log_message(self, *_: object) -> None: ...
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0].strip("/")
-        self.asked.append(path)
-        if path.startswith("api/datasets/"):
-            _, _, owner, name, *revision = path.split("/")
-            self._info(f"{owner}/{name}", revision[1] if revision else "main")
-            return
-        _, owner, name, _, revision, *file = path.split("/")
-        content = SETS[f"{owner}/{name}"]["/".join(file)]
-        self._send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": revision})
-
-    def _info(self, name: str, revision: str) -> None:
-        if name == "owner/gated":
-            self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        elif name not in SETS:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("main", "v2"):
-            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        else:
-            sha = SHA if revision == "main" else OTHER
-            siblings = [{"rfilename": file} for file in SETS[name]]
-            self._send(200, json.dumps({"id": name, "sha": sha, "siblings": siblings}).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    Hub.asked = []
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.chdir(tmp_path)
-    yield Hub.asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with hub_of(SETS, tmp_path, monkeypatch) as asked:
+        monkeypatch.chdir(tmp_path)
+        yield asked
 
 
 def answers(name: str) -> list[str]:
@@ -171,5 +119,38 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssetError, match=r"hf://owner/plain: the data set could not be fetched: the hub could not be reached"):
         read(["owner/plain"])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AssetError, match=r"the environment variable HF_HUB_OFFLINE forbids to ask the hub\. Unset it, or name"):
+    with pytest.raises(AssetError, match=r"the environment variable HF_HUB_OFFLINE forbids to ask the hub, and its cache holds nothing"):
         read(["owner/plain"])
+
+
+def test_without_a_network_the_cache_serves(hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched once is found again: offline by order, and where nobody answers; and nothing else is."""
+    assert answers("owner/plain") == ["t0", "t1"]
+    assert answers("hf://owner/plain/test@v2") == ["e"]
+    os.utime(tmp_path / "hub/datasets--owner--plain/snapshots" / OTHER, (1, 1))
+    count = len(hub)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    _, said = hub_files("owner/plain")
+    assert said.startswith(f"hf://owner/plain at {SHA[:12]}, from the cache without asking the hub: split train, 2 files"), "the newest"
+    assert answers(f"hf://owner/plain@{OTHER}/test") == ["e"], "a commit by its name"
+    (tmp_path / "hub/datasets--owner--plain/refs").mkdir()
+    (tmp_path / "hub/datasets--owner--plain/refs/main").write_text(OTHER)
+    assert answers("hf://owner/plain/test") == ["e"], "what `hf download` noted as main goes first"
+    with pytest.raises(DataError, match="no split, configuration, file or folder 'dev' in it"):
+        read(["hf://owner/plain/dev"])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert answers("hf://owner/plain/test") == ["e"]
+    for name in ("owner/one", "hf://owner/plain@v7"):
+        with pytest.raises(AssetError, match="could not be reached"):
+            read([name])
+    assert len(hub) == count
+
+
+def test_a_refusal_of_the_hub_is_no_reason_to_take_the_cache(hub: list[str], tmp_path: Path) -> None:
+    """Access that was taken away stays away, whatever was fetched before."""
+    kept = tmp_path / "hub/datasets--owner--gated/snapshots" / SHA
+    kept.mkdir(parents=True)
+    (kept / "train.jsonl").write_bytes(row("secret"))
+    with pytest.raises(AssetError, match="it is gated"):
+        read(["owner/gated"])

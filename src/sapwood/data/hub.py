@@ -5,8 +5,9 @@
     hf://owner/name/data/*.jsonl a file, a folder or a pattern in it
     …@revision                   behind any of these, or behind the name: a branch, a tag or a commit
 
-In: such a name. Out: paths, pinned to one commit, and a sentence that says which. Left out on purpose: data sets that are
-made by running a script of theirs, and views that a server makes of them.
+In: such a name. Out: paths, pinned to one commit, and a sentence that says which. Where the hub cannot be asked, or may not be
+(`HF_HUB_OFFLINE`), what its cache holds is taken, and the sentence says so. Left out on purpose: data sets that are made by running a
+script of theirs, and views that a server makes of them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def hub_files(name: str, report: Report | None = None) -> tuple[list[Path], str]
     not there; `AssetError` where the hub does not give it: missing, gated, no network.
     """
     named = _named(name)
-    sha, names = _listed(named)
+    sha, names, asked = _listed(named)
     rows = [file for file in names if holds_rows(Path(file)) and file.rsplit("/", 1)[-1] not in _DESCRIPTIONS]
     if not rows:
         raise DataError(
@@ -57,7 +58,7 @@ def hub_files(name: str, report: Report | None = None) -> tuple[list[Path], str]
     layout = _layout(rows, readme)
     chosen, what = _chosen(named, rows, layout)
     files = _fetched(named, sha, chosen, report)
-    return files, f"{HUB}{named.owner_and_name} at {sha[:12]}: {what}"
+    return files, f"{HUB}{named.owner_and_name} at {sha[:12]}{'' if asked else ', from the cache without asking the hub'}: {what}"
 
 
 def _named(name: str) -> _Named:
@@ -71,13 +72,39 @@ def _named(name: str) -> _Named:
     return _Named("/".join(parts[:2]), "/".join(parts[2:]), at[1] if at else None)
 
 
-def _listed(named: _Named) -> tuple[str, list[str]]:
-    """The commit, and the names of all files in it."""
+def _listed(named: _Named) -> tuple[str, list[str], bool]:
+    """The commit, the names of all files in it, and whether the hub said so (else the cache)."""
     from huggingface_hub import HfApi  # slow to import, and only wanted here
 
-    with _told(named):
-        found = HfApi(endpoint=_endpoint()).dataset_info(named.owner_and_name, revision=named.revision)
-    return str(found.sha), [file.rfilename for file in found.siblings or ()]
+    telling = _told(named)
+    try:
+        with telling:
+            found = HfApi(endpoint=_endpoint()).dataset_info(named.owner_and_name, revision=named.revision)
+    except AssetError:
+        kept = _kept(named) if telling.unheard else None
+        if kept is None:
+            raise
+        return (*kept, False)
+    return str(found.sha), [file.rfilename for file in found.siblings or ()], True
+
+
+def _kept(named: _Named) -> tuple[str, list[str]] | None:
+    """The same from the cache, whoever filled it: the revision that is asked for, or the newest where none is and no `main` is noted."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=named.owner_and_name, repo_type="dataset")
+    reference, snapshots = folder / "refs" / (named.revision or "main"), folder / "snapshots"
+    with storage(folder, "read"):
+        if reference.is_file():
+            kept = [snapshots / reference.read_text().strip()]
+        elif named.revision is not None:
+            kept = [snapshots / named.revision]
+        else:
+            kept = sorted(snapshots.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        if not kept or not kept[0].is_dir():
+            return None
+        return kept[0].name, sorted(path.relative_to(kept[0]).as_posix() for path in kept[0].rglob("*") if path.is_file())
 
 
 def _fetched(named: _Named, sha: str, files: Sequence[str], report: Report | None) -> list[Path]:
@@ -104,6 +131,8 @@ class _told:  # noqa: N801 - reads as a statement: with _told(...)
 
     def __init__(self, named: _Named) -> None:
         self._named = named
+        self.unheard = False
+        """Whether the hub said nothing: no network, or it may not be asked."""
 
     def __enter__(self) -> None: ...
 
@@ -115,7 +144,11 @@ class _told:  # noqa: N801 - reads as a statement: with _told(...)
         name = self._named.owner_and_name
         network: tuple[type[BaseException], ...] = (errors.HfHubHTTPError, ConnectionError, TimeoutError, FileNotFoundError)
         if isinstance(error, errors.OfflineModeIsEnabled):
-            why = "the environment variable HF_HUB_OFFLINE forbids to ask the hub. Unset it, or name files that are here"
+            self.unheard = True
+            why = (
+                "the environment variable HF_HUB_OFFLINE forbids to ask the hub, and its cache holds nothing of it. Unset it, or name "
+                "files that are here"
+            )
         elif isinstance(error, errors.GatedRepoError):
             why = "it is gated: its owner asks you to agree to terms on its page. Do that, then run `hf auth login`"
         elif isinstance(error, errors.RevisionNotFoundError):
@@ -123,6 +156,7 @@ class _told:  # noqa: N801 - reads as a statement: with _told(...)
         elif isinstance(error, errors.RepositoryNotFoundError):
             why = "there is none of that name, or it is private. Check the spelling; for a private one, run `hf auth login` first"
         elif isinstance(error, (*network, getattr(errors, "HTTPError", OSError))):
+            self.unheard = True
             why = f"the hub could not be reached ({type(error).__name__}). Check the network, or name files that are here"
         else:
             return
