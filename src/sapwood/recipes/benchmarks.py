@@ -40,7 +40,7 @@ class BenchmarkConfig:
     """Standard benchmarks."""
 
     benchmarks: tuple[str, ...] = ()
-    """Which, such as mmlu-slice or gsm8k=FILE.jsonl; several with commas between them. docs/evaluation.md lists them."""
+    """Which, such as mmlu-slice, gsm8k or gsm8k=FILE.jsonl; several with commas between them. docs/evaluation.md lists them."""
     model: str = DEFAULT_MODEL
     """A name, a local folder, or a hub id."""
     adapter: Path | None = None
@@ -145,22 +145,24 @@ def benchmark(config: BenchmarkConfig, *, screen: Screen | None = None) -> Bench
     needed("lm_eval", "A benchmark")
     from sapwood.recipes.benchmark_tasks import item_of
 
-    chosen = [choose(name, shots=config.shots, limit=config.limit or None, seed=config.seed) for name in names]
+    with screen.progress("questions") as advance:
+        chosen = [choose(name, shots=config.shots, limit=config.limit or None, seed=config.seed, report=advance) for name in names]
     scorers = {each.benchmark.name: _scorer(each, config) for each in chosen}
     if len(scorers) < len(chosen):
         raise ConfigError(f"benchmarks names one twice: {', '.join(names)}. Name each once.")
-    screen.lines([each.line for each in chosen])
+    screen.lines([line for each in chosen for line in (each.line, *each.notes)])
+    asked = {item_of(question).id: question.query for each in chosen for question in each.asked}
     config = replace(config, adapter=adapter_in(config.adapter))
     run = open_run(config.out or new_run_path(Path("runs"), "benchmarks"))
     try:
-        claim(run, {"settings": hash_of(to_dict(config) | {"out": None, "benchmarks": names})})
+        settings = to_dict(config) | {"out": None, "benchmarks": names}
+        claim(run, {"settings": hash_of(settings), "questions": hash_of(list(asked))})
         save_yaml(config, run.path / "config.yaml")
         for arm, folder, adapter in _arms(config, screen):
             _one_model(arm, folder, adapter, config, chosen, scorers, run, screen)
         rows = summary(run.read(RECORDS))
         described = [_described(each, config) for each in chosen]
         run.write_json(RECORDS, {"rows": [row.to_dict() for row in rows], "benchmarks": described})
-        asked = {item_of(question).id: question.query for each in chosen for question in each.asked}
         write_benchmarks(run.path / "report.html", [row.to_dict() for row in rows], described, run.read(RECORDS), asked)
     finally:
         run.close()
@@ -291,7 +293,7 @@ def _loaded(folder: Path, adapter: Path | None, config: BenchmarkConfig, chat: C
 def _described(chosen: Chosen, config: BenchmarkConfig) -> dict[str, Any]:
     return {
         "name": chosen.benchmark.name,
-        "file": str(chosen.file),
+        "source": chosen.source,
         "asked": len(chosen.asked),
         "of": chosen.of,
         "examples": len(chosen.examples),
