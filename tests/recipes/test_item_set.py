@@ -98,6 +98,38 @@ def test_clusters_are_what_all_pairs_would_give() -> None:
     assert Shelf(texts).clusters(0.8) == expected
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 12 + 7?", "What is 12 - 7?"),
+        ("12*7", "12/7"),
+        ("What is C++?", "What is C#?"),
+        ("😀", "💔"),
+        ("???", "…!"),
+        ("Is it 5 %?", "Is it 5 €?"),
+        ("लड़की क्या है", "लड़का क्या है"),
+    ],
+)
+def test_signs_that_say_something_tell_questions_apart(one: str, other: str) -> None:
+    """Neither a copy of the other for a set of items, nor trained on because the other was."""
+    assert Shelf([one, other]).clusters(0.99) == [0, 1]
+    assert contamination([other], 0.99)(one) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 12 + 7?", "**What is  12+7**"),
+        ("# Refunds – when?", "Refunds: When"),
+        ("“Café” costs", "'Cafe\u0301' costs!"),
+        ("１２ kg", "12 KG."),
+        ("😀 hi", "😀, Hi!"),
+    ],
+)
+def test_looks_alone_make_no_other_question(one: str, other: str) -> None:
+    assert contamination([other])(one) == "normalised"
+
+
 def test_levels_of_contamination() -> None:
     long = " ".join(f"word{n}" for n in range(40))
     level = contamination(["How do I get my money back?", long, "The quick brown fox jumps over the lazy dog today"])
@@ -131,6 +163,17 @@ def test_a_set_is_masked_clustered_sampled_and_split(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigError, match="holds a set of items"):
         build_items(ItemsConfig(logs=(str(file),), out=tmp_path / "items"))
+
+
+def test_a_side_that_nothing_fell_to_is_told(tmp_path: Path) -> None:
+    """One question has one side; a study of the other would fail on an empty file."""
+    one = build_items(ItemsConfig(logs=(str(logs(tmp_path / "one.jsonl", 1)),), out=tmp_path / "one"))
+    empty = next(side for side, count in one.card["sides"].items() if count == 0)
+    assert one.notes[-1].startswith(
+        f"Nothing is on the {empty} side: a question and all that is like it go to one side together, and 1 are"
+    )
+    many = build_items(ItemsConfig(logs=(str(logs(tmp_path / "many.jsonl", 40)),), out=tmp_path / "many"))
+    assert not any("Nothing is on" in note for note in many.notes)
 
 
 def test_no_cluster_is_on_both_sides_and_who_joins_moves_nobody(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ found are then compared by their true likeness. Left out on purpose: meaning. A 
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -25,9 +26,28 @@ LEVELS = ("exact", "normalised", "n-gram", "near")
 """How a question may stand in the training rows, the surest first."""
 
 
+class _Kept(dict[int, str]):
+    """For `str.translate`: letters and the marks on them, digits, and symbols as words of their own; anything else is a space."""
+
+    def __missing__(self, code: int) -> str:
+        sign, kind = chr(code), unicodedata.category(chr(code))[0]
+        self[code] = sign if kind in "LMN" else f" {sign} " if kind == "S" else " "
+        return self[code]
+
+
+_KEPT = _Kept(dict.fromkeys(map(ord, "`|~^"), " ") | {ord("_"): "_", ord("%"): " % "})
+_BETWEEN_NUMBERS = re.compile(r"(?<=\d)\s*([-*/])\s*(?=[\d(])")
+_NOTES = re.compile(r"(?<=\w)#")
+
+
 def normalised(text: str) -> str:
-    """Small letters, digits and single spaces: what stays of a text when its look changes."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """Small letters, digits, symbols and single spaces: what stays of a text when its look changes. A text of marks alone stays as it is.
+
+    What says something stays: the sign of a sum, the sharp of C#, a smile, a vowel that Hindi writes as a mark.
+    """
+    small = unicodedata.normalize("NFKC", text).casefold()
+    signs = _NOTES.sub("♯", _BETWEEN_NUMBERS.sub(lambda sign: {"-": "−", "*": "×", "/": "÷"}[sign[1]], small))
+    return " ".join(signs.translate(_KEPT).split()) or " ".join(small.split())
 
 
 def pieces(text: str) -> frozenset[int]:

@@ -314,4 +314,10 @@ def _notes(card: dict[str, Any]) -> list[str]:
     said.append(
         f"{card['real']:,} real and {card['edge']:,} edge cases: {card['sides']['dev']:,} for dev, {card['sides']['test']:,} for test."
     )
+    said += [
+        f"Nothing is on the {side} side: a question and all that is like it go to one side together, and {card['real']:,} are few. Give "
+        "more logs, or build it again with another --dev or --seed."
+        for side in SIDES
+        if not card["sides"][side]
+    ]
     return said
