@@ -14,6 +14,18 @@ inline __m512 wide(const BFloat16* from) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), 16));
 }
 
+constexpr int64_t LINE = 64, AHEAD = 2048;  // bytes: of a line of the cache, and between the key that is read and the one that is asked for
+
+// Ask memory for a key that is read soon and for the value that is read after all keys. Without, its own guesses bring a third to a
+// half of what it can give: a row is over before they pay.
+template <typename T>
+inline void ask_for(const T* key, const T* value, int64_t width) {
+  for (int64_t at = 0; at < width * static_cast<int64_t>(sizeof(T)); at += LINE) {
+    _mm_prefetch(reinterpret_cast<const char*>(key) + AHEAD + at, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(value) + at, _MM_HINT_T1);
+  }
+}
+
 // The sums of sixteen registers in one: halves are added while they are interleaved, which takes a third of the steps of sixteen sums.
 inline __m512 sums_of(const __m512* r) {
   __m512 a[8], b[4], c[2];
@@ -30,6 +42,7 @@ void few_queries(const float* query, const T* keys, const T* values, int64_t len
   constexpr int64_t D = V * LANES;
   const auto dots = [&](int64_t s, __m512* dot, int64_t stride) {
     __m512 key[V];
+    ask_for(keys + s * D, values + s * D, D);
     for (int j = 0; j < V; ++j) key[j] = wide(keys + s * D + j * LANES);
     for (int q = 0; q < Q; ++q) {
       __m512 sum = _mm512_mul_ps(key[0], _mm512_loadu_ps(query + q * D));
