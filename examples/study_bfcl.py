@@ -15,12 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sapwood.assets import DEFAULT_MODEL, resolve_model
-from sapwood.chat import Chat
+from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.main import main as sapwood
 from sapwood.evaluate.shipping import EXIT_CODES
-from sapwood.generate import Engine
-from sapwood.model import load_model
 from sapwood.recipes.judging import JudgeConfig, judge_run
 from sapwood.recipes.screen import Screen
 from sapwood.run import read_json, read_records
@@ -75,10 +72,7 @@ def judge(out: Path, model: str = DEFAULT_MODEL, pairs: int = 60) -> tuple[str, 
     both = {item: found[b] - found[a] for item, found in values.items() if a in found and b in found}
     lines = [{"item": item, "winner": "b" if gain > 0 else "a" if gain < 0 else "tie"} for item, gain in both.items()]
     (study / "right-or-wrong.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    folder = resolve_model(model)
-    engine = Engine(load_model(folder), Chat.load(folder))
-    config = JudgeConfig(run=study, judge_model=model, pairs=pairs, labels=study / "right-or-wrong.jsonl")
-    result = judge_run(config, sampler=engine, screen=Screen())
+    result = judge_run(JudgeConfig(run=study, judge_model=model, pairs=pairs, labels=study / "right-or-wrong.jsonl"), screen=Screen())
     print(*result.lines, sep="\n")
     if (study / "judge-card.json").is_file():
         shutil.copyfile(study / "judge-card.json", out / "kept" / "judge-card.json")

@@ -135,3 +135,4 @@ def test_the_study_runs_whole_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert "$ sapwood sft" not in capsys.readouterr().out
     lines = example["judge"](tmp_path / "out", str(model), 4)
     assert "of 4 pairs" in lines[0], "a random model says nothing, or guesses; either is told"
+    assert "no tokens" not in lines[0]

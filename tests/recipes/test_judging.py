@@ -16,6 +16,7 @@ from sapwood.recipes.judge_labels import read_winners, refreshed
 from sapwood.recipes.judging import JudgeConfig, judge_run
 from sapwood.records import Completion, Conversation, Ended, Message, Prompt, SamplingParams
 from sapwood.run import open_run, read_records
+from tiny.folder import write_model
 
 COUNT = 60
 
@@ -117,7 +118,22 @@ def test_a_judge_of_rubbish_gives_no_rate(run: Path) -> None:
 
     result = judge_run(config(run), sampler=Rubbish())
     assert "raw" not in result.found
-    assert result.lines == (f"{COUNT} of {COUNT} pairs without a verdict", "the judge gave no verdict at all, so there is no rate")
+    said = f"{COUNT} of {COUNT} pairs without a verdict: its answer is no JSON object: 'dunno'"
+    assert result.lines == (said, "the judge gave no verdict at all, so there is no rate")
+
+
+def test_a_model_of_this_machine_judges_in_its_own_template(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llguidance", reason="the extra `constrain` is not installed")
+    model = write_model(tmp_path / "model", context=4096)
+    (run / "config.yaml").write_text("")
+    assert main(["eval", str(run), "--judge-model", str(model), "--pairs", "3"]) == 0
+    said = capsys.readouterr().err
+    assert f"3 pairs, each in both orders, with questions and references, are judged by {model}, here." in " ".join(said.split())
+    records = list(read_records(run / "judged.jsonl"))
+    assert len(records) == 3
+    assert all(record["winner"] is not None or "no JSON object" in " ".join(record["reasons"]) for record in records), (
+        "held to the schema, a model of random weights gives verdicts, or is cut before the end of its reason"
+    )
 
 
 def test_what_cannot_be_judged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`sapwood eval FILES | RUN …`, `eval init [FILES]`, `eval [RUN] --benchmarks …`, `eval RUN --rescore NAME`, `… --judge-url URL`"""
+"""`sapwood eval FILES | RUN …`, `eval init [FILES]`, `eval [RUN] --benchmarks …`, `eval RUN --rescore NAME`, `… --judge-model NAME`"""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(words: list[str]) -> None:
     if "--rescore" in given:
         _rescore(names, flags, json)
         return
-    if "--judge-url" in given:
+    if given & {"--judge-url", "--judge-model"}:
         _judge(names, flags, json)
         return
     config = parse(config_for(names), "eval", flags, DESCRIPTION)

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import orjson
 
-from sapwood.errors import ConfigError
-from sapwood.evaluate.experiment import bare_prompt
+from sapwood.errors import ConfigError, SapwoodError
+from sapwood.evaluate.experiment import PromptOf, bare_prompt
 from sapwood.records import Completion, Constraint, Conversation, Ended, Item, Message, Prompt, Sampler, SamplingParams, Score
 
 Side = Literal["first", "second", "tie"]
@@ -61,6 +61,8 @@ class Judge:
     """How often one judgement is asked for before it is recorded as failed."""
     max_new_tokens: int = 256
     seed: int = 0
+    prompt: PromptOf = field(default=bare_prompt, repr=False, compare=False)
+    """How it is asked: in its own template for an engine of this process; as it stands for a server, whose template is its own."""
     salt: str = field(default_factory=lambda: secrets.token_hex(16), repr=False, compare=False)
     """Makes the fences; nobody else knows it."""
 
@@ -116,8 +118,8 @@ def judge_pairs(judge: Judge, pairs: Sequence[Pairing]) -> list[PairVerdict]:
     if len({pair.id for pair in pairs}) < len(pairs):
         raise ConfigError("Two pairs have the same id, so their verdicts could not be told apart. Give each its own.")
     schema = _schema({"verdict": {"enum": ["first", "second", "tie"]}})
-    prompts = [_pair_prompt(judge, pair, order) for pair in pairs for order in (False, True)]
-    found = _answers(judge, prompts, schema, lambda answer: answer["verdict"] in ("first", "second", "tie"))
+    asked = [_pair_prompt(judge, pair, order) for pair in pairs for order in (False, True)]
+    found = _answers(judge, asked, schema, lambda answer: answer["verdict"] in ("first", "second", "tie"))
     verdicts = []
     for place, pair in enumerate(pairs):
         (forward, said), (backward, again) = found[2 * place], found[2 * place + 1]
@@ -133,8 +135,8 @@ def judge_rubric(judge: Judge, items: Sequence[Item], completions: Sequence[Comp
     fields = [f"c{number}" for number in range(1, len(judge.criteria) + 1)]
     schema = _schema({name: {"type": "boolean"} for name in fields})
     asked = [place for place, completion in enumerate(completions) if completion.ended is not Ended.ERROR]
-    prompts = [_rubric_prompt(judge, fields, items[place], completions[place]) for place in asked]
-    found = _answers(judge, prompts, schema, lambda answer: all(isinstance(answer[name], bool) for name in fields))
+    told = [_rubric_prompt(judge, fields, items[place], completions[place]) for place in asked]
+    found = _answers(judge, told, schema, lambda answer: all(isinstance(answer[name], bool) for name in fields))
     scores = [Score(None, None, f"no answer to score: {completion.error or 'generation failed'}") for completion in completions]
     for place, (answer, said) in zip(asked, found, strict=True):
         if answer is None:
@@ -157,10 +159,18 @@ def _winner(forward: Side | None, backward: Side | None) -> Winner | None:
     return sides.get((forward, backward), "tie")
 
 
-def _answers(judge: Judge, prompts: Sequence[Prompt], schema: dict[str, Any], valid: Any) -> list[tuple[dict[str, Any] | None, str]]:
-    """(the judge's object, its reason) of each prompt, or (None, why there is none); what failed is asked again with another seed."""
-    found: list[tuple[dict[str, Any] | None, str]] = [(None, "it was not asked")] * len(prompts)
-    waiting = list(range(len(prompts)))
+def _answers(
+    judge: Judge, conversations: Sequence[Conversation], schema: dict[str, Any], valid: Any
+) -> list[tuple[dict[str, Any] | None, str]]:
+    """(the judge's object, its reason) of each, or (None, why there is none); what failed is asked again with another seed."""
+    found: list[tuple[dict[str, Any] | None, str]] = [(None, "it was not asked")] * len(conversations)
+    prompts: dict[int, Prompt] = {}
+    for place, conversation in enumerate(conversations):
+        try:
+            prompts[place] = judge.prompt(conversation)
+        except SapwoodError as error:
+            found[place] = None, f"the prompt could not be made: {error}"
+    waiting = list(prompts)
     params = SamplingParams(max_new_tokens=judge.max_new_tokens, constraint=Constraint("json_schema", schema) if judge.structured else None)
     for attempt in range(judge.tries):
         if not waiting:
@@ -195,7 +205,7 @@ def _schema(fields: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _pair_prompt(judge: Judge, pair: Pairing, swapped: bool) -> Prompt:
+def _pair_prompt(judge: Judge, pair: Pairing, swapped: bool) -> Conversation:
     first, second = (pair.b, pair.a) if swapped else (pair.a, pair.b)
     parts = {"question": pair.question, **({"reference answer": pair.reference} if pair.reference else {})}
     parts |= {"first answer": first, "second answer": second}
@@ -204,7 +214,7 @@ def _pair_prompt(judge: Judge, pair: Pairing, swapped: bool) -> Prompt:
     return _prompt(_PAIR.format(criteria=criteria, rules=_RULES.format(nonce=nonce)), parts, nonce)
 
 
-def _rubric_prompt(judge: Judge, fields: Sequence[str], item: Item, completion: Completion) -> Prompt:
+def _rubric_prompt(judge: Judge, fields: Sequence[str], item: Item, completion: Completion) -> Conversation:
     asked = "\n".join(f"{message.role}: {message.content}" for message in item.conversation.messages)
     reference = {"reference answer": str(item.reference)} if isinstance(item.reference, str) and item.reference else {}
     parts = {"conversation": asked, **reference, "answer": completion.text}
@@ -214,9 +224,9 @@ def _rubric_prompt(judge: Judge, fields: Sequence[str], item: Item, completion: 
     return _prompt(_RUBRIC.format(criteria=criteria, rules=_RULES.format(nonce=nonce), fields=wanted), parts, nonce)
 
 
-def _prompt(system: str, parts: dict[str, str], nonce: str) -> Prompt:
+def _prompt(system: str, parts: dict[str, str], nonce: str) -> Conversation:
     told = "\n".join(f"<<{nonce}>> {name} begins\n{text}\n<<{nonce}>> {name} ends" for name, text in parts.items())
-    return bare_prompt(Conversation((Message("system", system), Message("user", told))))
+    return Conversation((Message("system", system), Message("user", told)))
 
 
 def _nonce(judge: Judge, *texts: str) -> str:

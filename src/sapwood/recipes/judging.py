@@ -1,8 +1,8 @@
-"""`sapwood eval RUN --judge-url …`: a model compares the saved answers of two arms, pair by pair; with labels, people's word corrects it.
+"""`sapwood eval RUN --judge-model …`: a model compares the saved answers of two arms, pair by pair; with labels, people's word corrects it.
 
-In: a run's `items.jsonl` and `scores.jsonl`, a judge's server, and, where there are some, people's verdicts on a random part of the
-items (see `judge_labels`). Out: `judged.jsonl`, one record a pair, kept as it is made;
-a card of calibration; win rates, raw, at equal length, and corrected. With instructions as the data this is the chat benchmark.
+In: a run's `items.jsonl` and `scores.jsonl`, a judge (a server, or a model of this machine), and, where there are some, people's
+verdicts on a random part of the items (see `judge_labels`). Out: `judged.jsonl`, one record a pair, kept as it is made; a card of
+calibration; win rates, raw, at equal length, and corrected. With instructions as the data this is the chat benchmark.
 
 What leaves the machine, and where to, is said before anything is sent. A rate of a judge that nobody calibrated is called that.
 """
@@ -10,9 +10,11 @@ What leaves the machine, and where to, is said before anything is sent. A rate o
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +22,12 @@ from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate import ArmScore, scores_from
 from sapwood.evaluate.judge_card import FEWEST, Card, calibrate, corrected_win_rate
 from sapwood.evaluate.judges import Judge, Pairing, PairVerdict, Winner, judge_pairs
+from sapwood.generate import Engine
+from sapwood.model import load_model
 from sapwood.recipes.judge_labels import CARD, RECORDS, Winners, read_winners, verdict_from
+from sapwood.recipes.playing import prompt_of
 from sapwood.recipes.screen import Screen
+from sapwood.recipes.tune import fetch_model, load_chat
 from sapwood.records import Sampler
 from sapwood.remote import Remote, RemoteSampler
 from sapwood.run import Run, open_run, read_json, read_records, run_named
@@ -38,9 +44,9 @@ class JudgeConfig:
     run: Path
     """The run directory."""
     judge_url: str = ""
-    """The judge's server, in OpenAI's protocol, such as http://127.0.0.1:8000/v1."""
+    """The judge's server, in OpenAI's protocol, such as http://127.0.0.1:8000/v1; without one the judge runs in this process."""
     judge_model: str = ""
-    """The judge's name there."""
+    """The judge's name there; without a server a name, a local folder, or a hub id."""
     judge_key: str | None = None
     """The environment variable that holds the key. The key itself is written nowhere."""
     arms: tuple[str, ...] = ()
@@ -74,7 +80,7 @@ def config_for(names: Sequence[str]) -> JudgeConfig:
     """The config that flags are laid over. Raises `ConfigError` where no run is named."""
     run = run_named(names)
     if run is None:
-        raise ConfigError("A judge compares the answers of a finished run: sapwood eval runs/my-1 --judge-url URL --judge-model NAME")
+        raise ConfigError("A judge compares the answers of a finished run: sapwood eval runs/my-1 --judge-model NAME")
     return JudgeConfig(run=run)
 
 
@@ -89,13 +95,7 @@ def judge_run(
     people = {item: winner for item, winner in labels.by_item.items() if item in asked}
     if labels.passed_over:
         screen.say(f"{labels.passed_over} votes say nothing of {arms[0]} and {arms[1]}, and are passed over.")
-    if sampler is None:
-        if not (config.judge_url and config.judge_model):
-            raise ConfigError("A judge takes both --judge-url and --judge-model: its server, and its name there.")
-        remote = RemoteSampler(Remote(url=config.judge_url, model=config.judge_model, key=config.judge_key))
-        remote.check()
-        sampler = remote
-    judge = Judge(sampler, config.judge_model, config.criteria, structured=config.structured)
+    judge = _judge(config, sampler, screen)
     run = open_run(config.run)
     try:
         verdicts = _judged(judge, arms, pairs, run, config, screen)
@@ -107,6 +107,24 @@ def judge_run(
         run.close()
     lines, found = _counted(arms, verdicts, people, card, clusters)
     return JudgeResult(config.run, arms, tuple(lines), found)
+
+
+def _judge(config: JudgeConfig, sampler: Sampler | None, screen: Screen) -> Judge:
+    """A server's, or that of a model which is loaded here and asked in its own template."""
+    judge = partial(Judge, model=config.judge_model, criteria=config.criteria, structured=config.structured)
+    if sampler is not None:
+        return judge(sampler)
+    if not config.judge_model:
+        raise ConfigError(
+            "A judge takes --judge-model: a name, a folder or a hub id of a model for this machine, or with --judge-url its name there."
+        )
+    if config.judge_url:
+        remote = RemoteSampler(Remote(url=config.judge_url, model=config.judge_model, key=config.judge_key))
+        remote.check()
+        return judge(remote)
+    folder = fetch_model(config.judge_model, screen)
+    chat = load_chat(folder, None)
+    return judge(Engine(load_model(folder), chat), prompt=partial(prompt_of, chat))
 
 
 def _pairs(config: JudgeConfig) -> tuple[tuple[str, str], list[Pairing], dict[str, str], set[str]]:
@@ -153,8 +171,8 @@ def _judged(
             kept[record["id"]] = verdict_from(record)
     missing = [pair for pair in pairs if pair.id not in kept]
     if missing:
-        where = config.judge_url or "the judge"
-        screen.say(f"{len(missing)} pairs, each in both orders, with questions and references, go to {config.judge_model} at {where}.")
+        where = f"go to {config.judge_model} at {config.judge_url}" if config.judge_url else f"are judged by {config.judge_model}, here"
+        screen.say(f"{len(missing)} pairs, each in both orders, with questions and references, {where}.")
     with screen.progress("judging") as advance:
         for begin in range(0, len(missing), _TOGETHER):
             batch = judge_pairs(judge, missing[begin : begin + _TOGETHER])
@@ -164,13 +182,20 @@ def _judged(
     return [kept[pair.id] for pair in pairs]
 
 
+def _mostly(verdicts: Sequence[PairVerdict]) -> str:
+    """Why most of those that are missing are."""
+    sides = ((side, why) for verdict in verdicts for side, why in zip((verdict.forward, verdict.backward), verdict.reasons, strict=True))
+    ((why, count), *others) = Counter(why for side, why in sides if side is None).most_common()
+    return f"{count} times {why}" if others else why
+
+
 def _counted(
     arms: tuple[str, str], verdicts: Sequence[PairVerdict], people: dict[str, Winner], card: Card | None, clusters: dict[str, str]
 ) -> tuple[list[str], dict[str, Any]]:
     told = [(verdict, verdict.value) for verdict in verdicts if verdict.value is not None]
     failed = len(verdicts) - len(told)
     found: dict[str, Any] = {"arms": arms, "pairs": len(verdicts), "failed": failed}
-    lines = [f"{failed} of {len(verdicts)} pairs without a verdict"] if failed else []
+    lines = [f"{failed} of {len(verdicts)} pairs without a verdict: {_mostly(verdicts)}"] if failed else []
     if not told:
         return [*lines, "the judge gave no verdict at all, so there is no rate"], found
     values = [value for _, value in told]
