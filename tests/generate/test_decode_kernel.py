@@ -15,6 +15,7 @@ from sapwood.attention import register
 from sapwood.attention.interface import LayerCall
 from sapwood.generate import Engine, decode
 from sapwood.generate.decode import WIDTHS, DecodeAttention, OwnCache
+from sapwood.generate.tree import Node
 from sapwood.model import LanguageModel
 from sapwood.records import Row, SamplingParams
 
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.skipif(kernels.cpu_kernels() is None, reason=f"no kerne
 LENGTHS = [0, 1, 15, 16, 17, 100]
 
 
-def step(dtype: torch.dtype, width: int, heads: tuple[int, int], window: int | None) -> torch.Tensor:
-    """Output of one step, (1, N, H, K), and what it wrote."""
+def step(dtype: torch.dtype, width: int, heads: tuple[int, int], window: int | None, above: tuple[int, ...] = ()) -> torch.Tensor:
+    """Output of one step, (1, N, H, K), and what it wrote. `above` are the tokens of kept nodes, the first of which all rows lie below."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -35,8 +36,14 @@ def step(dtype: torch.dtype, width: int, heads: tuple[int, int], window: int | N
     for side in (cache.keys, cache.values):
         side[0] = draw(*side[0].shape)
     length_N = torch.tensor(LENGTHS)
-    attention = DecodeAttention(cache, length_N, torch.zeros_like(length_N), [])
-    num = len(LENGTHS)
+    num, depth = len(LENGTHS), 0
+    groups = []
+    for index, length in enumerate(above):
+        node = Node(np.zeros(length, np.int64), depth, None)
+        node.layers = [(draw(heads[1], length, width), draw(heads[1], length, width))]
+        groups.append((node, torch.arange(index, num, 2) if index else None))
+        depth += length
+    attention = DecodeAttention(cache, length_N, torch.full_like(length_N, depth), groups)
     call = LayerCall(0, width**-0.5, window)
     out = attention.attend(draw(1, heads[0], num, width), draw(1, heads[1], num, width), draw(1, heads[1], num, width), call)
     return torch.cat([out.flatten(), cache.keys[0].flatten(), cache.values[0].flatten()])
@@ -55,6 +62,18 @@ def test_a_step_is_the_step_of_torchs_operators(
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 if dtype == torch.float32 else 2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("window", [None, 50, 600])
+@pytest.mark.parametrize("above", [(1,), (16, 3), (511, 512), (513, 1030, 5)])
+@pytest.mark.parametrize("heads", [(9, 3), (14, 2), (2, 2)])
+def test_a_step_below_nodes_is_the_step_of_torchs_operators(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None, above: tuple[int, ...], heads: tuple[int, int]
+) -> None:
+    found = step(dtype, 32, heads, window, above)
+    monkeypatch.setattr(decode, "WIDTHS", frozenset())
+    torch.testing.assert_close(found, step(dtype, 32, heads, window, above), rtol=0, atol=2e-5 if dtype == torch.float32 else 2e-2)
+
+
 @pytest.mark.parametrize("width", sorted(WIDTHS))
 def test_every_width_is_served(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found = step(torch.float32, width, (2, 1), None)
@@ -66,9 +85,9 @@ def test_threads_change_no_bit() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = step(torch.bfloat16, 64, (9, 3), None)
+        one = step(torch.bfloat16, 64, (9, 3), None, (700, 20))
         torch.set_num_threads(3)
-        assert torch.equal(one, step(torch.bfloat16, 64, (9, 3), None))
+        assert torch.equal(one, step(torch.bfloat16, 64, (9, 3), None, (700, 20)))
     finally:
         torch.set_num_threads(before)
 
@@ -102,14 +121,19 @@ def test_the_engine_with_it_is_the_path_of_training(schedule: dict[str, Any], wi
         {"rows": 1},
         {"heads": 3},
         {"width": 32},
+        {"node": (2, 7, 32)},
+        {"node": (1, 7, 16)},
+        {"below": torch.tensor([0, 2])},
+        {"below": torch.tensor([-1])},
     ],
     ids=str,
 )
 def test_what_does_not_belong_together_is_refused_before_memory_is_touched(wrong: dict[str, Any]) -> None:
-    given = {"length_N": torch.tensor([4, 5]), "rows": 2, "heads": 4, "width": 16, **wrong}
+    given = {"length_N": torch.tensor([4, 5]), "rows": 2, "heads": 4, "width": 16, "node": (2, 7, 16), "below": torch.tensor([1]), **wrong}
     cache = torch.zeros(given["rows"], 2, 128, 16)
     query, key = torch.zeros(given["heads"], 2, given["width"]), torch.zeros(2, 2, given["width"])
+    node = torch.zeros(*given["node"])
     served = kernels.cpu_kernels()
     assert served is not None
     with pytest.raises(RuntimeError, match=r"belong together|room for one token"):
-        served.decode_attention(query, key, key, cache, cache.clone(), given["length_N"], 0, 1.0)
+        served.decode_attention(query, key, key, cache, cache.clone(), given["length_N"], 0, 1.0, [node], [node], [given["below"]])

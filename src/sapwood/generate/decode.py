@@ -2,8 +2,8 @@
 
 Each sequence has a row of a padded cache for what belongs to it alone (its own end of the prompt, and what it sampled).
 A layer attends to that cache in one call for all sequences, and to each kept node in one product for all sequences below it;
-the parts are joined by log-sum-exp. On a CPU the call is a kernel of our own where it serves (`sapwood.kernels`): torch's pads each
-sequence to the longest, and makes a matrix product of every few queries.
+the parts are joined by log-sum-exp. On a CPU all of it is one call of a kernel of our own where it serves (`sapwood.kernels`): torch's
+operator pads each sequence to the longest, and makes a matrix product of every few queries.
 Query heads that share a key head are stacked as queries of that head, so nothing is repeated.
 """
 
@@ -98,17 +98,24 @@ class DecodeAttention:
         kv_heads = key.shape[1]
         keys, values = self._cache.keys[call.layer], self._cache.values[call.layer]
         grouped = query[0].view(kv_heads, heads // kv_heads, num, width).permute(2, 0, 1, 3)  # (N, Hkv, G, K)
+        groups = list(enumerate(self._groups))
         if (kernel := _kernel(query, key, value, call)) is not None:
-            flat, flat_lse = kernel(query[0], key[0], value[0], keys, values, self._length_N, call.window or 0, call.scale)
+            fully = [self._node_sight(index, *group, grouped, call) is True for index, group in groups]
+            whole = [group for (_, group), all_of_it in zip(groups, fully, strict=True) if all_of_it]
+            groups = [group for group, all_of_it in zip(groups, fully, strict=True) if not all_of_it]
+            layers = [_layers(node)[call.layer] for node, _ in whole]
+            above = [side[0] for side in layers], [side[1] for side in layers], [self._row_N if rows is None else rows for _, rows in whole]
+            own = query[0], key[0], value[0], keys, values, self._length_N, call.window or 0, call.scale
+            flat, flat_lse = kernel(*own, *above)
             out, lse = flat.view(num, kv_heads, -1, width), flat_lse.view(num, kv_heads, -1)
         else:
             keys[self._row_N, :, self._length_N] = key[0].transpose(0, 1)
             values[self._row_N, :, self._length_N] = value[0].transpose(0, 1)
             seen = keys[:num, :, : self._span], values[:num, :, : self._span]
             out, lse = attend_part(grouped, *seen, call, sight=self._own_sight(call, query.dtype))
-        if self._groups or call.sinks_H is not None:
+        if groups or call.sinks_H is not None:
             out = out.to(torch.promote_types(out.dtype, torch.float32))
-            for index, (node, rows) in enumerate(self._groups):
+            for index, (node, rows) in groups:
                 self._join_node(index, node, rows, grouped, out, lse, call)
             if call.sinks_H is not None:
                 drain_into_sinks(out, lse, call.sinks_H.view(1, kv_heads, -1))
@@ -132,8 +139,7 @@ class DecodeAttention:
         sight = self._node_sight(index, node, rows, grouped, call)
         if sight is False:
             return
-        assert node.layers is not None, "a kept node lives as long as a sequence below it"
-        key, value = (part[None] for part in node.layers[call.layer])
+        key, value = (part[None] for part in _layers(node)[call.layer])
         mine = grouped if rows is None else grouped[rows]
         num, kv_heads, groups, _ = mine.shape
         stacked = mine.transpose(0, 1).reshape(1, kv_heads, num * groups, -1)
@@ -160,6 +166,11 @@ class DecodeAttention:
             else:
                 self._above[name] = sees(visible[None], grouped.dtype) if bool(visible.any()) else False
         return self._above[name]
+
+
+def _layers(node: Node) -> Layers:
+    assert node.layers is not None, "a kept node lives as long as a sequence below it"
+    return node.layers
 
 
 def _kernel(query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Callable[..., tuple[Tensor, Tensor]] | None:

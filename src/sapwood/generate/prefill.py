@@ -34,15 +34,18 @@ def compute(model: LanguageModel, stretches: Stretches, routes: Routes) -> None:
     attention = PrefillAttention(nodes, torch.from_numpy(depth_T).to(model.device))
     with routes.of(adapters_of(stretches)):
         hidden_TD = model.hidden(tokens_of(stretches), positions_of(stretches), attention, media_of(stretches))
-    single = len(nodes) == 1
     for node in nodes:
         start, end = attention.places[node]
-        # a slice would keep the whole row in memory for as long as one node lives
+        # a slice would keep the whole row in memory for as long as one node lives, and with it the queries that stand beside its keys
         node.layers = [
-            (key[:, start:end], value[:, start:end]) if single else (key[:, start:end].clone(), value[:, start:end].clone())
+            (_copied(key[:, start:end]), _copied(value[:, start:end]))
             for key, value in (attention.found[layer] for layer in sorted(attention.found))
         ]
         node.end_hidden_D = hidden_TD[end - 1].clone()
+
+
+def _copied(side_HTK: Tensor) -> Tensor:
+    return side_HTK.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,11 +217,13 @@ def _projects(kernels: Any, draw: Callable[..., torch.Tensor]) -> bool:
 
 
 def _decodes(kernels: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Two tokens of (H, 40, 32), each behind a row of others, one shorter than the other."""
-    length_N, row_N = torch.tensor([38, 39]), torch.arange(2)
-    cache, values = key[None].repeat(2, 1, 1, 1), value[None].repeat(2, 1, 1, 1)
+    """The last two tokens of (H, 40, 32): five tokens above both are one node, seven above the last another, the rest their own."""
+    length_N, row_N = torch.tensor([38 - 5, 39 - 12]), torch.arange(2)
+    cache, values = (torch.stack([side.roll(-5, 1), side.roll(-12, 1)]) for side in (key, value))
     cache[row_N, :, length_N] = values[row_N, :, length_N] = 0  # the kernel is to write what is new
-    out, lse = kernels.decode_attention(query[:, -2:], key[:, -2:], value[:, -2:], cache, values, length_N, 0, 32**-0.5)
+    above = [[side[:, :5], side[:, 5:12]] for side in (key, value)]
+    own = query[:, -2:], key[:, -2:], value[:, -2:], cache, values, length_N, 0, 32**-0.5
+    out, lse = kernels.decode_attention(*own, *above, [row_N, row_N[1:]])
     scores = (query.float() @ key.float().repeat_interleave(2, 0).mT) * 32**-0.5
     scores = scores.masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf)
     expected = scores.softmax(-1) @ value.float().repeat_interleave(2, 0)

@@ -53,8 +53,8 @@ TORCH_LIBRARY(sapwood_cpu, library) {
   library.def("rotate(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor", rotate);
   library.def("row_lse(Tensor logits) -> Tensor", row_lse);
   library.def(
-      "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor length_N, int window, float scale) -> "
-      "(Tensor, Tensor)",
+      "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor length_N, int window, float scale, "
+      "Tensor[] node_keys, Tensor[] node_values, Tensor[] node_rows) -> (Tensor, Tensor)",
       decode_attention);
   library.def("draw_tokens(Tensor logits, Tensor uniform_N, Tensor? bits, float temperature) -> (Tensor, Tensor)", draw_tokens);
   library.def("pull(Tensor logits, Tensor lse, Tensor row_N, Tensor token_N) -> Tensor", pull);

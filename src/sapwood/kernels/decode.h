@@ -1,4 +1,4 @@
-// Attention of a decode step: one new token a sequence, to its own row of keys and values.
+// Attention of a decode step: one new token a sequence, to its own row of keys and values, and to the nodes that it shares with others.
 //
 // The products are of a few queries with one key each, far too small for a product of blocks: keys are read once, widened to fp32 in
 // registers, and used for all query heads that share them. In bf16 or fp32; sums in fp32, each made by one thread in a fixed order.
@@ -14,14 +14,15 @@ inline __m512 wide(const BFloat16* from) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), 16));
 }
 
-constexpr int64_t LINE = 64, AHEAD = 2048;  // bytes: of a line of the cache, and between the key that is read and the one that is asked for
+constexpr int64_t LINE = 64;       // bytes that come from memory together
+constexpr int64_t RANGE = 512;     // keys of a kept node that are taken together
 
-// Ask memory for a key that is read soon and for the value that is read after all keys. Without, its own guesses bring a third to a
-// half of what it can give: a row is over before they pay.
+// Ask memory for a key that is read soon and for a value that is read after all keys. Without, the processor's own guesses bring a third
+// to a half of what memory can give: a row is over before they pay.
 template <typename T>
 inline void ask_for(const T* key, const T* value, int64_t width) {
   for (int64_t at = 0; at < width * static_cast<int64_t>(sizeof(T)); at += LINE) {
-    _mm_prefetch(reinterpret_cast<const char*>(key) + AHEAD + at, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(key) + at, _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(value) + at, _MM_HINT_T1);
   }
 }
@@ -36,33 +37,40 @@ inline __m512 sums_of(const __m512* r) {
   return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15), joined(c[0], c[1]));
 }
 
-// `Q` queries, side by side in fp32 and scaled, to keys [0, length), `V` registers wide: out[Q][D] and lse[Q]
+// Keys and values of one head, `ld` numbers from one token to the next.
+template <typename T>
+struct Seen {
+  const T *keys, *values;
+  int64_t ld_keys, ld_values, length;
+};
+
+// `Q` queries, side by side in fp32 and scaled, `V` registers wide: out[Q][D] and lse[Q]
 template <typename T, int V, int Q>
-void few_queries(const float* query, const T* keys, const T* values, int64_t length, float* scores, float* out, float* lse) {
+void few_queries(const float* query, const Seen<T>& seen, float* scores, float* out, float* lse) {
   constexpr int64_t D = V * LANES;
+  const int64_t length = seen.length, whole = length / LANES * LANES;
   const auto dots = [&](int64_t s, __m512* dot, int64_t stride) {
+    const T* from = seen.keys + s * seen.ld_keys;
+    ask_for(from + LANES * seen.ld_keys, seen.values + s * seen.ld_values, D);
     __m512 key[V];
-    ask_for(keys + s * D, values + s * D, D);
-    for (int j = 0; j < V; ++j) key[j] = wide(keys + s * D + j * LANES);
+    for (int j = 0; j < V; ++j) key[j] = wide(from + j * LANES);
     for (int q = 0; q < Q; ++q) {
       __m512 sum = _mm512_mul_ps(key[0], _mm512_loadu_ps(query + q * D));
       for (int j = 1; j < V; ++j) sum = _mm512_fmadd_ps(key[j], _mm512_loadu_ps(query + q * D + j * LANES), sum);
       dot[q * stride] = sum;
     }
   };
-  const int64_t sixteens = length / LANES * LANES;
   __m512 block[Q * LANES];
-  for (int64_t s = 0; s < sixteens; s += LANES) {
+  for (int64_t s = 0; s < whole; s += LANES) {
     for (int64_t i = 0; i < LANES; ++i) dots(s + i, block + i, LANES);
     for (int q = 0; q < Q; ++q) _mm512_storeu_ps(scores + q * length + s, sums_of(block + q * LANES));
   }
-  for (int64_t s = sixteens; s < length; ++s) {
+  for (int64_t s = whole; s < length; ++s) {
     dots(s, block, 1);
     for (int q = 0; q < Q; ++q) scores[q * length + s] = _mm512_reduce_add_ps(block[q]);
   }
   for (int q = 0; q < Q; ++q) {
     float* row = scores + q * length;
-    const int64_t whole = length / LANES * LANES;
     Floats tops(-INFINITY);
     for (int64_t s = 0; s < whole; s += LANES) tops = at::vec::maximum(tops, Floats::loadu(row + s));
     float top = largest(tops);
@@ -85,68 +93,170 @@ void few_queries(const float* query, const T* keys, const T* values, int64_t len
     for (int j = 0; j < V; ++j) sums[q][j] = _mm512_setzero_ps();
   for (int64_t s = 0; s < length; ++s)
     for (int j = 0; j < V; ++j) {
-      const __m512 value = wide(values + s * D + j * LANES);
+      const __m512 value = wide(seen.values + s * seen.ld_values + j * LANES);
       for (int q = 0; q < Q; ++q) sums[q][j] = _mm512_fmadd_ps(value, _mm512_set1_ps(scores[q * length + s]), sums[q][j]);
     }
   for (int q = 0; q < Q; ++q)
     for (int j = 0; j < V; ++j) _mm512_storeu_ps(out + q * D + j * LANES, sums[q][j]);
 }
 
-template <typename T, int V>
-void row_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& keys, Tensor& values, const Tensor& length_N, int64_t window,
-                   float scale, Tensor& out, Tensor& lse) {
-  constexpr int64_t D = V * LANES;
-  const int64_t H = q.size(0), N = q.size(1), G = k.size(0), each = H / G, S = keys.size(2);
-  const int64_t* lengths = length_N.const_data_ptr<int64_t>();
-  const auto at = [](const Tensor& x, int64_t head, int64_t n) { return x.const_data_ptr<T>() + head * x.stride(0) + n * x.stride(1); };
-  T *all_keys = keys.mutable_data_ptr<T>(), *all_values = values.mutable_data_ptr<T>();
-  float *outs = out.mutable_data_ptr<float>(), *lses = lse.mutable_data_ptr<float>();
-  at::parallel_for(0, N * G, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scores(QUERIES * S), query(QUERIES * D);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t n = task / G, g = task % G, length = lengths[n], first = window > 0 ? std::max<int64_t>(0, length + 1 - window) : 0;
-      T *row_keys = all_keys + (n * G + g) * S * D, *row_values = all_values + (n * G + g) * S * D;
-      std::memcpy(row_keys + length * D, at(k, g, n), D * sizeof(T));
-      std::memcpy(row_values + length * D, at(v, g, n), D * sizeof(T));
-      for (int64_t head = g * each; head < (g + 1) * each; head += QUERIES) {
-        const int64_t some = std::min(QUERIES, (g + 1) * each - head), seen = length + 1 - first;
-        for (int64_t i = 0; i < some; ++i)
-          for (int64_t j = 0; j < D; j += LANES)
-            _mm512_storeu_ps(query.data() + i * D + j, _mm512_mul_ps(wide(at(q, head + i, n) + j), _mm512_set1_ps(scale)));
-        const auto attend = some == 1 ? few_queries<T, V, 1> : some == 2 ? few_queries<T, V, 2> : some == 3 ? few_queries<T, V, 3> : few_queries<T, V, 4>;
-        attend(query.data(), row_keys + first * D, row_values + first * D, seen, scores.data(), outs + (n * H + head) * D, lses + n * H + head);
+// A row's own tokens, or a range of a kept node's, and what the queries of its rows find there.
+struct Piece {
+  int64_t node, begin, length;  // node -1: the own ones of each row
+  int64_t rows;
+  const int64_t* row_of;        // of each; none: they are all rows, in order
+  int64_t at;                   // of its outputs (rows, H, D) and log-sum-exps (rows, H) among all
+};
+
+struct Nodes {
+  at::TensorList keys, values, rows;
+};
+
+std::vector<Piece> pieces_of(const Nodes& nodes, int64_t N) {
+  std::vector<Piece> pieces{{-1, 0, 0, N, nullptr, 0}};
+  int64_t at = N;
+  for (size_t i = 0; i < nodes.keys.size(); ++i) {
+    const int64_t length = nodes.keys[i].size(1), rows = nodes.rows[i].numel();
+    for (int64_t begin = 0; begin < length; begin += RANGE, at += rows)
+      pieces.push_back({static_cast<int64_t>(i), begin, std::min(RANGE, length - begin), rows, nodes.rows[i].const_data_ptr<int64_t>(), at});
+  }
+  return pieces;
+}
+
+// The outputs of a row's pieces, weighted by what they hold of the whole: in the order of the pieces.
+void join_pieces(const std::vector<std::vector<int64_t>>& places, int64_t H, int64_t D, const float* outs, const float* lses, float* out,
+                 float* lse) {
+  const int64_t N = places.size();
+  at::parallel_for(0, N * H, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t one = begin; one < end; ++one) {
+      const int64_t n = one / H, h = one % H;
+      float top = -INFINITY, total = 0;
+      for (int64_t place : places[n]) top = std::max(top, lses[place * H + h]);
+      for (int64_t place : places[n]) total += std::exp(lses[place * H + h] - top);
+      lse[one] = top + std::log(total);
+      float* to = out + one * D;
+      for (int64_t place : places[n]) {
+        const Floats share(std::exp(lses[place * H + h] - lse[one]));
+        const float* from = outs + (place * H + h) * D;
+        for (int64_t j = 0; j < D; j += LANES) {
+          const Floats before = place == places[n][0] ? Floats(0.f) : Floats::loadu(to + j);
+          at::vec::fmadd(share, Floats::loadu(from + j), before).store(to + j);
+        }
       }
     }
   });
 }
 
-// q (H, N, D), k and v (G, N, D) of the new tokens, numbers of a head side by side; keys and values (rows, G, S, D) contiguous, rows
-// [0, N) in use; length_N (N) tokens in each row before. Writes k and v behind them. A token sees keys less than `window` above it
-// (0: all). -> output (N, H, D) and log-sum-exp (N, H), fp32
+template <typename T, int V>
+void row_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& keys, Tensor& values, const Tensor& length_N, int64_t window,
+                   float scale, const Nodes& nodes, const std::vector<Piece>& pieces, float* outs, float* lses) {
+  constexpr int64_t D = V * LANES;
+  const int64_t H = q.size(0), N = q.size(1), G = k.size(0), each = H / G, S = keys.size(2);
+  const int64_t* lengths = length_N.const_data_ptr<int64_t>();
+  const auto at = [](const Tensor& x, int64_t head, int64_t n) { return x.const_data_ptr<T>() + head * x.stride(0) + n * x.stride(1); };
+  T *all_keys = keys.mutable_data_ptr<T>(), *all_values = values.mutable_data_ptr<T>();
+  struct Task {
+    const Piece* piece;
+    int64_t g, first, count;  // queries of the piece: each row's heads that share a head of keys, one row behind the other
+  };
+  std::vector<Task> tasks;  // the long ones first
+  for (size_t i = pieces.size(); i-- > 0;)
+    for (int64_t g = 0; g < G; ++g) {
+      const int64_t all = pieces[i].rows * each, most = pieces[i].node < 0 ? each : QUERIES;
+      for (int64_t first = 0; first < all; first += most) tasks.push_back({&pieces[i], g, first, std::min(most, all - first)});
+    }
+  int64_t longest = RANGE;
+  for (int64_t n = 0; n < N; ++n) longest = std::max(longest, lengths[n] + 1);
+  share_out(tasks.size(), [&](const auto& next) {
+    std::vector<float> scores(QUERIES * longest), query(QUERIES * D), found(QUERIES * D), sums(QUERIES);
+    for (int64_t place = next(); place < static_cast<int64_t>(tasks.size()); place = next()) {
+      const Task& task = tasks[place];
+      const Piece& piece = *task.piece;
+      Seen<T> seen;
+      if (piece.node < 0) {
+        const int64_t n = task.first / each, length = lengths[n], from = window > 0 ? std::max<int64_t>(0, length + 1 - window) : 0;
+        T *row_keys = all_keys + (n * G + task.g) * S * D, *row_values = all_values + (n * G + task.g) * S * D;
+        std::memcpy(row_keys + length * D, at(k, task.g, n), D * sizeof(T));
+        std::memcpy(row_values + length * D, at(v, task.g, n), D * sizeof(T));
+        seen = {row_keys + from * D, row_values + from * D, D, D, length + 1 - from};
+      } else {
+        const Tensor &key = nodes.keys[piece.node], &value = nodes.values[piece.node];
+        seen = {at(key, task.g, piece.begin), at(value, task.g, piece.begin), key.stride(1), value.stride(1), piece.length};
+      }
+      for (int64_t first = task.first; first < task.first + task.count; first += QUERIES) {
+        const int64_t some = std::min(QUERIES, task.first + task.count - first);
+        for (int64_t i = 0; i < some; ++i) {
+          const int64_t row = (first + i) / each, n = piece.row_of == nullptr ? row : piece.row_of[row];
+          const T* from = at(q, task.g * each + (first + i) % each, n);
+          for (int64_t j = 0; j < D; j += LANES) _mm512_storeu_ps(query.data() + i * D + j, _mm512_mul_ps(wide(from + j), _mm512_set1_ps(scale)));
+        }
+        const auto attend = some == 1 ? few_queries<T, V, 1> : some == 2 ? few_queries<T, V, 2> : some == 3 ? few_queries<T, V, 3> : few_queries<T, V, 4>;
+        attend(query.data(), seen, scores.data(), found.data(), sums.data());
+        for (int64_t i = 0; i < some; ++i) {
+          const int64_t one = (piece.at + (first + i) / each) * H + task.g * each + (first + i) % each;
+          std::memcpy(outs + one * D, found.data() + i * D, D * sizeof(float));
+          lses[one] = sums[i];
+        }
+      }
+    }
+  });
+}
+
 template <typename T>
 void of_type(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& keys, Tensor& values, const Tensor& length_N, int64_t window,
-             float scale, Tensor& out, Tensor& lse) {
+             float scale, const Nodes& nodes, const std::vector<Piece>& pieces, float* outs, float* lses) {
   switch (q.size(2) / LANES) {
 #define WIDTH(V) \
-  case V: return row_attention<T, V>(q, k, v, keys, values, length_N, window, scale, out, lse)
+  case V: return row_attention<T, V>(q, k, v, keys, values, length_N, window, scale, nodes, pieces, outs, lses)
     WIDTH(1); WIDTH(2); WIDTH(3); WIDTH(4); WIDTH(5); WIDTH(6); WIDTH(8); WIDTH(12); WIDTH(16);
 #undef WIDTH
     default: TORCH_CHECK(false, "heads of this width are not served");
   }
 }
 
-std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor keys, Tensor values,
-                                            const Tensor& length_N, int64_t window, double scale) {
-  const int64_t H = q.size(0), N = q.size(1), D = q.size(2);
-  TORCH_CHECK(H % k.size(0) == 0 && v.sizes() == k.sizes() && keys.sizes() == values.sizes() && keys.size(0) >= N && length_N.numel() == N &&
-                  keys.size(1) == k.size(0) && keys.size(3) == D && q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1,
+void check_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values, const Tensor& length_N,
+                  const Nodes& nodes) {
+  const int64_t H = q.size(0), N = q.size(1), D = q.size(2), G = k.size(0);
+  TORCH_CHECK(H % G == 0 && v.sizes() == k.sizes() && k.size(1) == N && keys.sizes() == values.sizes() && keys.size(0) >= N &&
+                  length_N.numel() == N && keys.size(1) == G && keys.size(3) == D && q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1,
               "queries, keys, values and rows belong together");
   const int64_t* lengths = length_N.const_data_ptr<int64_t>();
   TORCH_CHECK(length_N.is_contiguous() && std::all_of(lengths, lengths + N, [&](int64_t length) { return length >= 0 && length < keys.size(2); }),
               "each row has room for one token more");
   TORCH_CHECK(keys.is_contiguous() && values.is_contiguous() && D % LANES == 0, "rows of keys are contiguous, heads fill registers");
-  Tensor out = at::empty({N, H, D}, q.options().dtype(at::kFloat)), lse = at::empty({N, H}, q.options().dtype(at::kFloat));
+  TORCH_CHECK(nodes.keys.size() == nodes.values.size() && nodes.keys.size() == nodes.rows.size(), "nodes, their values and rows belong together");
+  for (size_t i = 0; i < nodes.keys.size(); ++i) {
+    const Tensor &key = nodes.keys[i], &value = nodes.values[i], &rows = nodes.rows[i];
+    const int64_t* row = rows.const_data_ptr<int64_t>();
+    TORCH_CHECK(key.sizes() == value.sizes() && key.size(0) == G && key.size(2) == D && key.stride(2) == 1 && value.stride(2) == 1 &&
+                    key.scalar_type() == q.scalar_type() && value.scalar_type() == q.scalar_type() && rows.is_contiguous() &&
+                    std::all_of(row, row + rows.numel(), [&](int64_t n) { return n >= 0 && n < N; }),
+                "nodes and rows belong together");
+  }
+}
+
+// q (H, N, D), k and v (G, N, D) of the new tokens, numbers of a head side by side; keys and values (rows, G, S, D) contiguous, rows
+// [0, N) in use; length_N (N) tokens in each row before. Writes k and v behind them. A token sees keys less than `window` above it
+// (0: all), and all keys (G, L, D) of each node above its row: `node_rows` names the rows below each. -> output (N, H, D) and log-sum-exp
+// (N, H), fp32
+std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor keys, Tensor values,
+                                            const Tensor& length_N, int64_t window, double scale, at::TensorList node_keys,
+                                            at::TensorList node_values, at::TensorList node_rows) {
+  const Nodes nodes{node_keys, node_values, node_rows};
+  check_decode(q, k, v, keys, values, length_N, nodes);
+  const int64_t H = q.size(0), N = q.size(1), D = q.size(2);
+  const std::vector<Piece> pieces = pieces_of(nodes, N);
+  const int64_t all = pieces.back().at + pieces.back().rows;
+  const auto fp32 = q.options().dtype(at::kFloat);
+  Tensor outs = at::empty({all, H, D}, fp32), lses = at::empty({all, H}, fp32);
+  float *to = outs.mutable_data_ptr<float>(), *sums = lses.mutable_data_ptr<float>();
   const auto run = q.scalar_type() == at::kFloat ? of_type<float> : of_type<BFloat16>;
-  run(q, k, v, keys, values, length_N, window, static_cast<float>(scale), out, lse);
+  run(q, k, v, keys, values, length_N, window, static_cast<float>(scale), nodes, pieces, to, sums);
+  if (pieces.size() == 1) return {outs, lses};
+  std::vector<std::vector<int64_t>> places(N);
+  for (const Piece& piece : pieces)
+    for (int64_t row = 0; row < piece.rows; ++row) places[piece.row_of == nullptr ? row : piece.row_of[row]].push_back(piece.at + row);
+  Tensor out = at::empty({N, H, D}, fp32), lse = at::empty({N, H}, fp32);
+  join_pieces(places, H, D, to, sums, out.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
   return {out, lse};
 }
