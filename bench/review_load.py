@@ -29,6 +29,7 @@ from typing import Any
 import httpx2
 from sqlalchemy import func, select
 
+from bench.setting import commit, machine
 from sapwood.remote.addresses import listen
 from sapwood.review.batch import BatchConfig, Candidate, make_batch
 from sapwood.review.people import Role, invite
@@ -224,7 +225,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = chosen.store or str(Path(folder) / "review.db")
         found = measure(place, lasting(chosen.seconds / 2), raters=chosen.raters, think=chosen.think, cases=chosen.cases, nice=chosen.nice)
-    found = {"database": "PostgreSQL" if "://" in place else "SQLite", **found}
+    found = {"database": "PostgreSQL" if "://" in place else "SQLite", **found, "commit": commit(), "machine": machine()}
     print(json.dumps(found, indent=2))
     if chosen.out:
         chosen.out.write_text(json.dumps(found, indent=2) + "\n")

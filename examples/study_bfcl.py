@@ -24,7 +24,7 @@ from sapwood.run import read_json, read_records
 
 DATA = ("bfcl-calls", "--cluster", "family", "--reference", "allowed", "--held-out", "0.2")
 TUNING = ("--lr", "1e-3", "--scorer", "none")
-ASKING = ("--scorer", "function-call", "--max-new-tokens", "64", "--shots", "2", "4", "--retrieved", "4")
+ASKING = ("--scorer", "function-call", "--max-new-tokens", "256", "--shots", "2", "4", "--retrieved", "4")
 REQUIREMENTS = Path(__file__).with_name("study_bfcl.yaml")
 BENCHMARKS = ("--benchmarks", "mmlu-slice", "--limit", "300")
 SHORT = 24

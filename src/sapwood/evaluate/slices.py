@@ -46,7 +46,8 @@ def slice_results(
     """(every part, tags that are not shown). `before` and `after` hold one score an item."""
     declared = list(requirements.slices)
     named = {tuple(one.tags) for one in declared}
-    declared += [Slice(name=task.name, tags=(tag,)) for task in requirements.tasks if ((tag := f"task:{task.name}"),) not in named]
+    tasks = requirements.tasks if len(requirements.tasks) > 1 else ()  # a single one is all items, whatever they carry
+    declared += [Slice(name=task.name, tags=(tag,)) for task in tasks if ((tag := f"task:{task.name}"),) not in named]
     known = {tuple(one.tags) for one in declared}
     counts = Counter(tag for carried in tags.values() for tag in dict.fromkeys(carried))
     loose = [Slice(name=tag, tags=(tag,)) for tag, count in counts.most_common() if (tag,) not in known and 1 < count < len(tags)]
