@@ -95,6 +95,14 @@ def test_an_empty_slice_is_open_and_told() -> None:
     assert result.slices[0].difference is None
 
 
+def test_tasks_are_slices_where_there_are_several() -> None:
+    tasks = [{"name": "refund"}, {"name": "delay"}]
+    tags = {f"i{n}": ("task:refund",) if n < 50 else ("task:delay",) for n in range(200)}
+    several = judged(BETTER, needs(tasks=tasks), tags=tags).slices
+    assert {one.slice.name: one.items for one in several} == {"refund": 50, "delay": 150}
+    assert judged(BETTER, needs(tasks=tasks[:1])).slices == [], "a single task is all items, whether or not they say so"
+
+
 def test_a_second_metric_may_not_fall() -> None:
     metrics = [{"name": "right", "primary": True}, {"name": "brief", "margin": 0.05}]
     scores = [*arm("plain", right(60, 200), others={"brief": 1.0}), *arm("tuned", right(100, 200), others={"brief": 0.0})]
