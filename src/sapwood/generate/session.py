@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sapwood.errors import ModelError
 from sapwood.generate.answer import Answer
@@ -81,6 +81,8 @@ class Session:
         self._waiting: deque[Answer] = deque()
         self._over: list[Answer] = []
         self._in_chunks = False
+        self._known: dict[nn.Module, Any] = {}
+        """What layers know of themselves while sequences run: weights stay as they are until nothing does."""
 
     @property
     def idle(self) -> bool:
@@ -124,10 +126,12 @@ class Session:
 
         Those that were cancelled (`Answer.cancel`) are among them.
         """
-        with evaluating(self._model), torch.inference_mode(), packed.in_force():
+        with evaluating(self._model), torch.inference_mode(), packed.in_force(self._known):
             self._clear()
-            if not self._rows.running and (self._inbox or self._waiting):
-                self._engine.check_weights()
+            if not self._rows.running:
+                self._known.clear()
+                if self._inbox or self._waiting:
+                    self._engine.check_weights()
             if self._inbox:
                 self._waiting.extend(self._rows.plan(self._inbox))
                 self._inbox.clear()

@@ -10,12 +10,12 @@
 
 namespace {
 
-// x W^T + b, and + (x A^T) B^T: (M, O). The scale of an adapter is inside its B.
-Tensor linear(const Tensor& x, const Tensor* layer, int64_t outputs) {
+// x W^T + b, and + (x A^T) B^T: (M, O), and onto what is there. The scale of an adapter is inside its B.
+Tensor linear(const Tensor& x, const Tensor* layer, int64_t outputs, const std::optional<Tensor>& onto = std::nullopt) {
   const auto bias = layer[1].numel() ? std::optional<Tensor>(layer[1]) : std::nullopt;
-  if (layer[2].numel() == 0) return packed_product(x, layer[0], outputs, bias);
+  if (layer[2].numel() == 0) return product_sum(x, layer[0], outputs, bias, std::nullopt, onto);
   const Tensor h = packed_product(x, layer[2], 2 * layer[3].size(1), std::nullopt);
-  return product_sum(x, layer[0], outputs, bias, Factor(h, layer[3]));
+  return product_sum(x, layer[0], outputs, bias, Factor(h, layer[3]), onto);
 }
 
 // x (T, D); the norm and the linear layer (4) in front of attention; cos, sin (T, K) -> queries, keys (turned) and values (T, heads, K)
@@ -32,10 +32,10 @@ std::tuple<Tensor, Tensor, Tensor> before_attention(const Tensor& x, const Tenso
 Tensor after_attention(const Tensor& x, const Tensor& attended, const std::vector<Tensor>& layers, const Tensor& norm,
                        double eps) {
   const int64_t D = x.size(1);
-  const Tensor between = x + linear(attended, &layers[0], D);
+  const Tensor between = linear(attended, &layers[0], D, x.contiguous());
   const int64_t inner = layers[8].size(1) * 2;
   const Tensor both = linear(std::get<0>(rms_forward(between, norm, eps)), &layers[4], 2 * inner);
-  return between + linear(swiglu_rows(both.narrow(1, 0, inner), both.narrow(1, inner, inner)), &layers[8], D);
+  return linear(swiglu_rows(both.narrow(1, 0, inner), both.narrow(1, inner, inner)), &layers[8], D, between);
 }
 
 }  // namespace

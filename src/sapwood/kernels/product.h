@@ -122,18 +122,30 @@ inline void store_sums(const Sums& sums, int64_t first, int64_t width, BFloat16*
   if (count < COLUMNS) std::memcpy(row + first, some, count * sizeof(BFloat16));
 }
 
-// x W^T + b, and + h B^T where they are given: (M, O), summed in fp32 and rounded once
-Tensor product_sum(const Tensor& x, const Tensor& packed, int64_t outputs, const std::optional<Tensor>& bias, const std::optional<Factor>& more) {
+// x W^T + b, and + h B^T where they are given: (M, O), summed in fp32 and rounded once. `onto` (M, O) is added to what was rounded, as
+// a model would that runs layer by layer.
+Tensor product_sum(const Tensor& x, const Tensor& packed, int64_t outputs, const std::optional<Tensor>& bias, const std::optional<Factor>& more,
+                   const std::optional<Tensor>& onto = std::nullopt) {
   const int64_t M = x.size(0), panels = panels_of(outputs);
   TORCH_CHECK(packed.size(0) == panels, "rows and weight belong together");
   Tensor y = at::empty({M, outputs}, x.options());
   BFloat16* out = y.mutable_data_ptr<BFloat16>();
   const BFloat16* b = bias.has_value() ? bias->const_data_ptr<BFloat16>() : nullptr;
+  TORCH_CHECK(!onto || (onto->is_contiguous() && onto->sizes() == y.sizes()), "what is added to has the output's shape");
+  const BFloat16* rest = onto.has_value() ? onto->const_data_ptr<BFloat16>() : nullptr;
   panel_sums(Factor(x, packed), more, M, panels, [&](int64_t m, int64_t p, Sums& sums) {
     if (b != nullptr) {
       Sums wide;
       load_sums(b, p * COLUMNS, outputs, wide);
       for (int j = 0; j < 3; ++j) sums[j] = _mm512_add_ps(sums[j], wide[j]);
+    }
+    if (rest != nullptr) {
+      Sums before;
+      load_sums(rest + m * outputs, p * COLUMNS, outputs, before);
+      for (int j = 0; j < 3; ++j) {
+        const __m512i whole = _mm512_slli_epi32(_mm512_cvtepu16_epi32(at::vec::cvtfp32_bf16(sums[j])), 16);
+        sums[j] = _mm512_add_ps(before[j], _mm512_castsi512_ps(whole));
+      }
     }
     store_sums(sums, p * COLUMNS, outputs, out + m * outputs);
   });

@@ -56,7 +56,8 @@ def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Ten
     """What a fused decoder layer runs: the two calls where they serve, else the forward of its class."""
     joined = None
     if not args and kwargs.get("past_key_values") is None and kwargs.get("position_embeddings") and kwargs.get("forest"):
-        joined = _joined(self, hidden_states) if len(hidden_states) == 1 and packed.in_use(hidden_states) else None
+        serves = len(hidden_states) == 1 and packed.in_use(hidden_states)
+        joined = packed.once(self, lambda: _joined(self, hidden_states)) if serves else None
     if joined is None:
         out: Tensor = type(self).forward(self, hidden_states, *args, **kwargs)
         return out

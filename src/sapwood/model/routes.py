@@ -17,6 +17,7 @@ from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor
 
 from sapwood.errors import ConfigError, ModelError
+from sapwood.model import packed
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.several import adapter_names, oddities
 
@@ -75,7 +76,8 @@ class Routes:
         try:
             for layer in layers:
                 layer.__dict__["forward"] = _Routed(layer, rows, len(names))
-            yield
+            with packed.nothing_known():
+                yield
         finally:
             for layer, forward in zip(layers, before, strict=True):
                 if forward is None:
