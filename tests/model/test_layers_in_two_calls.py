@@ -10,17 +10,20 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from generate.prompts_and_engines import Letters, prompts
 from model.test_attending import SIZES, adapted, model_of
 from sapwood import kernels
 from sapwood.attention.plan import TreeAttention
 from sapwood.forest import plant
+from sapwood.generate import Engine
 from sapwood.model import LanguageModel, LoraConfig, add_lora, packed, trainable_parameters
 from sapwood.model import layers as module
 from sapwood.model.attending import fuse_attention
 from sapwood.model.gated import fuse_gates
 from sapwood.model.layers import fuse_layers, is_fused_layer
 from sapwood.model.norms import fuse_norms
-from sapwood.records import Row
+from sapwood.model.routes import BASE, Routes
+from sapwood.records import Row, SamplingParams
 
 pytestmark = pytest.mark.skipif(kernels.cpu_kernels() is None, reason=f"no kernels here: {kernels.why_not()}")
 
@@ -40,13 +43,13 @@ def layers(model: LanguageModel) -> list[nn.Module]:
     return [layer for layer in model.module.modules() if type(layer).__name__.endswith("DecoderLayer")]
 
 
-def hidden(model: LanguageModel, *, in_force: bool = True) -> Tensor:
+def hidden(model: LanguageModel, *, in_force: bool = True, known: dict[nn.Module, Any] | None = None, through: str | None = None) -> Tensor:
     rng = np.random.default_rng(0)
     forest = plant([Row(rng.integers(0, 97, 30), rng.integers(0, 97, 12), np.ones(12, np.float32)) for _ in range(3)])
     with torch.inference_mode():
         if not in_force:
             return model.hidden(forest.tokens_T, forest.positions_T, TreeAttention(forest))
-        with packed.in_force():
+        with packed.in_force(known), Routes(model).of([through] * len(forest.tokens_T)):
             return model.hidden(forest.tokens_T, forest.positions_T, TreeAttention(forest))
 
 
@@ -109,6 +112,43 @@ def test_who_watches_a_part_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden(model)
     assert seen == [1]
     assert len(calls) == 1
+
+
+def test_what_is_known_of_layers_is_asked_once_and_not_where_rows_are_routed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = prepared(adapted())
+    looked: list[int] = []
+    own = module._joined
+    monkeypatch.setattr(module, "_joined", lambda *args: looked.append(1) or own(*args))  # type: ignore[func-returns-value]
+    known: dict[nn.Module, Any] = {}
+    expected = hidden(model)
+    assert len(looked) == 2
+    for _ in range(3):
+        assert torch.equal(hidden(model, known=known), expected)
+    assert len(looked) == 4, "once a layer"
+    assert not near(hidden(model, known=known, through=BASE), expected), "rows that go through no adapter"
+    assert torch.equal(hidden(model, known=known), expected)
+
+
+def test_a_session_forgets_what_it_knew_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = prepared(adapted())
+    engine = Engine(model, Letters(), pack=True)
+    params = SamplingParams(max_new_tokens=6, temperature=1.0, seed=0)
+    with engine.open() as session:
+
+        def answer() -> tuple[int, ...]:
+            one = session.add(prompts([[5, 6, 7, 8]])[0], params)
+            while not session.idle:
+                session.step()
+            return tuple(one.ids)
+
+        before = answer()
+        with torch.no_grad():
+            for name, parameter in model.module.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(-9)
+        after = answer()
+    assert after != before
+    assert after == tuple(Engine(model, Letters(), pack=True).generate(prompts([[5, 6, 7, 8]]), params)[0].ids)
 
 
 @pytest.mark.parametrize("kind", [transformers.Qwen3Config, transformers.Gemma2Config], ids=["norms of queries", "other norms"])
