@@ -38,3 +38,18 @@ def test_the_peers_setting_is_the_one_that_the_page_names() -> None:
 def test_where_the_time_goes_is_what_was_profiled() -> None:
     for line in result("sft-group")["profile"][:5]:
         assert f"| `{line['operation']}` | {line['share'] * 100:.1f} % |" in PAGE
+
+
+def test_whole_steps_of_grpo() -> None:
+    found = result("grpo")
+    assert f"short **{found['ratio_short']:.1f} times**" in PAGE
+    assert f"long **{found['ratio_long']:.1f} times**" in PAGE
+    for name, one in found["lengths"].items():
+        for who, phases in one["phases"].items():
+            seconds = sum(phases.values()), phases["sample"], phases["forward and backward"]
+            assert f"| {name} | {who} | {' | '.join(f'{value:.1f}' for value in seconds)} |" in PAGE
+            assert all(phases[small] < 1 / 30 for small in ("reward", "log-probs", "step"))
+        assert one["sampled_tokens"] == one["trained_tokens"]
+    best = {name: one["sweep"]["best"] for name, one in found["lengths"].items()}
+    assert (best["short"]["precision"], best["short"]["rows"]) == ("bf16", 4)
+    assert (best["long"]["precision"], best["long"]["rows"]) == ("autocast", 1)
