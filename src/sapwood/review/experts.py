@@ -88,16 +88,19 @@ def correction_of(connection: Connection, case: int, arm: str) -> Row[Any] | Non
 
 
 def correct_answer(
-    connection: Connection, batch: Batch, case: Row[Any], side: str, after: str, reason: str, person: int, now: float
+    connection: Connection, batch: Batch, case: Row[Any], side: str, after: str, reason: str, person: int, now: float, shown: int = 0
 ) -> bool:
     """Keep an answer as an expert wrote it, covered names put back; False where nothing differs from what stands.
 
-    `side` is a | b. Raises `DataError` for an answer that is empty or too long.
+    `side` is a | b; `shown` is the correction that the expert went on from, 0 for the answer itself: names are numbered as they stand
+    there. Raises `DataError` for an answer that is empty or too long.
     """
     arm = case.arm_a if side == "a" else case.arm_b
     before = text_of(case.answers[arm])
     last = correction_of(connection, case.id, arm)
-    after = uncover(after.replace("\r\n", "\n"), batch.mask.cover(before)[1])
+    mine = (corrections.c.id == shown, corrections.c.case == case.id, corrections.c.arm == arm)
+    seen = connection.execute(select(corrections.c.after).where(*mine)).scalar_one_or_none()
+    after = uncover(after.replace("\r\n", "\n"), batch.mask.cover(before if seen is None else seen)[1])
     if not after.strip():
         raise DataError("A corrected answer cannot be empty. To say that none is right, decide that the answer is bad.")
     if len(after) > LONGEST_ANSWER:

@@ -14,9 +14,10 @@ Rows may say what is known of them: `gold` (the better answer's name; for single
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from sapwood.records import Conversation, Message, Preference
 from sapwood.review.batch import Candidate
 from sapwood.run import read_records
 
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
+"""How an address begins that is no path: `data:`, `https:`, `sha256:`; a drive of Windows has one letter."""
 ANSWER = "answer"
 """The arm of a source that has one answer to each item."""
 
@@ -50,6 +53,11 @@ class Source:
 
 def read_source(path: Path) -> Source:
     """The candidates of a source. Raises `DataError` where there is none."""
+    found = _read(path)
+    return replace(found, candidates=[_at_home(one) for one in found.candidates])
+
+
+def _read(path: Path) -> Source:
     if path.is_dir():
         return _of_run(path)
     if not path.exists():
@@ -68,7 +76,8 @@ def read_source(path: Path) -> Source:
                 continue
             return _of_data(path)
         try:
-            special.append(_answered(value, str(source)) if "answers" in value else _served(value, str(source)))
+            one = _answered(value, str(source)) if "answers" in value else _served(value, str(source))
+            special.append(_at_home(one, path.parent))
         except Refused as reason:
             refused.append(f"{source}: {reason.args[0]}")
     if not special:
@@ -231,6 +240,24 @@ def _share(value: Any) -> float:
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Rows that ask and answer the very same are one."""
     return list({one.key: one for one in candidates}.values())
+
+
+def _at_home(candidate: Candidate, folder: Path = Path()) -> Candidate:
+    """With whole paths for media that lie on this machine: pages are served from elsewhere, and exports are written elsewhere."""
+    answers = {arm: _with_whole_paths(message, folder) for arm, message in candidate.answers.items()}
+    return replace(candidate, asked=[_with_whole_paths(message, folder) for message in candidate.asked], answers=answers)
+
+
+def _with_whole_paths(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return dict(message)
+    parts = [{**part, "uri": _whole_path(part["uri"], folder)} if part.get("uri") else part for part in content]
+    return {**message, "content": parts}
+
+
+def _whole_path(uri: str, folder: Path) -> str:
+    return uri if _SCHEME.match(uri) else str((folder / Path(uri).expanduser()).absolute())
 
 
 def stored(message: Message) -> dict[str, Any]:

@@ -87,9 +87,14 @@ def correct(ask: Ask) -> Response:
         batch, case = _case(ask, connection)
         if side == "b" and case.arm_b is None:
             raise RefusalError(400, "This case has one answer alone.")
-        if changed := correct_answer(connection, batch, case, side, ask.one("text"), ask.one("reason"), ask.person.id, ask.now):
+        shown = int(ask.one("shown")) if ask.one("shown").isdecimal() and len(ask.one("shown")) < 16 else 0
+        last = correction_of(connection, case.id, case.arm_a if side == "a" else case.arm_b)
+        if changed := correct_answer(connection, batch, case, side, ask.one("text"), ask.one("reason"), ask.person.id, ask.now, shown):
             ask.log(connection, "corrected", f"case {case.id}")
-    return case_page(ask, "The correction is kept." if changed else "Nothing differs from what stands, so nothing was kept.")
+    said = "The correction is kept." if changed else "Nothing differs from what stands, so nothing was kept."
+    if changed and last is not None and last.id != shown:
+        said += f" It stands in place of one that {last.name} made after you had opened this page: speak with them."
+    return case_page(ask, said)
 
 
 def preview(ask: Ask) -> Response:
