@@ -97,7 +97,7 @@ def load_yaml(cls: type[C], path: Path) -> C:
         line = f":{place.line + 1}" if place else ""
         raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}). Mend the line and try again.") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, found {type(data).__name__}.")
+        raise ConfigError(f"{path}: expected `key: value` lines, found {'nothing' if data is None else type(data).__name__}.")
     return from_dict(cls, data, str(path))
 
 

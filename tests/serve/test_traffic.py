@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from sapwood.errors import StorageError
 from sapwood.recipes.logs import conversations_of_logs
 from sapwood.review.sources import read_source
 from sapwood.run import read_records
@@ -81,6 +82,13 @@ def test_a_file_that_cannot_be_written_fails_no_request(tmp_path: Path, caplog: 
     traffic.keep({}, {}, None)
     assert traffic.lost == 1
     assert "was not kept" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "below" / "traffic.jsonl", tmp_path / "file" / "traffic.jsonl"):
+        with pytest.raises(StorageError, match="Choose another file"):
+            Traffic(path)
 
 
 def test_what_a_kill_has_cut_short_costs_no_other_record(tmp_path: Path) -> None:

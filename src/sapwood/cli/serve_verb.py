@@ -110,6 +110,7 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
     tokens, screen = _tokens(config), screen_for(json)
     plan = load_plan(config.experiment) if config.experiment is not None else None
     listener = listen(config.host, config.port)  # before the model loads: a port that is taken is known at once
+    traffic = Traffic(config.keep_traffic) if config.keep_traffic is not None else None
     model, chat = open_model(name, ChatConfig(template=config.template, dtype=config.dtype), screen)
     if config.tools_in_system and not chat.tools_in_system:
         chat = chat.with_tools_in_system()
@@ -128,8 +129,6 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
             models = {called: None}
     served = Served(models, chat, config.limits, trained_arguments(Path(name)))
     worker = Worker(engine)
-
-    traffic = Traffic(config.keep_traffic) if config.keep_traffic is not None else None
     with closing(worker), closing(traffic) if traffic else nullcontext(), _experiment(plan, config, served, screen) as experiment:
         names = list(experiment.public.models if experiment else models)
 

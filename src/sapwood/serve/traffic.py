@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from sapwood.errors import storage
+from sapwood.errors import StorageError, storage
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -32,7 +32,10 @@ class Traffic:
     def __init__(self, path: Path) -> None:
         """Raises `StorageError` where it cannot be opened."""
         with storage(path, "open"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except (FileNotFoundError, FileExistsError, NotADirectoryError):
+                raise StorageError(f"{path}: its folder cannot be made. Choose another file.") from None
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             size = os.fstat(self._file).st_size
             self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
