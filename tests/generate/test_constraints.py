@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import numpy as np
@@ -21,6 +21,7 @@ from sapwood.generate import Engine
 from sapwood.generate.constraints import WRITTEN
 from sapwood.model import load_model
 from sapwood.records import Completion, Constraint, Ended, Message, SamplingParams
+from sapwood.records.sampling import ConstraintKind
 from tiny.folder import TEMPLATE, write_model
 
 FELL = {"type": "object", "properties": {"how": {"$ref": "#/$defs/way"}}, "required": ["how"], "$defs": {"way": {"enum": ["saw", "axe"]}}}
@@ -151,20 +152,21 @@ def _check_calls(engine: Engine, several: bool) -> None:
     prompt = chat.prompt([Message("user", "grass")], tools=TOOLS)
     schemas = {tool.get("function", tool)["name"]: tool.get("function", tool)["parameters"] or {"type": "object"} for tool in TOOLS}
     names: set[str] = set()
-    for kind in ("calls", "calls or text"):
-        params = SamplingParams(max_new_tokens=180 if kind == "calls" else 25, temperature=1.0, constraint=Constraint(kind, TOOLS))
+    for kind in get_args(ConstraintKind)[-4:]:
+        only = "text" not in kind
+        params = SamplingParams(max_new_tokens=180 if only else 25, temperature=1.0, constraint=Constraint(kind, TOOLS))
         found = engine.generate([prompt] * 6, params)
         for completion in found:
             assert completion.message is not None
             calls = completion.message.tool_calls
-            if kind == "calls" and completion.ended is Ended.STOP:
+            if only and completion.ended is Ended.STOP:
                 assert calls
                 assert not completion.message.content.strip()
-                assert several or len(calls) == 1
+                assert (several and kind == "calls") or len(calls) == 1
             for call in calls:
                 jsonschema.validate(dict(call.arguments), schemas[call.name])
                 names.add(call.name)
-        assert kind != "calls" or sum(completion.ended is Ended.STOP for completion in found) >= 2
+        assert not only or sum(completion.ended is Ended.STOP for completion in found) >= 2
     assert len(names) > 1
 
 

@@ -127,7 +127,9 @@ def test_what_is_no_json_or_too_much_of_it(server: Serving) -> None:
     assert "not JSON" in complaint(send(b'{"model": "\xff"}'), 400)
     assert "larger than 20,000 bytes" in complaint(send(b" " * 20_001), 413)
     assert "application/json" in complaint(send(b"{}", "text/plain"), 415)
-    assert "There is no GET /v1/nowhere" in complaint(httpx2.get(server.url + "/nowhere", trust_env=False), 404)
+    assert "There is no GET /v1/nowhere here. There are /v1/chat/completions (POST)" in complaint(
+        httpx2.get(server.url + "/nowhere", trust_env=False), 404
+    )
 
 
 def slowed(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +251,15 @@ def test_an_engine_that_fails_fails_those_under_way_and_no_others(server: Servin
     assert "[DONE]" not in stream.text, "a cut stream does not look whole"
     monkeypatch.undo()
     assert server.ask().json()["choices"][0]["message"] == expected
+
+
+def test_what_memory_can_never_hold_is_the_requests_own_fault(folder: Path) -> None:
+    """A server's error would be asked again, and never answered."""
+    with serving(folder, memory=300 * 256) as server:  # 300 tokens of this model
+        assert "Ask for fewer new tokens" in complaint(server.ask(max_tokens=400), 400)
+        assert "Ask for fewer new tokens" in server.ask(max_tokens=400, stream=True, n=2).text
+        assert server.ask().status_code == 200
+        assert eventually(lambda: server.worker.load == (0, 0))
 
 
 def test_a_slow_reader_gets_the_whole(server: Serving) -> None:

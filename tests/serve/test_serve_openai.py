@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 from sapwood.chat import Chat  # noqa: E402
-from sapwood.records import Message, Prompt, SamplingParams  # noqa: E402
+from sapwood.records import Constraint, Message, Prompt, SamplingParams  # noqa: E402
 from sapwood.remote import Remote, RemoteSampler  # noqa: E402
 from serve.serving import TOKEN, Serving, serving  # noqa: E402
 from tiny.folder import write_model  # noqa: E402
@@ -116,6 +116,15 @@ def test_what_is_wrong_is_said_in_the_clients_own_errors(server: Serving, client
     with pytest.raises(openai.AuthenticationError, match="missing or wrong"), openai.OpenAI(base_url=server.url, api_key="x") as other:
         other.models.list()
     assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="no model 'org/gpt' here"):
+        client.models.retrieve("org/gpt")
+    with pytest.raises(openai.BadRequestError, match="an object with one of json"):
+        create(extra_body={"structured_outputs": {"choices": ["a"]}})
+    with pytest.raises(openai.BadRequestError, match="give a sequence of texts"):
+        create(extra_body={"structured_outputs": {"choice": "a"}})
+    with pytest.raises(openai.BadRequestError, match="a list of token ids"):
+        create(extra_body={"stop_token_ids": ["a"]})
 
 
 def test_the_remote_sampler_gets_the_very_tokens(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +142,49 @@ def test_the_remote_sampler_gets_the_very_tokens(server: Serving, monkeypatch: p
     streamed = sampler.stream(Prompt(MESSAGES, (), ""), SamplingParams(max_new_tokens=10), lambda delta: told.append(delta.content))
     assert "".join(told) == streamed.text == answer.text
     assert (streamed.ended, streamed.counted) == (answer.ended, answer.counted)
+    assert (streamed.ids, streamed.logprobs) == (answer.ids, pytest.approx(answer.logprobs, abs=1e-5))
+
+
+def test_what_our_own_sampler_asks_in_vllms_words_is_understood(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    monkeypatch.setenv("TINY_KEY", TOKEN)
+    sampler = RemoteSampler(Remote(url=server.url, model="tiny", key="TINY_KEY", token_ids=True))
+    free = own(server, SamplingParams(max_new_tokens=10))[0]
+    for params in (
+        SamplingParams(max_new_tokens=10, stop_ids=(free.ids[4],)),
+        SamplingParams(max_new_tokens=10, constraint=Constraint("choice", ("yes", "no"))),
+        SamplingParams(max_new_tokens=10, constraint=Constraint("regex", "[0-9]{3}")),
+    ):
+        (expected,) = own(server, params)
+        (answer,) = sampler.generate([Prompt(MESSAGES, (), "")], params)
+        streamed = sampler.stream(Prompt(MESSAGES, (), ""), params, lambda delta: None)
+        assert answer.ids == streamed.ids == expected.ids
+        assert answer.text == streamed.text == expected.message.content
+        assert answer.ended == expected.ended == "stop"
+
+
+def test_how_likely_a_text_is(server: Serving, client: Any) -> None:
+    """As lm-eval asks for it: the prompt is given back with its log-probabilities, and nothing is added."""
+    ids = server.chat.tokens.encode("the colour of the sky is blue")
+    (expected,) = server.engine.generate(
+        [Prompt((), tuple(ids), "")], SamplingParams(prompt_logprobs=True, top_logprobs=2, max_new_tokens=3)
+    )
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "the colour of the sky is blue", "echo": True, "logprobs": 2, "temperature": 0}
+    answer = client.completions.create(**asked, max_tokens=0)
+    found = answer.choices[0].logprobs
+    assert answer.choices[0].text == asked["prompt"]
+    assert "".join(found.tokens) == asked["prompt"]
+    assert found.text_offset == [asked["prompt"].index(token, at) for token, at in zip(found.tokens, found.text_offset, strict=True)]
+    assert found.token_logprobs[0] is found.top_logprobs[0] is None
+    assert found.token_logprobs[1:] == pytest.approx(expected.prompt_logprobs, abs=1e-5)
+    assert [max(top.values()) for top in found.top_logprobs[1:]] == pytest.approx([top[0][1] for top in expected.prompt_top_logprobs])
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), 0)
+    longer = client.completions.create(**asked, max_tokens=3).choices[0]
+    assert longer.text == asked["prompt"] + expected.text
+    assert longer.logprobs.token_logprobs[1:] == pytest.approx((*expected.prompt_logprobs, *expected.logprobs), abs=1e-5)
+    pieces = list(client.completions.create(**{**asked, "logprobs": None}, max_tokens=0, stream=True))
+    assert "".join(choice.text for piece in pieces for choice in piece.choices) == asked["prompt"]
+    with pytest.raises(openai.BadRequestError, match="leave out `stream`"):
+        client.completions.create(**asked, max_tokens=3, stream=True)
+    with pytest.raises(openai.BadRequestError, match="nothing is asked for but the prompt"):
+        client.completions.create(model="tiny", prompt="a", max_tokens=0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import jsonschema
 import pytest
 
@@ -20,6 +21,7 @@ from sapwood.model import LoraConfig, add_lora, load_model, save_adapter, traina
 from sapwood.model.routes import BASE  # noqa: E402
 from sapwood.records import Completion, Ended, Message, SamplingParams  # noqa: E402
 from sapwood.serve.answers import ChatDeltas  # noqa: E402
+from sapwood.serve.asking import read_chat  # noqa: E402
 from serve.serving import TOKEN, Serving, serving  # noqa: E402
 from tiny.folder import SPECIALS, write_model  # noqa: E402
 
@@ -96,6 +98,52 @@ def test_a_demanded_call_is_one_whole_and_streamed(client: Any, choice: Any) -> 
     assert [(name, json.loads(arguments)) for name, arguments in pieces.values()] == calls
     assert reason == "tool_calls"
     assert len(ids) == len(calls)
+
+
+def test_one_call_alone_where_no_more_are_wanted(client: Any) -> None:
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": ASK,
+        "tools": [TOOL, OTHER],
+        "max_tokens": 200,
+        "temperature": 1,
+        "n": 8,
+        "seed": 3,
+    }
+
+    def calls(**more: Any) -> list[int]:
+        choices = client.chat.completions.create(**asked, **more).choices
+        return [len(choice.message.tool_calls) for choice in choices if choice.finish_reason == "tool_calls"]
+
+    assert max(calls(tool_choice="required")) > 1
+    assert set(calls(tool_choice="required", parallel_tool_calls=False)) == {1}
+
+
+def test_when_free_answers_are_held(server: Serving) -> None:
+    """A promise of the tools (`strict`) or of the request holds calls that the model need not make; nothing else does."""
+    strict = {**TOOL, "function": {**TOOL["function"], "strict": True}}
+    for more, kind in (
+        ({"tools": [TOOL]}, None),
+        ({"tools": [TOOL, strict]}, "calls or text"),
+        ({"tools": [TOOL], "parallel_tool_calls": False}, "call or text"),
+        ({"tools": [TOOL], "parallel_tool_calls": True, "tool_choice": "auto"}, None),
+        ({"tools": [strict], "tool_choice": "none"}, None),
+        ({"parallel_tool_calls": False}, None),
+    ):
+        asked = read_chat({"model": "tiny", "messages": ASK, **more}, server.front.served)
+        assert (asked.params.constraint and asked.params.constraint.kind) == kind
+
+
+def test_the_first_piece_may_be_a_call(server: Serving, client: Any) -> None:
+    def counted() -> int:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        page = httpx2.get(server.url.removesuffix("/v1") + "/metrics", headers=headers, trust_env=False).text
+        return int(page.partition("sapwood_first_token_seconds_count ")[2].split()[0])
+
+    before = counted()
+    asked = {"model": "tiny", "messages": ASK, "tools": [TOOL], "tool_choice": "required", "max_tokens": 200, "temperature": 1, "seed": 2}
+    assert all(not chunk.choices[0].delta.content for chunk in client.chat.completions.create(**asked, stream=True))
+    assert counted() == before + 1
 
 
 def test_calls_and_results_go_back_into_the_conversation(client: Any) -> None:

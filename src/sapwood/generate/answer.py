@@ -62,6 +62,7 @@ class Answer:
         self.logprobs: list[float] = []
         self.top_logprobs: list[Alternatives] = []
         self.prompt_logprobs: tuple[float, ...] = ()
+        self.prompt_top_logprobs: tuple[Alternatives, ...] = ()
         self.steering: Steering | None = None
         """Its way through the grammar of its constraint, if it has one."""
         self.ended: Ended | None = None
@@ -134,6 +135,7 @@ class Answer:
             message,
             tuple(self.top_logprobs),
             self.prompt_logprobs,
+            self.prompt_top_logprobs,
             outgrown=outgrown,
         )
 

@@ -70,10 +70,10 @@ def grammar_of(constraint: Constraint, chat: Chat) -> tuple[str, str]:
         case "lark":
             return constraint.value, "lark"
         case _:
-            return _calls(constraint.value, chat, or_text=constraint.kind == "calls or text"), "lark"
+            return _calls(constraint.value, chat, several="calls" in constraint.kind, or_text="text" in constraint.kind), "lark"
 
 
-def _calls(tools: Sequence[Mapping[str, Any]], chat: Chat, *, or_text: bool) -> str:
+def _calls(tools: Sequence[Mapping[str, Any]], chat: Chat, *, several: bool, or_text: bool) -> str:
     style = chat.form.style
     if style is None or style.name not in WRITTEN:
         named = "writes no calls that Sapwood can read" if style is None else f"writes calls in the style {style.name!r}"
@@ -89,7 +89,7 @@ def _calls(tools: Sequence[Mapping[str, Any]], chat: Chat, *, or_text: bool) -> 
     lines = []
     for place, tool in enumerate(tools):
         lines.append(f"call_{place}: {_call(tool, written, style.name == MISTRAL_ARGS.name, chat)}")
-    calls = "call" if not written.several else f"call ({marks(written.between)} call)*"
+    calls = "call" if not (several and written.several) else f"call ({marks(written.between)} call)*"
     rules = [
         f"calls: {marks(written.opening)} {calls} {marks(written.closing)}",
         "call: " + " | ".join(f"call_{place}" for place in range(len(tools))),

@@ -22,6 +22,7 @@ from sapwood.errors import ModelError
 from sapwood.generate.answer import Answer
 from sapwood.generate.drawing import draw
 from sapwood.model import LanguageModel, packed
+from sapwood.model.scoring import likeliest
 from sapwood.records import Prompt, Row, SamplingParams
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Session:
         for answer in entered:
             self._waiting.popleft()
             if answer.params.prompt_logprobs:
-                answer.prompt_logprobs = self._prompt_logprobs(answer)
+                self._measure_prompt(answer)
         self._push(entered, logits_NV, settle=True)
 
     def _push(self, answers: Sequence[Answer], logits_NV: Tensor, *, settle: bool = False) -> None:
@@ -198,15 +199,18 @@ class Session:
             if answer.on_token is not None and len(answer.ids) > length:
                 answer.on_token(answer.ids[-1])
 
-    def _prompt_logprobs(self, answer: Answer) -> tuple[float, ...]:
-        """Of each token of the prompt but the first, by the path that training takes; with images or sounds, of those behind the last."""
+    def _measure_prompt(self, answer: Answer) -> None:
+        """How likely each token of the prompt but the first is, by the path that training takes; with images or sounds, of those behind
+        the last. And what else was likely there, where that was asked for."""
         ids, media = np.array(answer.prompt.ids, dtype=np.int64), answer.prompt.media
         begin = max((int(span.places_F[-1]) + 1 for span in media), default=1)
         if begin >= len(ids):
-            return ()
+            return
         row = Row(ids[:begin], ids[begin:], np.ones(len(ids) - begin, np.float32), media)
         with self._engine.routes.of([answer.adapter] * len(ids)):
-            return tuple(self._model.logprobs([row])[0].tolist())
+            answer.prompt_logprobs = tuple(self._model.logprobs([row])[0].tolist())
+            if count := answer.params.top_logprobs:
+                answer.prompt_top_logprobs = tuple(map(tuple, likeliest(self._model, row, count)))
 
     def _clear(self) -> None:
         """Let go what has ended, in the queue and in the rows."""

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sapwood.attention import TreeAttention
-from sapwood.forest import Forest, cut
+from sapwood.forest import Forest, cut, plant
 from sapwood.model.language_model import LanguageModel
 from sapwood.records import Example, Row
 
@@ -43,10 +44,30 @@ def score_rows(
     return scored
 
 
-def _targets(model: LanguageModel, forest: Forest) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def likeliest(model: LanguageModel, row: Row, count: int) -> list[list[tuple[int, float]]]:
+    """For each completion token of a row the `count` most likely tokens in its place, most likely first, with their log-probabilities."""
+    found: list[list[tuple[int, float]]] = []
+    with torch.inference_mode():
+        forest = plant([row])
+        hidden_TD = _hidden(model, forest)
+        for begin in range(0, len(forest.hidden_N), PLACES):
+            places = torch.from_numpy(forest.hidden_N[begin : begin + PLACES]).to(model.device)
+            logits_UV = model.logits(hidden_TD[places])
+            logprob_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32)).log_softmax(-1)
+            value_UK, token_UK = logprob_UV.topk(min(count, logprob_UV.shape[1]))
+            found += [list(zip(*pair, strict=True)) for pair in zip(token_UK.tolist(), value_UK.tolist(), strict=True)]
+    return found
+
+
+def _hidden(model: LanguageModel, forest: Forest) -> Tensor:
+    """The last hidden states (T, D)."""
     attention = TreeAttention(forest) if model.shares_prefixes else None
     positions = forest.positions_T if forest.axes_3T is None else forest.axes_3T
-    hidden_TD = model.hidden(forest.tokens_T, positions, attention, forest.media)
+    return model.hidden(forest.tokens_T, positions, attention, forest.media)
+
+
+def _targets(model: LanguageModel, forest: Forest) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    hidden_TD = _hidden(model, forest)
     places_U, place_N = np.unique(forest.hidden_N, return_inverse=True)
     place_N = place_N.reshape(-1)
     logprob_N, first_N = np.empty(len(place_N)), np.empty(len(place_N), dtype=np.bool_)

@@ -64,6 +64,8 @@ class Completion:
 
     Of a prompt with images or sounds, of the tokens behind the last of these.
     """
+    prompt_top_logprobs: tuple[Alternatives, ...] = ()
+    """The `SamplingParams.top_logprobs` most likely tokens in the places of `prompt_logprobs`, by the same measure."""
     counted: tuple[int, int] | None = None
     """Tokens of (prompt, answer) as a server counted them for its bill; None where the ids are what was read and written."""
     before: tuple[Completion, ...] = ()
@@ -79,7 +81,7 @@ class Completion:
         return (*self.before, self)
 
 
-ConstraintKind = Literal["json", "json_schema", "regex", "choice", "lark", "calls", "calls or text"]
+ConstraintKind = Literal["json", "json_schema", "regex", "choice", "lark", "call", "calls", "call or text", "calls or text"]
 
 
 @dataclass(frozen=True, slots=True)

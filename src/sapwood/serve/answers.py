@@ -57,24 +57,41 @@ class Form:
                 said["tool_calls"] = [_call(call) for call in message.tool_calls]
             choice["message"] = said
         else:
-            choice["text"] = (completion.prompt.text if asked.echo else "") + completion.text
+            choice["text"] = (completion.prompt.text if asked.echo else "") + ("" if asked.only_echo else completion.text)
         if asked.logprobs is not None:
-            choice["logprobs"] = self.logprobs(completion.ids, completion.logprobs, completion.top_logprobs)
+            choice["logprobs"] = self._logprobs(asked, completion)
         if asked.token_ids:
-            choice["token_ids"] = list(completion.ids)
+            choice["token_ids"] = [] if asked.only_echo else list(completion.ids)
         return choice
 
-    def chunk(self, place: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+    def _logprobs(self, asked: Asked, completion: Completion) -> dict[str, Any]:
+        """Of the answer's tokens; of the prompt's before them, where it is echoed: the first stands behind nothing, so it has none."""
+        ids: Sequence[int] = () if asked.only_echo else completion.ids
+        values: list[float | None] = list(completion.logprobs[: len(ids)])
+        tops: list[Alternatives | None] = list(completion.top_logprobs[: len(ids)])
+        if not asked.echo:
+            return self.logprobs(ids, values, tops)
+        return self.logprobs(
+            (*completion.prompt.ids, *ids),
+            [None, *completion.prompt_logprobs, *values],
+            [None, *completion.prompt_top_logprobs, *tops] if asked.logprobs else [],
+        )
+
+    def chunk(
+        self, place: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, token_ids: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         """One piece of one choice."""
         said = {"delta": delta} if self.of_chat else {"text": delta.get("content", "")}
-        return {**self.head(True), "choices": [{"index": place, **said, "logprobs": logprobs, "finish_reason": reason}]}
+        ids = {} if token_ids is None else {"token_ids": list(token_ids)}
+        return {**self.head(True), "choices": [{"index": place, **said, "logprobs": logprobs, "finish_reason": reason, **ids}]}
 
-    def logprobs(self, ids: Sequence[int], values: Sequence[float], alternatives: Sequence[Alternatives]) -> dict[str, Any]:
-        """Log-probabilities of tokens, the one that ends the turn included, and of the most likely ones in their places."""
+    def logprobs(self, ids: Sequence[int], values: Sequence[float | None], alternatives: Sequence[Alternatives | None]) -> dict[str, Any]:
+        """Log-probabilities of tokens, the one that ends the turn included, and of the most likely ones in their places. None where a
+        token stands behind nothing, which a text that is continued may."""
         tops = alternatives or [()] * len(ids)
         if self.of_chat:
             entries = [
-                {**self._token(token, value), "top_logprobs": [self._token(*other) for other in top]}
+                {**self._token(token, value), "top_logprobs": [self._token(*other) for other in top or ()]}
                 for token, value, top in zip(ids, values, tops, strict=True)
             ]
             return {"content": entries, "refusal": None}
@@ -82,11 +99,11 @@ class Form:
         return {
             "tokens": texts,
             "token_logprobs": list(values),
-            "top_logprobs": [{self.chat.decode([token]): value for token, value in top} for top in tops],
+            "top_logprobs": [top if top is None else {self.chat.decode([token]): value for token, value in top} for top in tops],
             "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
         }
 
-    def _token(self, token: int, value: float) -> dict[str, Any]:
+    def _token(self, token: int, value: float | None) -> dict[str, Any]:
         text = self.chat.decode([token])
         part_of_a_letter = "\ufffd" in text  # its bytes are not known from the text
         return {"token": text, "bytes": None if part_of_a_letter else list(text.encode()), "logprob": value, "id": token}
@@ -95,7 +112,7 @@ class Form:
 def usage(asked: Asked, completions: Sequence[Completion]) -> dict[str, int]:
     """Tokens read and written; a prompt counts once, however many samples it has. And how many messages were left out of it, if any."""
     read = sum(len(prompt.ids) for prompt in asked.prompts)
-    written = sum(len(completion.ids) for completion in completions)
+    written = 0 if asked.only_echo else sum(len(completion.ids) for completion in completions)
     found = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     return found | ({"dropped_messages": asked.dropped} if asked.dropped else {})
 
@@ -112,8 +129,7 @@ class ChatDeltas:
 
     def __init__(self, chat: Chat, prompt: Prompt, params: SamplingParams) -> None:
         self._stream = chat.parse_stream(prompt)
-        # a stop string lies in this many last tokens at most (see `generate.answer`), so what is older is certain
-        self._hold = max((len(stop.encode()) for stop in params.stop), default=0)
+        self._hold = _hold(params)
         self._held: deque[int] = deque()
         self._content = self._reasoning = ""
         self._calls = 0
@@ -158,7 +174,7 @@ class TextDeltas:
 
     def __init__(self, chat: Chat, params: SamplingParams) -> None:
         self._decoder = chat.stream()
-        self._hold = max((len(stop.encode()) for stop in params.stop), default=0)
+        self._hold = _hold(params)
         self._held: deque[int] = deque()
         self._sent = ""
 
@@ -175,6 +191,12 @@ class TextDeltas:
         """The rest of the whole text."""
         rest = _rest(completion.text, self._sent)
         return [{"content": rest}] if rest else []
+
+
+def _hold(params: SamplingParams) -> int:
+    """The number of last tokens that are not certain: a stop string lies in as many as it has bytes at most (see `generate.answer`), and a
+    token that ends an answer is not part of it."""
+    return max((len(stop.encode()) for stop in params.stop), default=int(bool(params.stop_ids)))
 
 
 def _rest(whole: str, sent: str) -> str:

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.records import Completion
 from sapwood.remote.addresses import is_loopback
 from sapwood.serve.answers import Form
-from sapwood.serve.asking import Asked, RefusalError, Served, read_chat, read_text
+from sapwood.serve.asking import Asked, RefusalError, Served, check_model, read_chat, read_text
 from sapwood.serve.experiment import ARM, SHOW_ARM, Experiment, Routed
 from sapwood.serve.limits import Access
 from sapwood.serve.metrics import Arm, Metrics
@@ -47,6 +47,9 @@ T = TypeVar("T")
 
 _LEAVING = "sapwood.leaving"
 """Key of a request's scope: what to call when it ends."""
+
+_SAID = ("content", "reasoning_content", "tool_calls", "text")
+"""What of a chunk is a first word."""
 
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
@@ -117,6 +120,15 @@ class Front:
         body = await self._body(request)
         return _json(await run_in_threadpool(self.experiment.feedback, request.headers, body))
 
+    def models(self, request: Request, name: str | None) -> Response:
+        """The model of that name, or all. Raises `RefusalError`."""
+        self.admit(request)
+        common = {"object": "model", "created": 0, "owned_by": "sapwood", "max_model_len": self.served.chat.context_length}
+        if name is None:
+            return _json({"object": "list", "data": [{"id": one, **common} for one in self.served.models]})
+        check_model(name, self.served)
+        return _json({"id": name, **common})
+
     def _understood(self, request: Request, body: Any, of_chat: bool) -> tuple[Asked | None, Routed | None]:
         """What the engine is asked, None where a remote arm answers; and the arm, None without an experiment."""
         if self.experiment is None:
@@ -180,7 +192,7 @@ class Front:
                 if self.traffic is not None:
                     kept.append(chunk)
                 choices = chunk.get("choices")
-                said = choices and any(choices[0].get("delta", choices[0]).get(key) for key in ("content", "text"))
+                said = choices and any(choices[0].get("delta", choices[0]).get(key) for key in _SAID)
                 if first and said:
                     first = False
                     self.metrics.first.add(time.monotonic() - began)
@@ -242,12 +254,9 @@ def make_app(front: Front) -> ASGIApp:
     async def feedback(request: Request) -> Response:
         return await guarded(request, lambda: front.feedback(request))
 
-    async def models(request: Request) -> Response:
+    async def models(request: Request, name: str | None = None) -> Response:
         async def answer() -> Response:
-            front.admit(request)
-            context = front.served.chat.context_length
-            common = {"object": "model", "created": 0, "owned_by": "sapwood", "max_model_len": context}
-            return _json({"object": "list", "data": [{"id": name, **common} for name in front.served.models]})
+            return front.models(request, name)
 
         return await guarded(request, answer)
 
@@ -263,16 +272,18 @@ def make_app(front: Front) -> ASGIApp:
         return _json({"status": "stopping" if front.stopping else "ok"}, 503 if front.stopping else 200)
 
     async def elsewhere(request: Request, error: Exception) -> Response:
-        return _refusal(RefusalError(f"There is no {request.method} {request.url.path} here.", status=404))
+        here = ", ".join(f"{path} ({method})" for path, method in places)
+        return _refusal(RefusalError(f"There is no {request.method} {request.url.path} here. There are {here}.", status=404))
 
+    posts = {"/v1/chat/completions": chat, "/v1/completions": text} | ({"/v1/feedback": feedback} if front.experiment is not None else {})
+    gets: dict[str, Callable[..., Any]] = {"/v1/models": models, "/metrics": metrics, "/health": health}
+    places = [*((path, "POST") for path in posts), *((path, "GET") for path in gets)]
     app = FastAPI(openapi_url=None, exception_handlers={404: elsewhere, 405: elsewhere})
-    for path, answers in (("/v1/chat/completions", chat), ("/v1/completions", text)):
+    for path, answers in posts.items():
         app.add_api_route(path, answers, methods=["POST"])
-    if front.experiment is not None:
-        app.add_api_route("/v1/feedback", feedback, methods=["POST"])
-    app.add_api_route("/v1/models", models)
-    app.add_api_route("/metrics", metrics)
-    app.add_api_route("/health", health)
+    for path, told in gets.items():
+        app.add_api_route(path, told)
+    app.add_api_route("/v1/models/{name:path}", models)
     return _watched(app)
 
 

@@ -33,7 +33,12 @@ _NUMBERS = {
     "repetition_penalty": (float, 0, 100),
 }
 """Fields that become sampling parameters of the same name: (type, least, greatest)."""
-_BOTH = frozenset((*_NUMBERS, "model", "n", "stream", "stream_options", "stop", "seed", "max_tokens", "logprobs", "return_token_ids"))
+_BOTH = frozenset(
+    (
+        *(*_NUMBERS, "model", "n", "stream", "stream_options", "stop", "stop_token_ids", "seed", "max_tokens"),
+        *("logprobs", "return_token_ids", "structured_outputs"),
+    )
+)
 _CHAT = _BOTH | {
     *("messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "top_logprobs", "max_completion_tokens"),
     *("chat_template_kwargs", "reasoning_effort", "overflow"),
@@ -68,6 +73,8 @@ class Asked:
     """How many alternatives to give with each token; None gives no log-probabilities."""
     token_ids: bool
     echo: bool = False
+    only_echo: bool = False
+    """The prompt is given back and nothing is added to it: one token is sampled, and not told."""
     dropped: int = 0
     """Messages that were left out because the conversation outgrew the context, as the request allowed."""
     unfinished: Callable[[Completion], Asked] | None = None
@@ -95,7 +102,7 @@ def read_chat(body: Any, served: Served, summary: Completion | None = None) -> A
     except Refused as refused:
         raise RefusalError(f"{refused.args[0]}", "tools") from None
     tools, constraint = _tool_choice(body, given)
-    constraint = _response_format(body.get("response_format"), constraint)
+    constraint = _structured(body.get("structured_outputs"), _response_format(body.get("response_format"), constraint))
     limit = _whole(body, "max_completion_tokens", 1) or _whole(body, "max_tokens", 1)
     fitted = _fitted(body, messages, tools, limit, served, summary)
     logprobs = None
@@ -144,8 +151,15 @@ def read_text(body: Any, served: Served) -> Asked:
     if len(rows) > served.limits.max_samples:
         raise RefusalError(f"{len(rows)} prompts in one request; at most {served.limits.max_samples} are allowed.", "prompt")
     prompts = tuple(_raw_prompt(row, served.chat) for row in rows)
-    asked = _asked(body, prompts, _whole(body, "max_tokens", 1) or 16, _whole(body, "logprobs", 0, 20), None, served)
-    return dataclasses.replace(asked, echo=_flag(body, "echo"))
+    echo, limit, logprobs = _flag(body, "echo"), _whole(body, "max_tokens", 0), _whole(body, "logprobs", 0, 20)
+    if limit == 0 and not echo:
+        raise RefusalError("`max_tokens` is 0, and nothing is asked for but the prompt. Give at least 1, or `echo: true`.", "max_tokens")
+    if echo and logprobs is not None and _flag(body, "stream"):
+        raise RefusalError("Log-probabilities of an echoed prompt come with whole answers: leave out `stream`.", "stream")
+    constraint = _structured(body.get("structured_outputs"), None)
+    asked = _asked(body, prompts, 16 if limit is None else max(1, limit), logprobs, constraint, served)
+    params = dataclasses.replace(asked.params, prompt_logprobs=echo and logprobs is not None)
+    return dataclasses.replace(asked, params=params, echo=echo, only_echo=limit == 0)
 
 
 def _asked(
@@ -176,6 +190,7 @@ def _asked(
         params = SamplingParams(
             max_new_tokens=limit or limits.max_new_tokens,
             stop=_stops(body.get("stop")),
+            stop_ids=_stop_ids(body.get("stop_token_ids")),
             seed=secrets.randbits(63) if seed is None else seed,
             constraint=constraint,
             top_logprobs=logprobs or 0,
@@ -204,10 +219,15 @@ def _check_fields(body: Any, known: frozenset[str], served: Served) -> None:
         if field not in known and field not in _NO_MATTER and value is not None:
             near = did_you_mean(field, sorted(known))
             raise RefusalError(f"`{field}` is not served here.{near} Leave it out.", field, code="unsupported_parameter")
-    model, here = body.get("model"), ", ".join(map(repr, served.models))
-    if not isinstance(model, str):
-        raise RefusalError(f"`model` is missing. This server has {here}.", "model")
+    if not isinstance(body.get("model"), str):
+        raise RefusalError(f"`model` is missing. This server has {', '.join(map(repr, served.models))}.", "model")
+    check_model(body["model"], served)
+
+
+def check_model(model: str, served: Served) -> None:
+    """Raises `RefusalError` for a name that this server does not have."""
     if model not in served.models:
+        here = ", ".join(map(repr, served.models))
         near = did_you_mean(model, list(served.models))
         raise RefusalError(f"There is no model {model!r} here.{near} This server has {here}.", "model", status=404, code="model_not_found")
 
@@ -235,24 +255,22 @@ def _messages(raw: Any) -> list[Any]:
 
 def _tool_choice(body: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], Constraint | None]:
     """The tools to offer, and what holds the answer to them."""
-    choice = body.get("tool_choice")
-    if body.get("parallel_tool_calls") is False and tools:
-        raise RefusalError(
-            "`parallel_tool_calls: false` is not served here. Leave it out.", "parallel_tool_calls", code="unsupported_parameter"
-        )
+    choice, one = body.get("tool_choice"), not _flag(body, "parallel_tool_calls", otherwise=True)
     if choice is not None and not tools and choice not in ("none", "auto"):
         raise RefusalError("`tool_choice` names a tool, and there are none in `tools`.", "tool_choice")
     if choice in (None, "auto"):
-        return tools, None
+        strict = any(tool["function"].get("strict") is True for tool in tools)
+        held = Constraint("call or text" if one else "calls or text", list(tools)) if tools and (one or strict) else None
+        return tools, held
     if choice == "none":
         return (), None
     if choice == "required":
-        return tools, Constraint("calls", list(tools))
+        return tools, Constraint("call" if one else "calls", list(tools))
     name = choice.get("function", {}).get("name") if isinstance(choice, dict) and isinstance(choice.get("function"), dict) else None
     named = [tool for tool in tools if tool["function"]["name"] == name]
     if not named:
         raise RefusalError(f"`tool_choice` is none, auto, required, or names one of `tools`; {name!r} is none of them.", "tool_choice")
-    return tools, Constraint("calls", named)
+    return tools, Constraint("call" if one else "calls", named)
 
 
 def _response_format(given: Any, constraint: Constraint | None) -> Constraint | None:
@@ -260,7 +278,7 @@ def _response_format(given: Any, constraint: Constraint | None) -> Constraint | 
     if kind in (None, "text"):
         return constraint
     if constraint is not None:
-        raise RefusalError("`response_format` and a `tool_choice` that demands a call exclude each other.", "response_format")
+        raise RefusalError("`response_format` and what holds calls of `tools` exclude each other.", "response_format")
     if kind == "json_object":
         return Constraint("json")
     inner = given.get("json_schema") if isinstance(given, dict) else None
@@ -270,6 +288,22 @@ def _response_format(given: Any, constraint: Constraint | None) -> Constraint | 
     raise RefusalError(
         "`response_format` is {type: text}, {type: json_object} or {type: json_schema, json_schema: {schema: {…}}}.", "response_format"
     )
+
+
+def _structured(given: Any, constraint: Constraint | None) -> Constraint | None:
+    """vLLM's field for what OpenAI's has no word for."""
+    if not given:
+        return constraint
+    if constraint is not None:
+        raise RefusalError("`structured_outputs` excludes `response_format` and what holds calls of `tools`.", "structured_outputs")
+    kinds = {"json": "json_schema", "json_object": "json", "regex": "regex", "choice": "choice", "grammar": "lark"}
+    if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in kinds:
+        raise RefusalError(f"`structured_outputs` is an object with one of {', '.join(kinds)}.", "structured_outputs")
+    (name, value) = next(iter(given.items()))
+    try:
+        return Constraint(kinds[name], None if name == "json_object" and value is True else value)  # type: ignore[arg-type]
+    except SapwoodError as error:
+        raise RefusalError(str(error), "structured_outputs") from None
 
 
 def _arguments(body: Mapping[str, Any], served: Served) -> dict[str, Any]:
@@ -315,10 +349,19 @@ def _stops(given: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
+def _stop_ids(given: Any) -> tuple[int, ...]:
+    ids = given or []
+    if not isinstance(ids, list) or not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise RefusalError("`stop_token_ids` is a list of token ids.", "stop_token_ids")
+    return tuple(ids)
+
+
+def _flag(body: Mapping[str, Any], name: str, *, otherwise: bool = False) -> bool:
     value = body.get(name)
-    if value is None or isinstance(value, bool):
-        return bool(value)
+    if value is None:
+        return otherwise
+    if isinstance(value, bool):
+        return value
     raise RefusalError(f"`{name}` is true or false, found {value!r:.40}.", name)
 
 

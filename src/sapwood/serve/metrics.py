@@ -71,7 +71,7 @@ class Metrics:
             lines += [f"# HELP sapwood_{name} {text}", f"# TYPE sapwood_{name} {kind}", f"sapwood_{name} {value}"]
         for name, text, histogram in (
             ("sapwood_request_seconds", "Seconds until the whole answer.", self.whole),
-            ("sapwood_first_token_seconds", "Seconds until the first token.", self.first),
+            ("sapwood_first_token_seconds", "Seconds until the first piece of a streamed answer.", self.first),
         ):
             lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram", *histogram.lines(name)]
         return "\n".join([*lines, *self._of_arms()]) + "\n"

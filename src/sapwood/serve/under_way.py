@@ -55,22 +55,24 @@ class UnderWay:
             ChatDeltas(form.chat, asked.prompts[prompt], asked.params) if form.of_chat else TextDeltas(form.chat, asked.params)
             for prompt, _ in places
         ]
+        first = {"prompt_token_ids": list(asked.prompts[0].ids)} if asked.token_ids and len(asked.prompts) == 1 else {}
         for place, (prompt, _) in enumerate(places):
             if form.of_chat:
-                yield form.chunk(place, {"role": "assistant", "content": ""})
-            elif asked.echo:
-                yield form.chunk(place, {"content": asked.prompts[prompt].text})
+                yield form.chunk(place, {"role": "assistant", "content": ""}) | first
+            elif asked.echo or first:
+                yield form.chunk(place, {"content": asked.prompts[prompt].text if asked.echo else ""}) | first
+            first = {}
         while self._left:
             place, event = await self._next()
-            if isinstance(event, Token):
-                logprobs = None
+            if isinstance(event, Token) and not asked.only_echo:
+                logprobs, ids = None, [event.token] if asked.token_ids else None
                 if asked.logprobs is not None:
                     logprobs = form.logprobs([event.token], [event.logprob], [event.alternatives])
-                said = deltas[place].push(event.token) or ([{"content": ""}] if logprobs else [])
+                said = deltas[place].push(event.token) or ([{"content": ""}] if logprobs or ids else [])
                 for number, delta in enumerate(said):
-                    yield form.chunk(place, delta, logprobs=logprobs if number == 0 else None)
+                    yield form.chunk(place, delta, logprobs=logprobs if number == 0 else None, token_ids=ids if number == 0 else None)
             elif isinstance(event, Ready):
-                for delta in deltas[place].finish(event.completion):
+                for delta in [] if asked.only_echo else deltas[place].finish(event.completion):
                     yield form.chunk(place, delta)
                 yield form.chunk(place, {}, finish_reason(event.completion))
         if asked.include_usage:

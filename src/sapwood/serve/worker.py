@@ -138,6 +138,8 @@ class Worker:
     def _give(self, session: Session) -> None:
         """One step, and what it ended."""
         for answer in session.step():
+            if answer not in self._jobs:  # it was refused when it came
+                continue
             job, sample = self._jobs.pop(answer)
             job.left -= 1
             job.tell(Ready(sample, answer.completion()))
@@ -155,6 +157,10 @@ class Worker:
             for sample in range(job.samples):
                 on_token = partial(_tell_token, job, sample) if job.streamed else None
                 answer = session.add(job.prompt, job.params, index=sample, adapter=job.adapter, on_token=on_token)
+                if answer.error is not None:  # it can never be answered: asking again would not help
+                    assert not job.answers, "what refuses one sample refuses the first"
+                    job.tell(Broken(answer.error, asked=True))
+                    return
                 job.answers.append(answer)
                 self._jobs[answer] = (job, sample)
                 job.left += 1
