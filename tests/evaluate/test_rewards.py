@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reasoning_gym
 
 from sapwood.errors import ConfigError
-from sapwood.evaluate.gym import ENTRY, gym_items, verified
+from sapwood.evaluate.gym import ASKED_AT_ONCE, ENTRY, SEED_APART, gym_items, verified
 from sapwood.evaluate.rewards import Reward, ends_thought, judge_by, reward_named, shorter_than
 from sapwood.evaluate.scorers import number
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, Rewarded
@@ -158,3 +159,15 @@ def test_tasks_and_settings_that_are_not_there() -> None:
         gym_items("chain_sum", 1, seed=0, settings={"max_trems": 2})
     with pytest.raises(ConfigError, match="Ask for fewer"):
         gym_items("chain_sum", 500, seed=0, settings={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4, 5, 2**32, 2**63 - 1, -1])
+def test_every_seed_is_one_that_a_task_takes(seed: int) -> None:
+    """`pool_matrix` draws by numpy, which takes 32 bits. Seeds up to 4 give what they always gave."""
+    items = gym_items("pool_matrix", 3, seed=seed)
+    assert [item.id for item in gym_items("pool_matrix", 3, seed=seed)] == [item.id for item in items]
+    if 0 <= seed < 5:
+        plain = reasoning_gym.create_dataset("pool_matrix", seed=seed * SEED_APART, size=ASKED_AT_ONCE)
+        assert items[0].meta[ENTRY]["question"] == plain[0]["question"]
+    else:
+        assert items[0].id != gym_items("pool_matrix", 1, seed=1)[0].id

@@ -20,6 +20,8 @@ ENTRY = "entry"
 """Key of `Item.meta` under which the task's own record is kept."""
 ASKED_AT_ONCE = 64
 SEED_APART = 1_000_000_007
+SEEDS = 2**32 - 2**16
+"""A task's own seed lies below it: some draw by numpy, which takes 32 bits, and add the instance's number, or that of a part, to it."""
 _NUMERIC = re.compile(r"\s*-?\d+(\.\d+)?\s*")
 
 
@@ -41,7 +43,7 @@ def gym_items(
     found: list[Item] = []
     for part in range(1 + 20 * count // ASKED_AT_ONCE):
         # instance i of a data set is drawn from its seed + i: seeds that are nearer than its size would give the same again
-        for entry in _dataset(task, settings or {}, seed * SEED_APART + part * ASKED_AT_ONCE):
+        for entry in _dataset(task, settings or {}, (seed * SEED_APART + part * ASKED_AT_ONCE) % SEEDS):
             question = entry["question"]
             if question in taken:
                 continue
