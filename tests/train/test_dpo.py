@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ import torch
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.model import LoraConfig, add_lora
 from sapwood.records import Example, Row, Source
-from sapwood.run import step_records
+from sapwood.run import read_records, step_records
 from sapwood.train import OptimConfig
 from sapwood.train.dpo import DpoConfig, DpoResult, dpo
 from sapwood.train.preferred import FILE, ToPrefer, accumulate_preferences, judged, reference_of, references, vote_examples
@@ -91,6 +96,53 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, make: Any) -> None:
             prefer(tmp_path / "stopped", setting, make(24), held_out=make(6, 1), report=stop)
     prefer(tmp_path / "stopped", setting, make(24), held_out=make(6, 1))
     assert adapter(tmp_path / "stopped") == adapter(tmp_path / "whole")
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """What does not depend on the clock."""
+    return [
+        {key: value for key, value in record.items() if "second" not in key and key != "peak_bytes"}
+        for record in step_records(folder / "metrics.jsonl")
+    ]
+
+
+def sitting(folder: Path, make: Any, pause: float) -> None:
+    torch.set_num_threads(1)
+    prefer(folder, config(save_every=2, eval_every=3), make(24), held_out=make(6, 1), report=lambda done: time.sleep(pause))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no kill -9 there")
+@pytest.mark.parametrize("make", [pairs, votes])
+def test_killed_at_any_phase_it_ends_with_the_same_bytes(tmp_path: Path, make: Any) -> None:
+    """Kills fall behind the reference's passes, and into updates, evaluations, records and checkpoints: the pauses sweep over a step."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+
+    def start(folder: Path) -> Any:
+        process = context.Process(target=sitting, args=(folder, make, 0.05))
+        process.start()
+        return process
+
+    start(tmp_path / "whole").join()
+    killed = tmp_path / "killed"
+    kills = 0
+    for number in range(6):
+        process, begun = start(killed), len(read_records(killed / "metrics.jsonl"))
+        while process.is_alive() and not (killed / FILE).exists():
+            time.sleep(0.002)
+        while process.is_alive() and len(read_records(killed / "metrics.jsonl")) < begun + number % 3:
+            time.sleep(0.002)
+        time.sleep(0.013 * number)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    last = start(killed)
+    last.join()
+    assert last.exitcode == 0
+    assert kills >= 4
+    assert adapter(killed) == adapter(tmp_path / "whole")
+    assert figures(killed) == figures(tmp_path / "whole")
 
 
 def test_the_reference_is_asked_once_and_mended(tmp_path: Path) -> None:
