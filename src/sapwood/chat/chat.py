@@ -263,14 +263,23 @@ class Chat:
 
     def render(self, conversation: Conversation, *, generation_prompt: bool = False) -> str:
         """The whole conversation as the template writes it, for people to read. Raises `TemplateError`."""
-        text = self._rendering.covered(
+        return self.tokens.shield.reveal(self._written_whole(conversation, generation_prompt))
+
+    def whole(self, conversation: Conversation) -> list[int]:
+        """The whole conversation as ids, with what the template puts behind its last turn: what a reward model reads. Raises
+        `TemplateError`."""
+        with named(conversation.where):
+            return self.tokens.encode(self._written_whole(conversation, False))
+
+    def _written_whole(self, conversation: Conversation, generation_prompt: bool) -> str:
+        """The covered text."""
+        return self._rendering.covered(
             self._rendering.cover(conversation.messages),
             self.tokens.shield.cover(conversation.tools),
             conversation.template_arguments,
             generation_prompt,
             conversation.where,
         )
-        return self.tokens.shield.reveal(text)
 
     def written(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template is given them: what to hand to another renderer of the same template."""

@@ -2,7 +2,7 @@
 
 In: scorers of evaluation, functions with TRL's calling convention (`reward(completions, **columns)`, plain or async), or whatever scores a
 batch at once, such as an LLM judge; each with a name and a weight. Out: one `Judge`, from answers to `Rewarded`.
-Left out on purpose: rewards that need torch (a reward model is wrapped by whoever loads it), and values that are taken apart by turn.
+Left out on purpose: rewards that need torch (a reward model is such a batch, `recipes.reward_model`), and values that are apart by turn.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ SLOW = 30.0
 Values = Sequence[float | None] | Awaitable[Sequence[float | None]]
 Function = Callable[..., Values]
 """TRL's convention: keywords `prompts`, `completions`, `completion_ids` and every column of the rows; one value a completion."""
+Batch = Callable[[Sequence[Item], Sequence[Completion]], Sequence[Score]]
+"""What gives a whole batch's scores, which need not lie in 0..1."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Reward:
     weight: float = 1.0
     conversational: bool = True
     """Whether a function is given completions as lists of messages, as TRL does for rows of messages, or as texts."""
-    batch: Callable[[Sequence[Item], Sequence[Completion]], Sequence[Score]] | None = None
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         if sum(kind is not None for kind in (self.scorer, self.function, self.batch)) != 1:
@@ -96,10 +98,18 @@ def _values(reward: Reward, items: Sequence[Item], completions: Sequence[Complet
             found[place] = scorer(items[place], completions[place])
     elif whole:
         some = [items[place] for place in whole], [completions[place] for place in whole]
-        scores = list(reward.batch(*some)) if reward.batch is not None else _call(reward, *some)
+        scores = _batch(reward.batch, *some) if reward.batch is not None else _call(reward, *some)
         for place, score in zip(whole, scores, strict=True):
             found[place] = score
     return found
+
+
+def _batch(batch: Batch, items: Sequence[Item], completions: Sequence[Completion]) -> list[Score]:
+    """A batch's scores. What it raises is a score without a value, as of a function."""
+    try:
+        return list(batch(items, completions))
+    except Exception as error:  # noqa: BLE001  as of a function
+        return [Score(None, None, f"it raised {type(error).__name__}: {error}")] * len(completions)
 
 
 def _call(reward: Reward, items: Sequence[Item], completions: Sequence[Completion]) -> list[Score]:
@@ -225,7 +235,7 @@ def reward_named(word: str, own: Mapping[str, Reward], *, allow_code: bool = Fal
     try:
         return Reward(name, scorer_named(name, allow_code=allow_code), weight=value)
     except ConfigError as error:
-        others = ", ".join([*own, "format", "tokens:LEAST-MOST"])
+        others = ", ".join([*own, "format", "tokens:LEAST-MOST", "model:FOLDER"])
         raise ConfigError(f"{error} Rewards can also be: {others}. A weight follows a star: format*0.2.") from None
 
 

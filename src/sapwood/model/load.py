@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,10 +48,7 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
     gc.collect()  # layers and their fused forwards hold each other: what a model before this one left is as large as this one
     keep_pages()
     extra = {"quantization_config": nf4(torch_dtype(dtype)), "device_map": {"": device}} if dtype == "nf4" else {}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
+    with loading(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         family = FAMILIES.get(config.model_type)
         kind: Any = AutoModelForCausalLM if family is None else getattr(transformers, family.model)
@@ -62,11 +61,6 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
             trust_remote_code=False,
             **extra,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder}: transformers could not load this model: {' '.join(str(error).split())[:500]}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
     refuse_widths(module, str(folder))
     compute_alike(module)
     model = LanguageModel((module if extra else module.to(device)).eval())
@@ -75,3 +69,18 @@ def load_model(folder: Path, dtype: Dtype = "auto", *, device: str | torch.devic
             f"{family.model} takes {' and '.join(family.kinds)}: an adapter trains its language model alone, and leaves the rest as it is."
         )
     return model
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """transformers loads something: it says nothing meanwhile, and what it raises is a `ModelError` with its words."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: transformers could not load this model: {' '.join(str(error).split())[:500]}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

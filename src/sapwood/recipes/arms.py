@@ -27,8 +27,8 @@ from sapwood.evaluate import (
 from sapwood.evaluate.experiment import Affords, PromptOf, Save, bare_prompt
 from sapwood.evaluate.few_shot import retrieved
 from sapwood.evaluate.hosted import HOSTED
-from sapwood.evaluate.scorer_names import scorer_named
 from sapwood.evaluate.user_scorer import is_user_scorer
+from sapwood.recipes.reward_model import is_reward_model, scorer_by_name
 from sapwood.recipes.screen import Screen
 from sapwood.records import Conversation, Ended, Item, Prompt, Sampler, SamplingParams
 from sapwood.run import Run
@@ -46,7 +46,7 @@ class EvalConfig:
 
     scorer: str = "auto"
     """How answers are judged: auto (guessed from the references), none, a name of docs/evaluation.md (exact, number, maths,
-    function-call, json-fields, rouge, regex:PATTERN, …), or a function of yours: FILE.py:NAME."""
+    function-call, json-fields, rouge, regex:PATTERN, …), a function of yours: FILE.py:NAME, or a reward model: model:FOLDER."""
     allow_code: bool = False
     """Let the scorer code-tests run programs that the model wrote, in a child process that reaches no network and no file of yours."""
     max_new_tokens: int = 128
@@ -57,8 +57,8 @@ class EvalConfig:
     """Training items on which the number of examples is chosen."""
 
     def __post_init__(self) -> None:
-        if self.scorer not in (GUESSED, UNSCORED) and not is_user_scorer(self.scorer):
-            scorer_named(self.scorer, allow_code=self.allow_code)  # raises for what cannot be, before any work is done
+        if not (self.scorer in (GUESSED, UNSCORED) or is_user_scorer(self.scorer) or is_reward_model(self.scorer)):
+            scorer_by_name(self.scorer, allow_code=self.allow_code)  # raises for what cannot be, before any work is done
         for name in ("max_new_tokens", "dev"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1.")
@@ -71,7 +71,7 @@ def scorer_for(config: EvalConfig, items: Sequence[Item]) -> Guess:
     if config.scorer == UNSCORED:
         return Guess(None, UNSCORED, "No scorer was asked for, so only bits per token are measured.")
     if config.scorer != GUESSED:
-        found = scorer_named(config.scorer, allow_code=config.allow_code)
+        found = scorer_by_name(config.scorer, allow_code=config.allow_code)
         return Guess(found, config.scorer, f"Answers are judged by `{config.scorer}`, as asked for.")
     return pick_scorer([item.reference for item in items])
 

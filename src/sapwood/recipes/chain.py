@@ -52,6 +52,7 @@ from sapwood.recipes.screen import Screen
 from sapwood.recipes.seen import remember
 from sapwood.recipes.track import tracking
 from sapwood.records import Example, Item
+from sapwood.records.protocols import release
 from sapwood.run import Run, step_records
 from sapwood.train import SftConfig, SftResult, sft
 from sapwood.train.estimate import Estimate
@@ -181,6 +182,7 @@ def prove(
         screen.title("Before: what needs no tuning")
         arms = Arms(chain.items, chain.train_items, chat, chain.guess.scorer, evaluation, run, screen)
         scores += arms.free() + arms.base(Engine(model, chat))
+        release(arms.scorer)  # a reward model's weights are not wanted while another model is trained
 
     screen.title("Training")
     result = _train(chain, model, train)

@@ -23,6 +23,7 @@ from sapwood.recipes.hosted import HostedConfig
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.other_rows import prompts_to_ask, refuse_unread, scan
 from sapwood.recipes.reinforce import TaskConfig, gym_sides, rewards_named
+from sapwood.recipes.reward_model import told_apart
 from sapwood.recipes.screen import Screen
 from sapwood.records import Completion, Ended, Message, Rewarded, Sampler, SamplingParams
 from sapwood.remote import RemoteSampler
@@ -118,7 +119,12 @@ def distill(
     try:
         ids = [one.item.id for one in asked]
         claim(
-            run, {"prompts": hash_of(ids), "rewards": hash_of(list(config.rewards)), "model": hash_of_weights(start.folder, start.adapter)}
+            run,
+            {
+                "prompts": hash_of(ids),
+                "rewards": hash_of(told_apart(config.rewards)),
+                "model": hash_of_weights(start.folder, start.adapter),
+            },
         )
         if rows is not None:
             write_ledger(run, sides.ledger, sides.notes, screen)

@@ -35,6 +35,7 @@ from sapwood.recipes.judge_reward import JudgeRewardConfig
 from sapwood.recipes.other_rows import Sides, prompts_to_ask, refuse_unread, scan
 from sapwood.recipes.playing import Play, PlayConfig, play_of
 from sapwood.recipes.preflight import preflight
+from sapwood.recipes.reward_model import rewards_of_models, told_apart
 from sapwood.recipes.screen import Screen
 from sapwood.records import Judge, Sampler, SamplingParams
 from sapwood.records.protocols import release
@@ -210,7 +211,9 @@ def _write_down(run: Run, config: ReinforceConfig, start: Opened, sides: Sides[A
     """What the run is made of, before anything is asked. Raises `DataError` where no prompt is left, `CheckpointError` for another run."""
     items = [[one.item.id, one.prompt.ids, dict(one.item.meta)] for one in (*sides.train, *sides.held_out)]
     weights = hash_of_weights(start.folder, start.adapter)
-    claim(run, {"rows": hash_of(items), "template": start.chat.fingerprint, "model": weights, "rewards": hash_of(list(config.rewards))})
+    claim(
+        run, {"rows": hash_of(items), "template": start.chat.fingerprint, "model": weights, "rewards": hash_of(told_apart(config.rewards))}
+    )
     if ledger:
         write_ledger(run, sides.ledger, sides.notes, screen)
     run.clear("items")
@@ -252,6 +255,7 @@ def rewards_named(
             "No reward is named, so no answer is better than another. Name some, such as --rewards number format*0.1; docs/rewards.md "
             "lists them."
         )
+    own |= rewards_of_models(names)
     return [reward_named(name, own, allow_code=allow_code) for name in names]
 
 

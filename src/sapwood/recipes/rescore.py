@@ -20,8 +20,8 @@ from sapwood.chat import Chat
 from sapwood.errors import ConfigError, DataError, SapwoodError, storage
 from sapwood.evaluate import scores_from
 from sapwood.evaluate.experiment import ArmScore
-from sapwood.evaluate.scorer_names import scorer_named
 from sapwood.recipes.benchmarks import BenchmarkRow, summary
+from sapwood.recipes.reward_model import scorer_by_name
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model, load_chat
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt
@@ -64,7 +64,7 @@ def rescore(config: RescoreConfig, *, screen: Screen | None = None) -> RescoreRe
     names = [name.strip() for entry in config.rescore for name in _divided(entry) if name.strip()]
     if not names:
         raise ConfigError("Name a scorer: --rescore rouge. docs/evaluation.md lists them.")
-    scorers = {name: scorer_named(name, allow_code=config.allow_code) for name in names}
+    scorers = {name: scorer_by_name(name, allow_code=config.allow_code) for name in names}
     items = {record["item"]: item_from(record) for record in read_records(config.run / "items.jsonl")}
     scores = scores_from(read_records(config.run / "scores.jsonl"))
     asked = [score for score in scores if score.item in items]

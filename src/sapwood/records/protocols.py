@@ -33,9 +33,10 @@ class Sampler(Protocol):
         ...
 
 
-def release(sampler: Sampler) -> None:
-    """Give back the memory of what a sampler in this process holds of prompts and answers (`Engine.release`); others hold none."""
-    give_back = getattr(sampler, "release", None)
+def release(holder: object) -> None:
+    """Give back the memory of what a sampler in this process holds of prompts and answers (`Engine.release`), or a scorer of weights;
+    others hold none."""
+    give_back = getattr(holder, "release", None)
     if give_back is not None:
         give_back()
 

@@ -36,9 +36,10 @@ from sapwood.train.grpo_report import GrpoStep
 from sapwood.train.rollouts import Rollouts
 from sapwood.trl.base import Face, refuse
 from sapwood.trl.grpo_options import GRPOConfig, grpo_settings
-from sapwood.trl.models import chat_of, forest_attention
+from sapwood.trl.models import chat_of, device_of, forest_attention
 from sapwood.trl.names import METHODS, TRAINER_REFUSED
 from sapwood.trl.prompts import Prompts, asked, taken
+from sapwood.trl.reward_models import ModelRewards
 from sapwood.trl.rewards import rewards_of
 from sapwood.trl.rows import chosen_split
 from sapwood.trl.settings import Settings
@@ -72,7 +73,6 @@ class GRPOTrainer(Face[GRPOConfig]):
     arguments: ClassVar[tuple[str, ...]] = (*Face.arguments, "reward_funcs")
     refused: ClassVar[Mapping[str, str]] = {
         **TRAINER_REFUSED,
-        "reward_processing_classes": "no reward model is loaded by name, so none is tokenised for. Leave it out",
         "callbacks": "Sapwood has no callbacks; metrics.jsonl in the run's folder has a record of every step. Leave it out",
         "tools": "its answers have one turn, without tools. Leave it out, or call sapwood.grpo(tools=…)",
         "rollout_func": "answers are sampled by the engine of this process. Leave it out",
@@ -101,18 +101,19 @@ class GRPOTrainer(Face[GRPOConfig]):
         **outdated: Any,
     ) -> None:
         """Open the model, take the prompts, look at the rewards. Raises a `SapwoodError` that says what to change."""
-        given = {"reward_processing_classes": reward_processing_classes, "callbacks": callbacks or None}
-        refuse(GRPOTrainer, {**given, "optimizers": None if optimizers is None or not any(optimizers) else optimizers})
+        given = {"callbacks": callbacks or None, "optimizers": None if optimizers is None or not any(optimizers) else optimizers}
+        refuse(GRPOTrainer, given)
         self._take(model, args, train_dataset, processing_class, outdated)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         rows = self._prompts(train_dataset, "train_dataset")
+        place = self.output / "tokenizer"
+        models = ModelRewards(rows.conversational, reward_processing_classes, place, device_of(self.args))
         self._rewards = rewards_of(
-            reward_funcs, self.args.reward_weights, rows.columns, rows.conversational, lambda: self.state, self._notes
+            reward_funcs, self.args.reward_weights, rows.columns, rows.conversational, lambda: self.state, self._notes, models
         )
         count = len(train_dataset) if hasattr(train_dataset, "__len__") else 1
         grpo_settings(self.args, count, full=True, lora=None, notes=self._notes)  # what is wrong is said before a model is loaded
         folder = self._load(model, quantization_config, peft_config)
-        place = self.output / "tokenizer"
         self.chat, self._beside = chat_of(self._model, folder, self.processing_class, self.args, place, texts=not rows.conversational)
         self._file = rows.file
         self._asked = self._sides(rows, "Training prompts")

@@ -46,7 +46,7 @@ def opened(model: Any, args: Options, quantization: Any, screen: Screen, notes: 
     if isinstance(model, str | Path):
         dtype = _dtype(args, quantization, notes)
         folder = fetch_model(str(model), screen)
-        return load_model(folder, dtype, device=_device(args)), folder
+        return load_model(folder, dtype, device=device_of(args)), folder
     for name, value in (("quantization_config", quantization), ("model_init_kwargs", args.model_init_kwargs)):
         if value:
             raise ConfigError(f"{name} is for a model given by name; this one is loaded already. Give it to from_pretrained instead.")
@@ -137,7 +137,8 @@ def _dtype(args: Options, quantization: Any, notes: list[str]) -> Dtype:
     return "auto" if args.bf16 is None else "bf16" if args.bf16 else "fp32"
 
 
-def _device(args: Options) -> str:
+def device_of(args: Options) -> str:
+    """Where a model given by name is loaded."""
     return "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
 
 

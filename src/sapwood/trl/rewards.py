@@ -1,8 +1,8 @@
 """Reward functions as people hand them to TRL → Sapwood's rewards, called as TRL calls them.
 
-In: one function or several, plain or async, or names as `--rewards` takes them; weights; the columns of the rows. Out: `Reward`s, and
-one line for every pattern that is known to reward nothing. A function that names a column that the rows lack is refused before anything
-is sampled. Left out on purpose: reward models by name; a function can ask one.
+In: one function or several, plain or async, names as `--rewards` takes them, reward models (a folder, an id of the hub, or the model
+itself); weights; the columns of the rows. Out: `Reward`s, and one line for every pattern that is known to reward nothing. A function that
+names a column that the rows lack is refused before anything is sampled.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError
 from sapwood.evaluate.rewards import Reward, reward_named
+from sapwood.trl.reward_models import ModelRewards
 from sapwood.trl.state import TrainerState
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state")
@@ -27,9 +31,16 @@ MESSAGES = (
 
 
 def rewards_of(
-    given: Any, weights: Any, columns: Sequence[str], conversational: bool, state: Callable[[], TrainerState], notes: list[str]
+    given: Any,
+    weights: Any,
+    columns: Sequence[str],
+    conversational: bool,
+    state: Callable[[], TrainerState],
+    notes: list[str],
+    models: ModelRewards | None = None,
 ) -> list[Reward]:
-    """The rewards, each with a name of its own. Raises `ConfigError` that names the function and what to change."""
+    """The rewards, each with a name of its own; `models` makes those of models. Raises `ConfigError` that names the function and what to
+    change, and what reward models raise."""
     functions = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
     if not functions:
         raise ConfigError(
@@ -38,15 +49,26 @@ def rewards_of(
     factors = [1.0] * len(functions) if weights is None else [float(value) for value in weights]
     if len(factors) != len(functions):
         raise ConfigError(f"reward_weights holds {len(factors)} weights for {len(functions)} reward functions. Give one for each.")
+    models = models or ModelRewards(conversational)
+    models.check(len(functions))
     found: list[Reward] = []
-    for function, weight in zip(functions, factors, strict=True):
+    for place, (function, weight) in enumerate(zip(functions, factors, strict=True)):
+        taken = {reward.name for reward in found}
+        if isinstance(function, Path) or (isinstance(function, str) and models.names(function)):
+            found.append(models.named(str(function), place, _unlike(Path(function).name, taken), weight))
+            continue
         if isinstance(function, str):
             found.append(_named(function, weight))
             continue
-        name = _name_of(function, {reward.name for reward in found})
+        if isinstance(function, PreTrainedModel):
+            name = str(getattr(function.config, "_name_or_path", "") or type(function).__name__)
+            found.append(models.held(function, place, _unlike(Path(name).name, taken), weight))
+            continue
+        name = _name_of(function, taken)
         if not callable(function) or hasattr(function, "get_input_embeddings"):
             raise ConfigError(
-                f"reward_funcs holds a {type(function).__name__}. Give functions; to ask a reward model, write one that returns its scores."
+                f"reward_funcs holds a {type(function).__name__}. Give functions, or reward models: a …ForSequenceClassification of "
+                "transformers with one label, or its folder."
             )
         _check(name, function, columns, notes)
         notes += [f"{name}: {line}" for line in suspicions(function, conversational)]
@@ -56,20 +78,23 @@ def rewards_of(
 
 
 def _named(word: str, weight: float) -> Reward:
-    """A reward of Sapwood's own by its name. TRL takes such a word for a reward model."""
+    """A reward of Sapwood's own by its name."""
     try:
         named = reward_named(word, {})
     except ConfigError as error:
         raise ConfigError(
-            f"reward_funcs holds {word!r}. No reward model is loaded by name: write a function that asks it and returns its scores. "
-            f"Names are those of Sapwood's own rewards. {error}"
+            f"reward_funcs holds {word!r}, which is no folder of a reward model here, and no id of one on the hub (ORG/NAME). {error}"
         ) from None
     return Reward(named.name, named.scorer, named.function, named.weight * weight, named.conversational)
 
 
 def _name_of(function: Any, taken: set[str]) -> str:
-    name = first = str(getattr(function, "__name__", type(function).__name__))
-    count = 1
+    return _unlike(str(getattr(function, "__name__", type(function).__name__)), taken)
+
+
+def _unlike(first: str, taken: set[str]) -> str:
+    """The name, with a number behind it where there is one like it."""
+    name, count = first, 1
     while name in taken:
         count += 1
         name = f"{first}_{count}"
