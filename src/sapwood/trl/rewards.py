@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from sapwood.config import did_you_mean
@@ -65,7 +66,7 @@ def rewards_of(
             found.append(models.held(function, place, _unlike(Path(name).name, taken), weight))
             continue
         name = _name_of(function, taken)
-        if not callable(function) or hasattr(function, "get_input_embeddings"):
+        if not callable(function) or isinstance(function, nn.Module):
             raise ConfigError(
                 f"reward_funcs holds a {type(function).__name__}. Give functions, or reward models: a …ForSequenceClassification of "
                 "transformers with one label, or its folder."
