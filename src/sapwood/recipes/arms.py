@@ -5,10 +5,12 @@ Every score is appended to the run's `scores.jsonl` as it is made, so that a sto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from sapwood.chat import Chat
+from sapwood.chat.overflow import Overflow, fitted_prompt, summary_of, summary_tokens
 from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate import (
     MOST_COMMON,
@@ -96,6 +98,8 @@ class Arms:
     """The file of the run that holds the scores."""
     paid: Save | None = None
     """Told of each batch beside the file, by who counts what it costs."""
+    overflow: Overflow = "refuse"
+    """What is sent of a question that outgrows the context; as in chat and server."""
 
     def free(self) -> list[ArmScore]:
         """The two arms that need no model."""
@@ -124,15 +128,15 @@ class Arms:
             return scores
         tried = ", ".join(f"{one.size}: {one.rate:.0%}" for one in shots.tried)
         self.screen.say(f"{shots.name} chosen on {shots.tried[0].items} training items (right with {tried})")
-        return scores + self._run_arm(shots.name, sampler, shots.around(self.prompt))
+        return scores + self._fitted_arm(shots.name, sampler, shots.around)
 
     def one(self, name: str, sampler: Sampler) -> list[ArmScore]:
         """One arm with the plain prompt."""
-        return self._run_arm(name, sampler, self.prompt)
+        return self._fitted_arm(name, sampler, lambda prompt: prompt)
 
     def retrieved(self, size: int, sampler: Sampler) -> list[ArmScore]:
         """The base model with the training rows nearest to each question as examples."""
-        return self._run_arm(f"retrieved {size}", sampler, retrieved(self.train_items, size, self.prompt))
+        return self._fitted_arm(f"retrieved {size}", sampler, partial(retrieved, self.train_items, size))
 
     def hosted(self, sampler: Sampler, affords: Affords | None = None, at_once: int = 64) -> list[ArmScore]:
         """A hosted model, whose template is its own: it is given the messages and tools."""
@@ -141,6 +145,37 @@ class Arms:
     def prompt(self, conversation: Conversation) -> Prompt:
         """The very function that makes the prompts of training."""
         return self.chat.prompt(conversation.messages, conversation.tools, conversation.template_arguments, where=conversation.where)
+
+    def _fitted_arm(self, name: str, sampler: Sampler, around: Callable[[PromptOf], PromptOf]) -> list[ArmScore]:
+        """An arm whose questions come to fit the context as `overflow` says; which did, and how, is recorded and told."""
+        dropped: dict[str, int] = {}
+
+        def prompt(conversation: Conversation) -> Prompt:
+            fit = partial(
+                fitted_prompt,
+                self.chat,
+                conversation.messages,
+                conversation.tools,
+                conversation.template_arguments,
+                overflow=self.overflow,
+                room=min(self.config.max_new_tokens, (self.chat.context_length or 0) // 4) or 1,
+                where=conversation.where,
+            )
+            fitted = fit()
+            if fitted.to_summarise is not None:
+                [summary] = sampler.generate([fitted.to_summarise], SamplingParams(max_new_tokens=summary_tokens(self.chat)))
+                fitted = fit(summary=summary_of(summary))
+            if fitted.dropped:
+                dropped[conversation.where] = fitted.dropped
+            return fitted.prompt
+
+        scores = self._run_arm(name, sampler, around(self.prompt if self.overflow == "refuse" else prompt))
+        if dropped:
+            self.run.append("outgrown", *({"arm": name, "source": where, "dropped": count} for where, count in dropped.items()))
+            instead = "a summary was sent in place of" if self.overflow == "summarise" else "they were asked without"
+            count = f"their {sum(dropped.values()):,} oldest messages"
+            self.screen.say(f"{len(dropped):,} questions outgrew the context: {instead} {count} (outgrown.jsonl).", "yellow")
+        return scores
 
     @property
     def _params(self) -> SamplingParams:

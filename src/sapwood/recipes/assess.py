@@ -15,6 +15,7 @@ from typing import Any
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
+from sapwood.chat.overflow import Overflow
 from sapwood.config import save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, clusters_of, decide, item_records, items_from
@@ -50,6 +51,9 @@ class AssessConfig:
     """The run directory; `runs/eval-NAME-1`, `-2`, … where not given."""
     dtype: Dtype = "auto"
     """Type of the base weights."""
+    overflow: Overflow = "refuse"
+    """A question that outgrows the model's context: `refuse` it (it has no score), `drop oldest` turns, examples among them, or
+    `summarise` them; as in chat and server. Rows with an answer must fit whole all the same: bits per token are measured on them."""
     remote: HostedConfig = field(default_factory=HostedConfig)
     rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0))
     evaluation: EvalConfig = field(default_factory=lambda: EvalConfig(shots=()))
@@ -133,7 +137,9 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
         _claim(run, config, chat, folder)
         run.replace("items", *item_records(items))
         evaluation = config.evaluation if prepared.held_out else replace(config.evaluation, shots=())
-        arms = Arms(items, train_items, chat, guess.scorer, evaluation, run, screen) if guess.scorer is not None else None
+        arms = None
+        if guess.scorer is not None:
+            arms = Arms(items, train_items, chat, guess.scorer, evaluation, run, screen, overflow=config.overflow)
         scores, lines = _ask(config, folder, chat, arms, prepared, screen)
         verdict = decide(scores, scorer=guess.name) if config.adapter is not None and scores else None
         if verdict is not None:
