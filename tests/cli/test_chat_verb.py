@@ -50,6 +50,39 @@ def test_arms_answer_beside_each_other_and_rows_are_saved(
     assert "law:\n" in shown.err
 
 
+def test_each_setting_of_sampling_changes_what_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*flags: str) -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO("the colour of sky\n"))
+        assert main(["chat", str(place / "model"), "--max-new-tokens", "12", "--dtype", "fp32", *flags, "--json"]) == 0
+        return str(json.loads(capsys.readouterr().out)["messages"][1]["content"])
+
+    greedy, hot = said(), ("--temperature", "5")
+    assert said(*hot) != greedy
+    assert said(*hot) != said(*hot, "--seed", "1")
+    assert said(*hot, "--top-k", "1") == said(*hot, "--min-p", "1") == said(*hot, "--top-p", "1e-9") == greedy
+    assert said("--repetition-penalty", "1e9") != greedy
+    assert main(["chat", "no-such-model", "--min-p", "2"]) == 2
+    assert "min_p is 2.0; give a number from 0 to 1" in capsys.readouterr().err
+
+
+def test_a_row_is_added_whole_or_not_at_all_and_the_conversation_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = place / "edited.jsonl"
+    rows.write_text('{"text": "a line that an editor left without its end"}')
+    lines = ["sky", f"/save {rows}", f"/save {rows}/below", f"/save {place}", "/save /dev/full", "grass"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(place / "model"), "--max-new-tokens", "2", "--dtype", "fp32", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [next(iter(json.loads(line))) for line in rows.read_text().splitlines()] == ["text", "messages"]
+    assert "below: its folder cannot be made" in shown.err
+    assert f"Could not save into {place}" in shown.err
+    assert "Could not save into /dev/full: the disk is full" in shown.err
+    assert len(json.loads(shown.out)["messages"]) == 4
+
+
 def test_base_needs_an_adapter_that_stands_on_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", str(place / "model"), "--beside", "base"]) != 0
     assert "it is its own base" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from sapwood.model import Dtype, LanguageModel, learn_tokens, load_adapter, load
 from sapwood.recipes import Screen
 from sapwood.recipes.beside import load_beside
 from sapwood.recipes.functions import functions_of
-from sapwood.recipes.talk import Talk
+from sapwood.recipes.talk import Talk, save_row
 from sapwood.recipes.tune import config_of, fetch_model, load_chat
 from sapwood.records import Message, SamplingParams
 
@@ -54,10 +54,22 @@ class ChatConfig:
     """0 takes the most likely token."""
     top_p: float = 1.0
     """Keep the smallest set of most likely tokens whose probability reaches p."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the most likely one."""
+    repetition_penalty: float = 1.0
+    """Above 1, what was said is less likely to be said again: small models go round in circles. 1 is off."""
     seed: int = 0
     """Seed of the answers."""
     overflow: Overflow = "refuse"
     """A conversation that outgrows the model's context: `refuse` the question, `drop oldest` turns, or `summarise` them, and say so."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How answers are drawn. Raises `ConfigError` for settings without a meaning."""
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        return SamplingParams(**{name: getattr(self, name) for name in names})
 
 
 def run(words: list[str]) -> None:
@@ -67,6 +79,7 @@ def run(words: list[str]) -> None:
     if len(names) > 1:
         raise ConfigError(f"Give one run directory or model, found {len(names)}: {', '.join(names)}. More arms are named by --beside.")
     config = parse(ChatConfig(), "chat", flags, DESCRIPTION)
+    params = config.sampling  # odd settings are refused before the model loads
     tools, schemas = functions_of(config.tools) if config.tools is not None else ({}, ())
     screen = Screen(quiet=json.target == "-")
     name = _run_of(names[0]) if names else DEFAULT_MODEL
@@ -80,7 +93,7 @@ def run(words: list[str]) -> None:
         Engine(model, chat),
         chat,
         arms,
-        SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed),
+        params,
         start=(Message("system", config.system),) if config.system else (),
         tools=tools,
         schemas=schemas,
@@ -145,11 +158,7 @@ def _save(words: list[str], talk: Talk, screen: Screen) -> None:
     if not 1 <= len(words) <= 2:
         raise ConfigError(f"/save takes a file, and the arm if there are several: /save my.jsonl [{' | '.join(talk.arms)}].")
     file, arm = Path(words[0]), words[1] if len(words) > 1 else next(iter(talk.arms))
-    line = orjson.dumps(talk.row(arm)) + b"\n"
-    with storage(file, "save into"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab") as out:
-            out.write(line)
+    save_row(file, talk.row(arm))
     screen.say(f"Saved in {file}, as a row. Mend what should have been said, then: sapwood sft {file}", "dim")
 
 

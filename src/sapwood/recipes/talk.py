@@ -8,14 +8,19 @@ Left out on purpose: the terminal, which is `cli`'s.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from sapwood.chat import Chat, Delta
 from sapwood.chat.overflow import Fitted, Overflow, fitted_prompt, summary_of, summary_tokens
-from sapwood.errors import ConfigError, SapwoodError
+from sapwood.errors import ConfigError, SapwoodError, StorageError, storage
 from sapwood.evaluate.tool_turns import Tool, result_of
 from sapwood.generate import Answer, Engine, Session
 from sapwood.records import Ended, Message, SamplingParams, ToolCall
@@ -150,3 +155,23 @@ class Talk:
         if self.overflow == "refuse" or self.chat.context_length is None:
             return 1
         return min(self.params.max_new_tokens, self.chat.context_length // 4)
+
+
+def save_row(file: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a file of rows, whole or not at all. A last line that an editor left without its end gets one.
+
+    Raises `StorageError` where nothing can be written.
+    """
+    line = orjson.dumps(row) + b"\n"
+    try:
+        with storage(file, "save into"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab+", buffering=0) as out:
+                if end := out.seek(0, os.SEEK_END):
+                    out.seek(end - 1)
+                    line = line if out.read(1) == b"\n" else b"\n" + line
+                if out.write(line) < len(line):
+                    out.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        raise StorageError(f"{file}: its folder cannot be made. Choose another file.") from None
