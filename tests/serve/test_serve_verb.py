@@ -18,6 +18,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 from sapwood.cli.main import main
+from sapwood.errors import ConfigError
 from tiny.folder import write_model
 
 TOKEN = "a-token-of-my-own-1234"
@@ -40,6 +41,11 @@ def test_a_server_is_shown_asked_and_stopped_in_the_middle_of_an_answer(tmp_path
         body = {"model": "model", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 400}
         assert up["models"] == ["model"]
         assert httpx2.get(up["url"] + "/models", **more).json()["data"][0]["id"] == "model"
+        [shown] = [line for line in (tmp_path / "told").read_text().splitlines() if "Try it" in line]
+        shell = ["bash", "-c", "curl() { printf '%s\n' \"$@\"; }; " + shown.partition("Try it")[2]]
+        address, _, header, _, kind, _, asked = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.splitlines()
+        answer = httpx2.post(address, headers=dict(one.split(": ") for one in (header, kind)), content=asked, trust_env=False, timeout=60)
+        assert answer.status_code == 200, "the command that is shown asks what it should"
         with httpx2.stream("POST", up["url"] + "/chat/completions", json={**body, "stream": True}, **more) as response:
             pieces = response.iter_text()
             told = next(pieces)
@@ -69,6 +75,7 @@ def test_a_server_is_shown_asked_and_stopped_in_the_middle_of_an_answer(tmp_path
         (["--port", "70000"], "0 to 65535"),
         (["--host", "203.0.113.7"], "cannot be listened on"),
         (["--max-samples", "0"], "at least 1"),
+        (["--memory", "0"], "memory is 0.0; give GiB above 0"),
         (["--records", "ab.db"], "Give --experiment"),
         (["--check-every", "0"], "check_every is 0.0"),
         (["--experiment", "none.yaml"], "no such file"),
@@ -82,3 +89,14 @@ def test_odd_uses_are_refused_before_the_model_loads(
     Path("empty").write_text("\n")
     assert main(["serve", "no-such-model", *flags]) == 2
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_engine_may_take_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def engine(*_: Any, **knobs: Any) -> Any:
+        raise ConfigError(f"asked for {knobs}")
+
+    monkeypatch.setattr("sapwood.cli.serve_verb.Engine", engine)
+    words = ["serve", str(write_model(tmp_path / "model")), "--port", "0", "--unlocked", "--dtype", "fp32"]
+    for flags, bytes_ in (([], None), (["--memory", "1.5"], 3 * 2**29)):
+        assert main([*words, *flags]) == 2
+        assert f"asked for {{'slots': 32, 'memory': {bytes_}}}" in capsys.readouterr().err

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from sapwood.ab.plan import Plan, load_plan, records_of
 from sapwood.assets import DEFAULT_MODEL
+from sapwood.chat import Chat
 from sapwood.cli.chat_verb import ChatConfig, open_model, trained_arguments
 from sapwood.cli.options import Json, parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError, storage
@@ -59,6 +63,8 @@ class ServeConfig:
     """Type of the base weights; `auto` takes a run's own."""
     slots: int = 32
     """Answers that are written at a time; others wait."""
+    memory: float | None = None
+    """GiB that the keys and values of prompts and answers may take; a quarter of what is free where not given."""
     experiment: Path | None = None
     """A plan (YAML) of an A/B test: requests are split between its arms; see docs/ab-tests.md."""
     records: str | None = None
@@ -76,6 +82,8 @@ class ServeConfig:
             raise ConfigError(f"port is {self.port}; give a number from 0 to 65535.")
         if self.slots < 1:
             raise ConfigError(f"slots is {self.slots}; give at least 1.")
+        if self.memory is not None and not 0 < self.memory < float("inf"):
+            raise ConfigError(f"memory is {self.memory}; give GiB above 0, or leave it out for a quarter of what is free.")
         if not 0 <= self.grace < float("inf"):
             raise ConfigError(f"grace is {self.grace}; give seconds, 0 or more.")
         if self.records is not None and self.experiment is None:
@@ -109,27 +117,13 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
         raise ConfigError(f"A server needs {error.name}, which is not installed: pip install 'sapwood[web]'") from None
     tokens, screen = _tokens(config), screen_for(json)
     plan = load_plan(config.experiment) if config.experiment is not None else None
-    listener = listen(config.host, config.port)  # before the model loads: a port that is taken is known at once
-    traffic = Traffic(config.keep_traffic) if config.keep_traffic is not None else None
-    model, chat = open_model(name, ChatConfig(template=config.template, dtype=config.dtype), screen)
-    if config.tools_in_system and not chat.tools_in_system:
-        chat = chat.with_tools_in_system()
-    for note in (*chat.notes, *chat.warnings):
-        screen.say(note)
-    called = config.name or (Path(name).resolve().name if Path(name).exists() else name)
-    model, models = load_beside(model, called, config.adapters)
-    engine = Engine(model, chat, slots=config.slots)
-    if BASE in models.values():
-        try:
-            engine.routes.check(BASE)
-        except ConfigError as error:
-            if config.adapters:
-                raise
-            screen.say(f"The base model is not served beside it. {error}")
-            models = {called: None}
-    served = Served(models, chat, config.limits, trained_arguments(Path(name)))
-    worker = Worker(engine)
-    with closing(worker), closing(traffic) if traffic else nullcontext(), _experiment(plan, config, served, screen) as experiment:
+    with ExitStack() as held:
+        listener = held.enter_context(listen(config.host, config.port))  # before the model loads: a port that is taken is known at once
+        traffic = held.enter_context(closing(Traffic(config.keep_traffic))) if config.keep_traffic is not None else None
+        engine, chat, models = _engine(name, config, screen)
+        served = Served(models, chat, config.limits, trained_arguments(Path(name)))
+        worker = held.enter_context(closing(Worker(engine)))
+        experiment = held.enter_context(_experiment(plan, config, served, screen))
         names = list(experiment.public.models if experiment else models)
 
         def ready() -> None:
@@ -140,6 +134,27 @@ def serve(name: str, config: ServeConfig, json: Json) -> None:
         access = Access(tokens, config.limits.requests_a_minute)
         run_server(lambda: Front(worker, served, access, experiment, traffic), listener, grace=config.grace, ready=ready)
     screen.say("Stopped.")
+
+
+def _engine(name: str, config: ServeConfig, screen: Screen) -> tuple[Engine, Chat, dict[str, str | None]]:
+    """The engine, its chat, and who answers to which name."""
+    model, chat = open_model(name, ChatConfig(template=config.template, dtype=config.dtype), screen)
+    if config.tools_in_system and not chat.tools_in_system:
+        chat = chat.with_tools_in_system()
+    for note in (*chat.notes, *chat.warnings):
+        screen.say(note)
+    called = config.name or (Path(name).resolve().name if Path(name).exists() else name)
+    model, models = load_beside(model, called, config.adapters)
+    engine = Engine(model, chat, slots=config.slots, memory=None if config.memory is None else int(config.memory * 2**30))
+    if BASE in models.values():
+        try:
+            engine.routes.check(BASE)
+        except ConfigError as error:
+            if config.adapters:
+                raise
+            screen.say(f"The base model is not served beside it. {error}")
+            models = {called: None}
+    return engine, chat, models
 
 
 @contextmanager
@@ -171,8 +186,17 @@ def _welcome(url: str, names: Sequence[str], tokens: tuple[str, ...], config: Se
         screen.say("The token is shown this once; --token-file FILE keeps one of your own.", "dim")
     else:
         screen.lines([f"Token        one of the {len(tokens)} in {config.token_file}"])
+    screen.lines([f"Try it       {_example(url, names[0], tokens, config)}"])
     if not is_loopback(config.host):
         screen.say("Tokens and texts cross the network as they are: put a proxy with TLS in front.", "yellow")
+
+
+def _example(url: str, name: str, tokens: tuple[str, ...], config: ServeConfig) -> str:
+    """A command for a shell that asks the server something. Tokens of a file stay there."""
+    key = f"$(head -n 1 {shlex.quote(str(config.token_file))})" if config.token_file is not None else "".join(tokens)
+    header = f'-H "Authorization: Bearer {key}" ' if tokens else ""
+    body = orjson.dumps({"model": name, "messages": [{"role": "user", "content": "Where does sapwood grow?"}]}).decode()
+    return f'curl {url}/chat/completions {header}-H "Content-Type: application/json" -d {shlex.quote(body)}'
 
 
 def _tokens(config: ServeConfig) -> tuple[str, ...]:
