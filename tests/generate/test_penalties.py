@@ -81,14 +81,14 @@ def test_logprobs_of_prompts_and_alternatives_are_those_of_training(name: str) -
         for place, (top, value) in enumerate(zip(completion.prompt_top_logprobs, completion.prompt_logprobs, strict=True), 1):
             assert [value for _, value in top] == sorted((value for _, value in top), reverse=True)
             assert top[0][1] >= value - 1e-5
-            assert dict(top).get(prompt[place], value) == pytest.approx(value, abs=1e-5)
+            assert dict(top).get(prompt[place], value) == value, "one number for one token"
             rows += [Row(np.array(prompt[:place]), np.array([token]), np.ones(1, np.float32)) for token, _ in top]
         for place, top in enumerate(completion.top_logprobs):
             so_far = np.array([*prompt, *completion.ids[:place]])
             rows += [Row(so_far, np.array([token]), np.ones(1, np.float32)) for token, _ in top]
             assert [value for _, value in top] == sorted((value for _, value in top), reverse=True)
             assert completion.ids[place] in dict(top), "top_k is 2, so the sampled one is among the first three"
-            assert dict(top)[completion.ids[place]] == pytest.approx(completion.logprobs[place], abs=1e-6)
+            assert dict(top)[completion.ids[place]] == completion.logprobs[place], "one number for one token"
         expected = np.concatenate(model(name).logprobs(rows))
         found_values = [value for top in (*completion.prompt_top_logprobs, *completion.top_logprobs) for _, value in top]
         np.testing.assert_allclose(found_values, expected, rtol=0, atol=rounding(name))

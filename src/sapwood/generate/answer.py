@@ -112,7 +112,7 @@ class Answer:
         self.ids.append(token)
         self.logprobs.append(logprob)
         if alternatives:
-            self.top_logprobs.append(alternatives)
+            self.top_logprobs.append(agreeing(alternatives, token, logprob))
         if token in self._stop_ids or self._stopped():
             self.ended = Ended.STOP
         elif len(self.ids) >= self.limit:
@@ -156,3 +156,10 @@ class Answer:
             return self._chat.decode(self.ids[:-1])
         cut = self._cut() if self.ended is Ended.STOP else None
         return self._chat.decode(self.ids) if cut is None else cut
+
+
+def agreeing(alternatives: Alternatives, token: int, logprob: float) -> Alternatives:
+    """The same, with the token's own log-probability where it is among them: rounded in another way it would be another number, and who
+    looks whether a token was the most likely one compares numbers (lm-eval does)."""
+    found = ((other, logprob if other == token else value) for other, value in alternatives)
+    return tuple(sorted(found, key=lambda one: -one[1]))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.errors import ModelError
-from sapwood.generate.answer import Answer
+from sapwood.generate.answer import Answer, agreeing
 from sapwood.generate.drawing import draw
 from sapwood.model import LanguageModel, packed
 from sapwood.model.scoring import likeliest
@@ -210,7 +210,9 @@ class Session:
         with self._engine.routes.of([answer.adapter] * len(ids)):
             answer.prompt_logprobs = tuple(self._model.logprobs([row])[0].tolist())
             if count := answer.params.top_logprobs:
-                answer.prompt_top_logprobs = tuple(map(tuple, likeliest(self._model, row, count)))
+                tops = map(tuple, likeliest(self._model, row, count))
+                tokens = row.completion_T.tolist()
+                answer.prompt_top_logprobs = tuple(map(agreeing, tops, tokens, answer.prompt_logprobs))
 
     def _clear(self) -> None:
         """Let go what has ended, in the queue and in the rows."""
