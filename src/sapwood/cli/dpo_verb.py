@@ -22,5 +22,5 @@ def run(words: list[str]) -> None:
     screen.title("Verdict")
     screen.say(result.line, "bold")
     name = "Adapter" if result.adapter.name == "adapter" else "Model"
-    screen.lines([f"{name:<13}{result.adapter}", f"Talk to it   sapwood chat {result.adapter}"])
+    screen.lines([f"Report       {result.report}", f"{name:<13}{result.adapter}", f"Talk to it   sapwood chat {result.adapter}"])
     json.write(result.summary())

@@ -77,6 +77,8 @@ def show_detail(detail: RunDetail, screen: Screen) -> None:
     for name, losses in (("training loss", detail.training_losses), ("held-out loss", detail.held_out_losses)):
         if losses:
             screen.lines([f"{name:<14}{sparkline(losses, SPARKS)}  {losses[0]:.3f} → {losses[-1]:.3f}"])
+    for name, values in detail.figures.items():
+        screen.lines([f"{name:<14}{sparkline(values, SPARKS)}  {values[0]:.3g} → {values[-1]:.3g}"])
     for finding in detail.findings:
         screen.say(finding.line, "yellow" if finding.alarm else "")
     for note in detail.notes:
@@ -84,6 +86,8 @@ def show_detail(detail: RunDetail, screen: Screen) -> None:
     _show_pairs("Settings other than the defaults", detail.settings, screen)
     _show_pairs("Where the time went", {name: _time(seconds) for name, seconds in detail.seconds.items()}, screen)
     _show_pairs("Disk", {name: size(count) for name, count in detail.disk.items()}, screen)
+    if detail.report is not None:
+        screen.lines([f"Page  {_plain(str(detail.report))}"])
     for number, command in enumerate(detail.next):
         screen.lines([f"{'Next' if number == 0 else '':<6}{command}"])
 

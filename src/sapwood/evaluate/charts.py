@@ -8,7 +8,7 @@ library, scripts, animation, and any text that was not escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -120,26 +120,48 @@ class Series:
     dots: bool = False
 
 
-def curve(series: Sequence[Series], *, height: int, label: str, x_name: str, over: Sequence[float] = (), from_zero: bool = False) -> Markup:
+@dataclass(frozen=True)
+class Band:
+    """What lies between two lines over the same x; where one of them is None there is none of it."""
+
+    xs: tuple[float, ...]
+    lows: tuple[float | None, ...]
+    highs: tuple[float | None, ...]
+
+
+def curve(
+    series: Sequence[Series],
+    *,
+    height: int,
+    label: str,
+    x_name: str,
+    over: Sequence[float] = (),
+    from_zero: bool = False,
+    form: Callable[[float], str] | None = None,
+    band: Band | None = None,
+) -> Markup:
     """Lines over a common x, with the y axis on the left. Empty if no series has a finite point.
 
-    `over` are further x that the axis must hold, so that charts below each other line up.
+    `over` are further x that the axis must hold, so that charts below each other line up; `form` writes the numbers of the y axis.
     The plot is stretched to the space it has (strokes are not); labels are ordinary text laid over it.
     """
     shown = [thinned(one) for one in series if any(y is not None for y in one.ys)]
     if not shown:
         return Markup("")
-    values = [y for one in shown for y in one.ys if y is not None] + ([0.0] if from_zero else [])
+    edges = [y for side in (band.lows, band.highs) for y in side if y is not None] if band else []
+    values = [y for one in shown for y in one.ys if y is not None] + edges + ([0.0] if from_zero else [])
     y_scale = scale_over(values, count=4 if height > 100 else 2)
     x_scale = scale_over([*over, *(x for one in shown for x in one.xs)], count=6, pad=False)
     parts = [Markup('<div class="curve" role="img" aria-label="{}" style="height:{}px">').format(label, height)]
     for tick in y_scale.ticks:
-        parts.append(Markup('<span class="y" style="top:{}%">{}</span>').format(_two(100 - y_scale.place(tick)), plain(tick)))
+        parts.append(Markup('<span class="y" style="top:{}%">{}</span>').format(_two(100 - y_scale.place(tick)), (form or plain)(tick)))
     for tick in x_scale.ticks:
         parts.append(Markup('<span class="x" style="left:{}%">{}</span>').format(_two(x_scale.place(tick)), plain(tick)))
     parts.append(Markup('<span class="x-name">{}</span>').format(x_name))
     parts.append(Markup('<svg width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'))
     parts += [Markup('<path class="grid" d="M0 {}H100"/>').format(_two(100 - y_scale.place(tick))) for tick in y_scale.ticks]
+    if band:
+        parts.append(Markup('<path class="band" d="{}"/>').format(_area(band, x_scale, y_scale)))
     for one in shown:
         places = [None if y is None else (x_scale.place(x), 100 - y_scale.place(y)) for x, y in zip(one.xs, one.ys, strict=True)]
         parts.append(Markup('<path class="{}" d="{}"/>').format(one.look, _line(places)))
@@ -198,6 +220,24 @@ def _line(places: Sequence[tuple[float, float] | None]) -> str:
         text += f"{'L' if pen_down else 'M'}{_two(place[0])} {_two(place[1])}"
         text += "" if pen_down else "h0"  # a point between two gaps is drawn as a dot
         pen_down = True
+    return text
+
+
+def _area(band: Band, x_scale: Scale, y_scale: Scale) -> str:
+    """One closed path for each stretch without a gap."""
+    low, high = (
+        thinned(Series("", "", band.xs, tuple(None if None in pair else pair[side] for pair in zip(band.lows, band.highs, strict=True))))
+        for side in (0, 1)
+    )
+    text = ""
+    stretch: list[tuple[float, float, float]] = []
+    for x, bottom, top in [*zip(low.xs, low.ys, high.ys, strict=True), (0.0, None, None)]:
+        if bottom is not None and top is not None:
+            stretch.append((x_scale.place(x), 100 - y_scale.place(bottom), 100 - y_scale.place(top)))
+        elif stretch:
+            outline = [(x, top) for x, _, top in stretch] + [(x, bottom) for x, bottom, _ in reversed(stretch)]
+            text += "M" + "L".join(f"{_two(x)} {_two(y)}" for x, y in outline) + "Z"
+            stretch = []
     return text
 
 

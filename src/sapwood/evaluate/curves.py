@@ -63,7 +63,8 @@ OUTLIER, GRADIENT = 8.0, 3.0
 class CurveFinding:
     """One pattern that a run shows."""
 
-    name: Pattern
+    name: str
+    """Of a fine-tuning a `Pattern`; of rewards and preferences the kind of a `Sign`."""
     alarm: bool
     """Whether something should be changed."""
     text: str

@@ -8,7 +8,7 @@ Left out on purpose: stopping by itself. A person decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ WINDOW = 5
 """Steps whose mean is compared."""
 FULL = "Let tools and environments say less, allow fewer --turns, take a model with a longer context,"
 """What to do where answers fill the context: more new tokens would not help."""
+MOST_LOOKS = 200
+"""Times that a finished run is looked at again, to say when a finding was first seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,40 @@ def signs(records: Sequence[Mapping[str, Any]]) -> list[Sign]:
     """Findings on the steps so far; none before two windows of steps are there."""
     if len(records) < 2 * WINDOW:
         return []
-    first, last = (_means(part) for part in (records[:WINDOW], records[-WINDOW:]))
+    first, last = (means(part) for part in (records[:WINDOW], records[-WINDOW:]))
     found = (_unjudged(last), _divergence(last), _collapse(first, last), *_hacking(first, last), _cut(last), _dead(last))
     return [sign for sign in found if sign is not None]
 
 
-def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A finding in the course of a run."""
+
+    sign: Sign
+    """As it was seen last."""
+    first: int
+    """Step at which it was seen first."""
+    last: int
+    """Step at which it was seen last."""
+    still: bool
+    """Whether it is seen at the end of what is recorded."""
+
+
+def seen_in(records: Sequence[Mapping[str, Any]], look: Callable[[Sequence[Mapping[str, Any]]], list[Sign]] = signs) -> list[Seen]:
+    """Every finding that a run has shown, those first that are still seen. `look` is asked after each step; of long runs, now and then."""
+    stride = max(1, len(records) // MOST_LOOKS)
+    ends = sorted({len(records), *range(2 * WINDOW, len(records), stride)})
+    found: dict[str, Seen] = {}
+    for end in ends:
+        step = int(records[end - 1]["step"]) if end else 0
+        for sign in look(records[:end]):
+            known = found.get(sign.kind)
+            found[sign.kind] = Seen(sign, known.first if known else step, step, end == len(records))
+    return sorted(found.values(), key=lambda one: not one.still)
+
+
+def means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of each figure over some steps, `rewards.NAME` among them; of what is finite, NaN where nothing is."""
     names = [name for name, value in records[-1].items() if isinstance(value, int | float)]
     flat = [{**record, **{f"rewards.{name}": value for name, value in record.get("rewards", {}).items()}} for record in records]
     names += [name for name in flat[-1] if name.startswith("rewards.")]

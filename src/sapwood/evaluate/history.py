@@ -19,8 +19,7 @@ from sapwood.evaluate.experiment import ArmScore, over_samples, scores_from
 from sapwood.evaluate.free import FREE_ARMS
 from sapwood.evaluate.report_files import RunFiles, text_of
 from sapwood.evaluate.study_text import percent, points
-from sapwood.evaluate.study_view import difference_record
-from sapwood.evaluate.verdict import ArmResult, arm_result, paired_scores
+from sapwood.evaluate.verdict import ArmResult, arm_result, difference_record, paired_scores
 from sapwood.pages import Pages
 from sapwood.run import write_atomic
 from sapwood.stats import Difference

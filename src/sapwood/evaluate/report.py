@@ -15,6 +15,7 @@ from sapwood.evaluate.charts import plain, signed
 from sapwood.evaluate.report_decision import COSTS, as_verdict, decision_view
 from sapwood.evaluate.report_files import RunFiles, flat, mapping, read_run
 from sapwood.evaluate.report_items import items_view
+from sapwood.evaluate.report_learning import shown_of
 from sapwood.evaluate.report_samples import samples_view
 from sapwood.evaluate.report_sections import ledger_view, skill_view, training_view
 from sapwood.evaluate.report_verdict import VerdictView, arms_view, verdict_view
@@ -28,8 +29,8 @@ def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run directory, whole or not at all, and return its path.
 
     Reads config.yaml (the one file that must be there), verdict.json, decision.json, scores.jsonl, items.jsonl, metrics.jsonl,
-    samples.jsonl, ledger.jsonl, people.json, environment.json and the names in adapter/. Raises `DataError` if the folder is no
-    run, `StorageError` if it cannot be written.
+    samples.jsonl, rollouts.jsonl, preflight.json, ledger.jsonl, people.json, environment.json and the names in adapter/. Raises
+    `DataError` if the folder is no run, `StorageError` if it cannot be written.
     """
     path = run_folder / PAGE_NAME
     write_atomic(path, render_page(read_run(run_folder)).encode("utf-8", "replace"))
@@ -53,6 +54,8 @@ def html_fragment(run_folder: Path) -> str:
 
 def render_page(files: RunFiles) -> str:
     """The whole page of a run that has been read."""
+    if files.learns_by is not None:
+        return PAGES.render("learning.html", styles=("page.css", "learning.css"), **shown_of(files))
     decision = decision_view(files)
     if decision is not None:
         files = dataclasses.replace(files, verdict=as_verdict(files))

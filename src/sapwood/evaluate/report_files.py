@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import yaml
@@ -44,9 +44,20 @@ class RunFiles:
     """Hashes of what the run was begun with."""
     people: Record = field(default_factory=dict)
     """What people said of its answers, as `sapwood review export` leaves it."""
+    rollouts: list[Record] = field(default_factory=list)
+    """Sampled answers of reinforcement learning, the best and the worst of each step."""
+    preflight: Record = field(default_factory=dict)
+    """What was seen before step 1 of reinforcement learning."""
+
+    @property
+    def learns_by(self) -> Literal["grpo", "dpo"] | None:
+        """Which verb learned from rewards or preferences; None for other runs."""
+        if "train" not in self.config or "start_from" not in self.config:
+            return None
+        return "grpo" if "rewards" in self.config else "dpo"
 
 
-RECORDS = ("scores.jsonl", "items.jsonl", "metrics.jsonl", "samples.jsonl", "ledger.jsonl")
+RECORDS = ("scores.jsonl", "items.jsonl", "metrics.jsonl", "samples.jsonl", "ledger.jsonl", "rollouts.jsonl")
 
 
 def read_run(path: Path, only: Collection[str] = RECORDS) -> RunFiles:
@@ -82,10 +93,12 @@ def read_run(path: Path, only: Collection[str] = RECORDS) -> RunFiles:
         metrics=lines("metrics.jsonl", step_records),
         samples=lines("samples.jsonl"),
         ledger=lines("ledger.jsonl"),
-        adapter=_listing(path / "adapter"),
+        adapter=_listing(path / ("model" if (path / "model").is_dir() and not (path / "adapter").is_dir() else "adapter")),
         notices=notices,
         identity=_object(path / "identity.json", notices),
         people=_object(path / "people.json", notices),
+        rollouts=lines("rollouts.jsonl"),
+        preflight=_object(path / "preflight.json", notices),
     )
 
 

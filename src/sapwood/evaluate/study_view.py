@@ -18,9 +18,9 @@ from sapwood.evaluate.experiment import ArmScore, over_samples
 from sapwood.evaluate.several_answers import several_answers
 from sapwood.evaluate.shipping import Shipping
 from sapwood.evaluate.spending import break_evens, costs_of, pareto
-from sapwood.evaluate.verdict import ArmResult, arm_result
+from sapwood.evaluate.verdict import ArmResult, arm_result, difference_record
 from sapwood.records import Ended
-from sapwood.stats import Difference, ratio_interval, variance_split
+from sapwood.stats import ratio_interval, variance_split
 
 Record = dict[str, Any]
 
@@ -70,25 +70,6 @@ def study_record(
         "variance": _variance(scores, plan.candidate or plan.base),
         "caveats": _caveats(declared, shipping, scores),
         "notes": list(notes),
-    }
-
-
-def difference_record(found: Difference) -> Record:
-    """A paired difference, in shares of 1."""
-    return {
-        "mean": found.mean,
-        "low": found.interval.low,
-        "high": found.interval.high,
-        "level": found.interval.level,
-        "n": found.n,
-        "clusters": found.clusters,
-        "wins": found.wins,
-        "losses": found.losses,
-        "ties": found.ties,
-        "p_value": found.p_value,
-        "minimum_detectable": found.minimum_detectable,
-        "method": found.method,
-        "note": found.note,
     }
 
 

@@ -87,21 +87,7 @@ class Verdict:
             "reason": self.reason,
             "tuned": self.tuned,
             "best_other": self.best_other,
-            "difference": {
-                "mean": d.mean,
-                "low": d.interval.low,
-                "high": d.interval.high,
-                "level": d.interval.level,
-                "n": d.n,
-                "clusters": d.clusters,
-                "wins": d.wins,
-                "losses": d.losses,
-                "ties": d.ties,
-                "p_value": d.p_value,
-                "minimum_detectable": d.minimum_detectable,
-                "method": f"{d.method}; {d.interval.method}",
-                "note": d.note,
-            },
+            "difference": {**difference_record(d), "method": f"{d.method}; {d.interval.method}"},
             "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
             "worse": list(self.worse),
             "better": list(self.better),
@@ -110,6 +96,25 @@ class Verdict:
             "scorer": self.scorer,
             "level": d.interval.level,
         }
+
+
+def difference_record(found: Difference) -> dict[str, Any]:
+    """A paired difference, in shares of 1."""
+    return {
+        "mean": found.mean,
+        "low": found.interval.low,
+        "high": found.interval.high,
+        "level": found.interval.level,
+        "n": found.n,
+        "clusters": found.clusters,
+        "wins": found.wins,
+        "losses": found.losses,
+        "ties": found.ties,
+        "p_value": found.p_value,
+        "minimum_detectable": found.minimum_detectable,
+        "method": found.method,
+        "note": found.note,
+    }
 
 
 def decide(

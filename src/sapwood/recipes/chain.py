@@ -306,10 +306,17 @@ def _conclude(chain: _Chain, scores: list[ArmScore], changes: dict[str, BitsChan
 
 
 def write_environment(run: Run, folder: Path, model: LanguageModel, chat: Chat, prepared: Prepared) -> None:
-    origin = folder / "sapwood.json"
+    """What `environment_of` says, and the template's arguments that most rows have."""
     some = conversations_among(prepared.train, 1000)
-    packages = ("sapwood", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
     arguments = Counter(orjson.dumps(dict(row.template_arguments), option=orjson.OPT_SORT_KEYS) for row in some)
+    usual = orjson.loads(arguments.most_common(1)[0][0]) if arguments else {}
+    run.write_json("environment", {**environment_of(folder, model, chat), "template_arguments": usual})
+
+
+def environment_of(folder: Path, model: LanguageModel, chat: Chat) -> dict[str, Any]:
+    """Versions, machine, and where the model came from. Raises `DataError` where the model folder's own record is damaged."""
+    origin = folder / "sapwood.json"
+    packages = ("sapwood", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy")
     content: dict[str, Any] = {
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "machine": {
@@ -323,11 +330,10 @@ def write_environment(run: Run, folder: Path, model: LanguageModel, chat: Chat, 
         "model": {"folder": folder.name, "dtype": str(model.dtype), "shares_prefixes": model.shares_prefixes},
         "template_and_tokenizer_sha256": chat.fingerprint,
         "today": chat.today.isoformat(),
-        "template_arguments": orjson.loads(arguments.most_common(1)[0][0]) if arguments else {},
     }
     if origin.is_file():
         try:
             content["model"]["origin"] = orjson.loads(origin.read_bytes())
         except orjson.JSONDecodeError as error:
             raise DataError(f"{origin}: damaged ({error}). Delete the folder and pull the model again.") from None
-    run.write_json("environment", content)
+    return content

@@ -26,18 +26,66 @@ POINTS = 400
 GIB = 2**30
 
 
+class Pace:
+    """How far a training is, and how long it takes still. Steps are counted from 1."""
+
+    def __init__(self) -> None:
+        self.step, self.planned = 0, 0
+        self._first: int | None = None
+        self._began = 0.0
+
+    def stepped(self, step: int, planned: int, seconds: float) -> bool:
+        """A step is finished; True for the first one of this sitting."""
+        first = self.began_behind(step - 1, seconds)
+        self.step, self.planned = step, planned
+        return first
+
+    def began_behind(self, step: int, seconds: float = 0.0) -> bool:
+        """This sitting works on what follows `step`, since some seconds; True where that was not known before."""
+        if self._first is not None:
+            return False
+        self._first, self._began = step, time.monotonic() - seconds
+        return True
+
+    def words(self) -> str:
+        """How far, how long, and how long still; empty before it is known."""
+        if not self.planned:
+            return ""
+        left = self.seconds_left()
+        return f"step {self.step} of {self.planned}  {self.step / self.planned:.0%}  {clock(self.elapsed())}" + (
+            f", {clock(left)} left" if left is not None else ""
+        )
+
+    def elapsed(self) -> float:
+        """Seconds of this sitting's steps."""
+        return time.monotonic() - self._began if self._first is not None else 0.0
+
+    def seconds_left(self) -> float | None:
+        """By the mean of this sitting; None before its first step and behind the last one."""
+        done = self.step - (self._first or 0)
+        return self.elapsed() / done * (self.planned - self.step) if done > 0 and self.planned > self.step else None
+
+
 class Course:
     """What is known of a run's training. Steps are counted from 1; those behind the present one are of a sitting that was lost."""
 
     def __init__(self) -> None:
-        self.step, self.planned = 0, 0
+        self.pace = Pace()
         self.losses: dict[int, float] = {}
         self.held_out: dict[int, float] = {}
         self._last: Record = {}
         self._recent: list[Record] = []
-        self._first: int | None = None
-        self._began = self._spoke = 0.0
         self._said_step, self._tokens = 0, 0
+
+    @property
+    def step(self) -> int:
+        """The last one that was finished."""
+        return self.pace.step
+
+    @property
+    def planned(self) -> int:
+        """Steps in all; 0 before it is known."""
+        return self.pace.planned
 
     def take(self, records: list[Record]) -> None:
         """Records as they were written; one that is written again counts as the last says."""
@@ -53,22 +101,21 @@ class Course:
 
     def stepped(self, step: int, planned: int, seconds: float) -> None:
         """A step of this sitting is finished."""
-        self._start(step - 1, seconds)
-        self.step, self.planned = step, planned
+        if self.pace.stepped(step, planned, seconds):
+            self._forget_behind(step - 1)
 
     def evaluated(self, step: int) -> None:
         """The model was evaluated in front of step `step` + 1."""
-        self._start(step, 0.0)
-        self.step = step
+        if self.pace.began_behind(step):
+            self._forget_behind(step)
+        self.pace.step = step
 
-    def _start(self, step: int, seconds: float) -> None:
-        if self._first is None:
-            self._first, self._began = step, time.monotonic() - seconds
-            self._said_step, self._tokens, self._recent = step, 0, []
-            for later in [known for known in self.losses if known > step]:
-                del self.losses[later]
-            for later in [known for known in self.held_out if known > step]:
-                del self.held_out[later]
+    def _forget_behind(self, step: int) -> None:
+        """A sitting begins: what an earlier one recorded of later steps is made anew."""
+        self._said_step, self._tokens, self._recent = step, 0, []
+        for known in (self.losses, self.held_out):
+            for later in [other for other in known if other > step]:
+                del known[later]
 
     def is_worth_a_line(self) -> bool:
         """Whether a log gets a line now: by steps and tokens, never by the clock."""
@@ -106,15 +153,6 @@ class Course:
         order = order[np.isfinite(loss_S[order])]
         return step_S[order], loss_S[order]
 
-    def progress(self) -> str:
-        """How far, how long, and how long still; empty before it is known."""
-        if not self.planned:
-            return ""
-        left = self._seconds_left()
-        return f"step {self.step} of {self.planned}  {self.step / self.planned:.0%}  {clock(self._elapsed())}" + (
-            f", {clock(left)} left" if left is not None else ""
-        )
-
     def facts(self, memory: int, point: str) -> list[list[str]]:
         """Lines of the panel, each in parts of falling weight."""
         last = self._last
@@ -130,10 +168,10 @@ class Course:
 
     def line(self, memory: int) -> str:
         """One line of a log."""
-        left = self._seconds_left()
+        left = self.pace.seconds_left()
         parts = [f"step {self.step} of {self.planned} ({self.step / self.planned:.0%})", f"loss {self.smoothed():.3f}"]
         parts += [f"lr {self._last['lr']:.2e}", f"gradient {self._last['grad_norm']:.3f}", *self._speed()[:1]]
-        parts += [*self._memory(memory)[:1], f"{clock(left)} left" if left else f"{clock(self._elapsed())} in all"]
+        parts += [*self._memory(memory)[:1], f"{clock(left)} left" if left else f"{clock(self.pace.elapsed())} in all"]
         return "  ".join(parts)
 
     def _speed(self) -> list[str]:
@@ -150,13 +188,6 @@ class Course:
     def _memory(self, now: int) -> list[str]:
         peak = self._last.get("peak_bytes")
         return [f"{now / GIB:.1f} GiB in use", *([f"{peak / GIB:.1f} GiB at most"] if peak else [])]
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._began if self._first is not None else 0.0
-
-    def _seconds_left(self) -> float | None:
-        done = self.step - (self._first or 0)
-        return self._elapsed() / done * (self.planned - self.step) if done > 0 and self.planned > self.step else None
 
 
 def clock(seconds: float) -> str:

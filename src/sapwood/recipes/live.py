@@ -22,7 +22,7 @@ from rich.text import Text
 from sapwood.chat.colour import UNPRINTABLE
 from sapwood.errors import ConfigError
 from sapwood.recipes.blocks import ASCII_POINT, POINT, chart
-from sapwood.recipes.course import Course, Record
+from sapwood.recipes.course import Course, Pace, Record
 from sapwood.recipes.feed import Feed
 from sapwood.recipes.samples import Answer, what_differs
 from sapwood.recipes.screen import Screen
@@ -107,15 +107,7 @@ class Watch:
 
     def _framed(self, width: int, height: int, ascii_only: bool) -> RenderableType:
         course, inside = self.course, width - 4
-        bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True, justify="right")
-        words = course.progress() or self._doing
-        bar.add_row(
-            ProgressBar(total=course.planned or 1, completed=course.step, pulse=not course.planned, finished_style="bar.complete"),
-            Text(words if cell_len(words) < inside - 4 else words[: inside - 5] + "…"),
-        )
-        lines: list[RenderableType] = [bar]
+        lines: list[RenderableType] = [progress_row(course.pace, self._doing, inside)]
         if course.losses:
             lines.append(drawn(course, inside, height, ascii_only))
             lines += [fitted(parts, inside) for parts in course.facts(resident_memory(), ASCII_POINT if ascii_only else POINT)]
@@ -157,6 +149,19 @@ def show_course(watch: Watch, answers: Sequence[Answer], screen: Screen) -> None
         screen.show(before_and_after(first[:MOST_SHOWN], last[:MOST_SHOWN], console.width))
 
 
+def progress_row(pace: Pace, doing: str, width: int) -> Table:
+    """A bar and how far it is; what is being done while that is not known."""
+    bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True, justify="right")
+    words = pace.words() or doing
+    bar.add_row(
+        ProgressBar(total=pace.planned or 1, completed=pace.step, pulse=not pace.planned, finished_style="bar.complete"),
+        Text(words if cell_len(words) < width - 4 else words[: width - 5] + "…"),
+    )
+    return bar
+
+
 def drawn(course: Course, width: int, height: int, ascii_only: bool, indent: int = 0) -> Text:
     """The training loss as columns over the planned steps, the held-out loss as points, the highest and the lowest value beside them."""
     curve, points = course.curve(), sorted(course.held_out.items())
@@ -196,7 +201,7 @@ def answer_lines(answers: Sequence[Answer], width: int) -> Text:
         text.append("\n" if number else "")
         text.append(f"  {mark} ", style={"✓": "bold green", "✗": "bold red"}.get(mark, ""))
         text.append(_asked(lines, room) + "\n", style="dim")
-        text.append("    " + (_short(answer.answer, room) or "(nothing)"))
+        text.append("    " + (one_line(answer.answer, room) or "(nothing)"))
     return text
 
 
@@ -214,7 +219,7 @@ def before_and_after(first: Sequence[Answer], last: Sequence[Answer], width: int
                 mark = "·" if one.right is None else "✓" if one.right >= 1 else "✗"
                 text.append(f"\n  {mark} ", style={"✓": "bold green", "✗": "bold red"}.get(mark, ""))
                 text.append(f"{when:<7}", style="dim")
-                text.append(_short(one.answer, room) or "(nothing)")
+                text.append(one_line(one.answer, room) or "(nothing)")
     return text
 
 
@@ -225,11 +230,12 @@ def _asked(lines: Sequence[str], length: int) -> str:
     whole, last = " ".join(lines), lines[-1]
     room = length - len(last) - 1
     if len(whole) <= length or room < length // 4:
-        return _short(whole if len(whole) <= length or len(lines) < 2 else last, length)
-    return f"{_short(whole, room)} {_short(last, length)}"
+        return one_line(whole if len(whole) <= length or len(lines) < 2 else last, length)
+    return f"{one_line(whole, room)} {one_line(last, length)}"
 
 
-def _short(text: str, length: int) -> str:
+def one_line(text: str, length: int) -> str:
+    """A text without line breaks and control letters, cut with an ellipsis."""
     text = " ".join(text.split()).translate(UNPRINTABLE)
     length = max(1, length)
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -14,12 +14,19 @@ from typing import Any
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat, coloured
 from sapwood.errors import ConfigError, DataError
+from sapwood.evaluate.preference_verdict import evaluations, preference_verdict
+from sapwood.model import LanguageModel
 from sapwood.recipes.beginning import RunConfig, begin, opened, write_ledger
+from sapwood.recipes.chain import environment_of
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
+from sapwood.recipes.learning_course import PREFERENCES
+from sapwood.recipes.learning_live import Told, watching_learning
 from sapwood.recipes.other_rows import Sides, pairs_to_prefer, scan, votes_to_learn
 from sapwood.recipes.other_rows import refuse_unread as refuse_unread_rows
+from sapwood.recipes.reporting import page_kept, write_page
 from sapwood.recipes.screen import Screen
 from sapwood.records import Example, hash_of_rows
+from sapwood.run import Run, step_records
 from sapwood.train.dpo import DpoConfig, DpoResult, dpo, refuse_unread
 from sapwood.train.preferred import PreferenceStep, vote_examples
 
@@ -52,12 +59,18 @@ class PreferResult:
         adapter = self.path / "adapter"
         return adapter if adapter.is_dir() else self.path / "model"
 
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.path / "report.html"
+
     def summary(self) -> dict[str, Any]:
         """The result for machines; rates are shares of 1."""
         before, after = self.training.before, self.training.after
         return {
             "line": self.line,
             "run": str(self.path),
+            "report": str(self.report),
             "steps": self.training.steps,
             "before": before.record() if before else None,
             "after": after.record() if after else None,
@@ -86,20 +99,44 @@ def prefer(config: PreferConfig, *, screen: Screen | None = None) -> PreferResul
             raise DataError("There is nothing to train on: no row is left. The ledger above says where they went.")
         screen.say("One example; what is trained stands on green, the preferred answer first:" if not config.votes else "One vote:")
         screen.show(coloured(min(sides.train[:50], key=lambda one: one.length), start.chat, colour=screen.console.color_system is not None))
-        screen.title("Model")
-        model = start.load(screen)
-        screen.title("Training")
-        screen.say(_what_is_seen(config))
-
-        def report(done: PreferenceStep) -> None:
-            screen.say(line_of(done))
-
-        result = dpo(model, sides.train, sides.held_out, config.train, run, report=report, say=screen.say, beside=start.chat.saved_files())
-        line = _verdict(result, config)
-        run.write_json("verdict", {"line": line, "before": _record(result.before), "after": _record(result.after)})
-        return PreferResult(run.path, line, result, time.perf_counter() - began)
+        with page_kept(run, screen):
+            screen.title("Model")
+            model = start.load(screen)
+            run.write_json("environment", environment_of(start.folder, model, start.chat))
+            screen.title("Training")
+            screen.say(_what_is_seen(config))
+            result = _learn(config, model, sides, run, screen, start.chat)
+            seen = evaluations(step_records(run.path / "metrics.jsonl"))
+            verdict = preference_verdict(seen, result.steps, votes=config.votes is not None)
+            run.write_json("verdict", verdict.to_dict())
+        return PreferResult(run.path, verdict.line, result, time.perf_counter() - began)
     finally:
         run.close()
+
+
+def _learn(config: PreferConfig, model: LanguageModel, sides: Sides[Example], run: Run, screen: Screen, chat: Chat) -> DpoResult:
+    """The loop, watched; the run's page is written anew at each evaluation."""
+    with watching_learning(screen, run, PREFERENCES) as watch:
+
+        def observe(step: int, current: LanguageModel) -> None:
+            watch.evaluated(step)
+            if step:
+                write_page(run, screen)
+
+        def report(done: PreferenceStep) -> None:
+            watch.stepped(done.step, done.num_steps, done.seconds, Told(line_of(done)))
+
+        return dpo(
+            model,
+            sides.train,
+            sides.held_out,
+            config.train,
+            run,
+            report=report,
+            observe=observe,
+            say=screen.say,
+            beside=chat.saved_files(),
+        )
 
 
 def _sides(rows: Any, chat: Chat, config: PreferConfig) -> Sides[Example]:
@@ -141,20 +178,3 @@ def line_of(done: PreferenceStep) -> str:
     if done.kl:
         words += f"  divergence {done.kl:.2f}"
     return f"{words}  {done.row_tokens / done.seconds:,.0f} tokens/s, {1 - done.unique_tokens / done.row_tokens:.0%} saved by sharing"
-
-
-def _record(judged: Any) -> Any:
-    return judged.record() if judged is not None else None
-
-
-def _verdict(result: DpoResult, config: PreferConfig) -> str:
-    if result.after is None:
-        return "Trained. Nothing was held out, so nothing is said about whether it helped."
-    after, what = result.after, "votes shared" if config.votes else "pairs preferred as people did"
-    interval = after.interval
-    rate = f"{after.right / after.count:.0%} [{100 * interval.low:.0f}, {100 * interval.high:.0f}] of {after.count} held-out {what}"
-    if interval.low > 0.5:
-        return f"It learned to prefer: {rate}, where 50 % is chance."
-    if interval.high < 0.5:
-        return f"It learned the opposite: {rate}, where 50 % is chance. Look whether chosen and rejected were swapped."
-    return f"Not shown: {rate}, where 50 % is chance. Train longer, or hold out more pairs."

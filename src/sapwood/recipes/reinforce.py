@@ -22,36 +22,36 @@ from sapwood.chat import Chat
 from sapwood.data import Ledger
 from sapwood.errors import ConfigError, DataError
 from sapwood.evaluate.environments import Environment, earned
-from sapwood.evaluate.grpo_signs import signs
 from sapwood.evaluate.gym import gym_items, verified
 from sapwood.evaluate.items import item_records
+from sapwood.evaluate.learning_figures import ABOUT_THE_LOSS
+from sapwood.evaluate.reward_verdict import reward_verdict, values_by_step
 from sapwood.evaluate.rewards import Reward, judge_by, reward_named
 from sapwood.evaluate.tool_turns import Tool
 from sapwood.generate import Engine
 from sapwood.model import LanguageModel
 from sapwood.recipes.beginning import Opened, RunConfig, begin, opened, write_ledger
+from sapwood.recipes.chain import environment_of
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.judge_reward import JudgeRewardConfig
+from sapwood.recipes.learning_course import REWARDS
+from sapwood.recipes.learning_live import Announced, Told, announced, watching_learning
 from sapwood.recipes.other_rows import Sides, prompts_to_ask, refuse_unread, scan
 from sapwood.recipes.playing import Play, PlayConfig, play_of
 from sapwood.recipes.preflight import preflight
+from sapwood.recipes.reporting import page_kept, write_page
 from sapwood.recipes.reward_model import rewards_of_models, told_apart
 from sapwood.recipes.screen import Screen
 from sapwood.records import Judge, Sampler, SamplingParams
 from sapwood.records.protocols import release
 from sapwood.run import Run, read_json, step_records
-from sapwood.stats import Difference, paired_difference
+from sapwood.stats import Difference
 from sapwood.train.grpo import GrpoConfig, GrpoResult, grpo
-from sapwood.train.grpo_report import GrpoStep
+from sapwood.train.grpo_report import GrpoStep, shown
 from sapwood.train.rollouts import Asked, Rollouts
 
 CACHE_SHARE = 4
 """Keys and values of sampling may take one part in so many of the free memory; the bytes are kept in the run: answers depend on them."""
-
-ABOUT_THE_LOSS = (
-    "The loss is near 0 by construction: advantages of a group add up to 0, and the policy is the one that sampled. Its gradient "
-    "is not. Watch the reward, its spread within groups, and what is solved."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +120,18 @@ class ReinforceResult:
         adapter = self.path / "adapter"
         return adapter if adapter.is_dir() else self.path / "model"
 
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.path / "report.html"
+
     def summary(self) -> dict[str, Any]:
         """The result for machines; rates are shares of 1."""
         found = self.difference
         return {
             "line": self.line,
             "run": str(self.path),
+            "report": str(self.report),
             "steps": self.training.steps,
             "prompts_asked": self.training.taken,
             "difference": found.mean if found else None,
@@ -161,42 +167,73 @@ def reinforce(
     )
     try:
         _write_down(run, config, start, sides, screen, ledger=rows is not None)
-        screen.title("Model")
-        model = start.load(screen)
-        play.refuse_unlike(config.train.policy, shares_prefixes=model.shares_prefixes)
-        memory = cache_memory(run)
-
-        def sampler_of(current: LanguageModel) -> Sampler:
-            return play.around(Engine(current, start.chat, memory=memory), [*sides.train, *sides.held_out], start.chat)
-
-        seen: dict[int, list[float | None]] = {}
-        _preflight(sides.train, sampler_of(model), judge, config, run, screen)
-        screen.title("Training")
-        screen.say(ABOUT_THE_LOSS)
-
-        def observe(step: int, current: LanguageModel) -> None:
-            if sides.held_out:
-                seen[step] = _examined(sampler_of(current), sides.held_out, judge, config, step, run, screen)
-
-        result = grpo(
-            model,
-            sides.train,
-            judge,
-            sampler_of,
-            config.train,
-            run,
-            longest=play.longest(config.train.max_new_tokens),
-            context=start.chat.context_length,
-            report=_Reporter(run, screen),
-            observe=observe,
-            say=screen.say,
-            beside=start.chat.saved_files(),
-        )
-        difference, line = _verdict(run, config.train.steps, seen)
-        run.write_json("verdict", {"line": line, "difference": difference.mean if difference else None})
-        return ReinforceResult(run.path, line, difference, result, time.perf_counter() - began)
+        with page_kept(run, screen):
+            screen.title("Model")
+            model = start.load(screen)
+            run.write_json("environment", environment_of(start.folder, model, start.chat))
+            play.refuse_unlike(config.train.policy, shares_prefixes=model.shares_prefixes)
+            sitting = _Sitting(config, run, screen, play, start, sides, judge, cache_memory(run))
+            _preflight(sides.train, sitting.sampler(model), sitting.judge, config, run, screen)
+            screen.title("Training")
+            screen.say(ABOUT_THE_LOSS)
+            result = _learn(sitting, model)
+            verdict = reward_verdict(values_by_step(step_records(run.path / "metrics.jsonl")), config.train.steps)
+            run.write_json("verdict", verdict.to_dict())
+        return ReinforceResult(run.path, verdict.line, verdict.difference, result, time.perf_counter() - began)
     finally:
         run.close()
+
+
+@dataclass(frozen=True)
+class _Sitting:
+    """What one sitting works with."""
+
+    config: ReinforceConfig
+    run: Run
+    screen: Screen
+    play: Play
+    start: Opened
+    sides: Sides[Asked]
+    judge: Judge
+    memory: int
+
+    def sampler(self, model: LanguageModel) -> Sampler:
+        """The engine on these weights, its answers played out."""
+        asked = [*self.sides.train, *self.sides.held_out]
+        return self.play.around(Engine(model, self.start.chat, memory=self.memory), asked, self.start.chat)
+
+
+def _learn(sitting: _Sitting, model: LanguageModel) -> GrpoResult:
+    """The loop, watched; held-out prompts are asked at each evaluation, and the run's page is written anew."""
+    config, run, screen, held_out = sitting.config, sitting.run, sitting.screen, sitting.sides.held_out
+    with watching_learning(screen, run, REWARDS) as watch:
+
+        def observe(step: int, current: LanguageModel) -> None:
+            watch.evaluated(step)
+            if held_out:
+                with watch.busy("answering held-out prompts"):
+                    _examined(sitting.sampler(current), held_out, sitting.judge, config, step, run, screen)
+                watch.follow()
+            if step:
+                write_page(run, screen)
+
+        def report(done: GrpoStep, rollouts: Rollouts) -> None:
+            watch.stepped(done.step, done.num_steps, done.seconds, Told(line_of(done), shown(rollouts, done.step)))
+
+        return grpo(
+            model,
+            sitting.sides.train,
+            announced(sitting.judge, watch),
+            lambda current: Announced(sitting.sampler(current), watch),
+            config.train,
+            run,
+            longest=sitting.play.longest(config.train.max_new_tokens),
+            context=sitting.start.chat.context_length,
+            report=report,
+            observe=observe,
+            say=screen.say,
+            beside=sitting.start.chat.saved_files(),
+        )
 
 
 def _judges(config: ReinforceConfig, rewards: Sequence[Reward], play: Play, screen: Screen) -> list[Reward]:
@@ -278,10 +315,9 @@ def cache_memory(run: Run) -> int:
 
 def _examined(
     sampler: Sampler, held_out: Sequence[Asked], judge: Judge, config: ReinforceConfig, step: int, run: Run, screen: Screen
-) -> list[float | None]:
+) -> None:
     """What the first reward makes of greedy answers to held-out prompts; recorded, and said."""
-    with screen.progress("answering held-out prompts"):
-        answers = sampler.generate([one.prompt for one in held_out], SamplingParams(max_new_tokens=config.train.max_new_tokens))
+    answers = sampler.generate([one.prompt for one in held_out], SamplingParams(max_new_tokens=config.train.max_new_tokens))
     release(sampler)
     rewarded = judge([one.item for one in held_out], answers)
     first = [next(iter(one.parts.values())) for one in rewarded]
@@ -292,42 +328,6 @@ def _examined(
     )
     when = f"step {step}" if step else "before"
     screen.say(f"{when}: {'–' if mean is None else f'{mean:.1%}'} on {len(judged)} held-out prompts (greedy)", style="bold")
-    return first
-
-
-class _Reporter:
-    """Lines of the steps, the best and the worst answer now and then, and alarms, each once."""
-
-    def __init__(self, run: Run, screen: Screen) -> None:
-        self._run, self._screen = run, screen
-        self._told: set[str] = set()
-        self._since = 0.0
-
-    def __call__(self, done: GrpoStep, rollouts: Rollouts) -> None:
-        self._screen.say(line_of(done))
-        if done.step == 1 and done.num_steps > 1:
-            minutes = done.seconds * (done.num_steps - 1) / 60
-            self._screen.say(f"The other {done.num_steps - 1} steps will take about {minutes:.0f} minutes.")
-        self._since += done.seconds
-        if self._since > 60 or done.step in (1, done.num_steps):
-            self._since = 0.0
-            self._show(rollouts)
-        records = [record for record in step_records(self._run.path / "metrics.jsonl") if record["kind"] == "train"]
-        for sign in signs(records):
-            if sign.kind not in self._told:
-                self._told.add(sign.kind)
-                self._screen.say(str(sign), style="yellow")
-
-    def _show(self, rollouts: Rollouts) -> None:
-        every = [
-            (value, group, place) for group in rollouts.groups for place, value in enumerate(group.rewards_G.tolist()) if np.isfinite(value)
-        ]
-        if not every:
-            return
-        for name, pick in (("best", max), ("worst", min)):
-            value, group, place = pick(every, key=lambda one: one[0])
-            text = " ".join(group.completions[place].text.split())
-            self._screen.say(f"{name} ({value:g}): {text[:160]}{'…' if len(text) > 160 else ''}", style="dim")
 
 
 def line_of(done: GrpoStep) -> str:
@@ -345,27 +345,6 @@ def line_of(done: GrpoStep) -> str:
         f"  {done.seconds:.1f} s: sampling {done.sampling_seconds:.1f}, rewards {done.reward_seconds:.1f}, "
         f"log-probs {done.logprob_seconds:.1f}, update {done.update_seconds:.1f}"
     )
-
-
-def _verdict(run: Run, steps: int, seen: dict[int, list[float | None]]) -> tuple[Difference | None, str]:
-    """From the held-out answers before and after, those of earlier sittings included."""
-    values = {record["step"]: record["values"] for record in step_records(run.path / "metrics.jsonl") if record["kind"] == "eval"} | seen
-    if 0 not in values or steps not in values:
-        return None, "Trained. Nothing was held out, so nothing is said about whether it helped."
-    both = [(a, b) for a, b in zip(values[0], values[steps], strict=True) if a is not None and b is not None]
-    if not both:
-        return None, "Trained. No held-out answer could be judged both before and after, so nothing is said about whether it helped."
-    before, after = (np.array(side, dtype=float) for side in zip(*both, strict=True))
-    bounded = bool(min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1)
-    found = paired_difference(before, after, bounded=bounded)
-    low, high = found.interval.low, found.interval.high
-    words = f"{before.mean():.3f} → {after.mean():.3f} on {len(both)} held-out prompts ({found.mean:+.3f} [{low:+.3f}, {high:+.3f}])"
-    if bounded:
-        words = (
-            f"{before.mean():.1%} → {after.mean():.1%} of {len(both)} held-out prompts "
-            f"({100 * found.mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}])"
-        )
-    return found, f"{'Better' if low > 0 else 'Worse' if high < 0 else 'Not shown'}: {words}."
 
 
 __all__ = ["ReinforceConfig", "ReinforceResult", "TaskConfig", "cache_memory", "gym_sides", "line_of", "reinforce", "rewards_named"]

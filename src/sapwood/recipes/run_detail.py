@@ -5,6 +5,7 @@ Reads files alone, and no model. Left out on purpose: the items. They are in rep
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,9 @@ from typing import Any
 from sapwood.config import to_dict
 from sapwood.evaluate.compare_runs import summary_of_ledger
 from sapwood.evaluate.curves import CurveFinding, read_curves
+from sapwood.evaluate.grpo_signs import seen_in
+from sapwood.evaluate.learning_figures import ACCURACY, ENTROPY, LENGTH, MARGIN, REWARD, SOLVED, seconds_by_phase
+from sapwood.evaluate.preference_signs import preference_signs
 from sapwood.evaluate.report_files import RunFiles, flat, mapping, number, read_run, text_of
 from sapwood.recipes.runs import Kind, RunFacts, disk_by_part, facts_of
 from sapwood.run import saved_steps
@@ -33,6 +37,10 @@ class RunDetail:
     training_losses: tuple[float, ...] = ()
     held_out_losses: tuple[float, ...] = ()
     findings: tuple[CurveFinding, ...] = ()
+    figures: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of rewards and preferences, what counts instead of a loss, by name and step."""
+    report: Path | None = None
+    """The page to open."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Where the time went, as far as records say it."""
     disk: dict[str, int] = field(default_factory=dict)
@@ -44,8 +52,9 @@ class RunDetail:
 
     def to_dict(self) -> dict[str, Any]:
         """For machines."""
-        plain = {name: getattr(self, name) for name in ("settings", "rows", "verdict", "seconds", "disk")}
+        plain = {name: getattr(self, name) for name in ("settings", "rows", "verdict", "figures", "seconds", "disk")}
         lists = {name: list(getattr(self, name)) for name in ("training_losses", "held_out_losses", "checkpoints", "notes", "next")}
+        plain["report"] = str(self.report) if self.report else None
         return {**self.facts.to_dict(), **plain, **lists, "findings": [finding.to_dict() for finding in self.findings]}
 
 
@@ -65,15 +74,34 @@ def detail_of(path: Path) -> RunDetail:
         settings=_turned(files, facts.kind),
         rows={key: int(count) for key, count in counts if count is not None},
         verdict=text_of(files.decision.get("text") or files.verdict.get("line")),
-        training_losses=_losses(files, "train"),
+        training_losses=_losses(files, "train") if files.learns_by != "grpo" else (),  # that one is near 0 whatever is learned
         held_out_losses=_losses(files, "eval"),
-        findings=tuple(read_curves(files.metrics, samples=files.samples, verdict=files.verdict)),
+        findings=_findings(files),
+        figures=_figures(files),
+        report=files.path / "report.html" if (files.path / "report.html").is_file() else None,
         seconds=_seconds(files),
         disk=disk,
         checkpoints=steps,
         notes=(*files.notices, *([moved] if moved else [])),
         next=_next(facts, disk),
     )
+
+
+def _findings(files: RunFiles) -> tuple[CurveFinding, ...]:
+    """What the curves of a fine-tuning show. Those of rewards and preferences are read by other eyes: their loss says little."""
+    if files.learns_by is None:
+        return tuple(read_curves(files.metrics, samples=files.samples, verdict=files.verdict))
+    train = [record for record in files.metrics if record.get("kind", "train") == "train"]
+    seen = seen_in(train) if files.learns_by == "grpo" else seen_in(files.metrics, preference_signs)
+    return tuple(CurveFinding(one.sign.kind, one.still, one.sign.sentence, one.sign.remedy, one.first) for one in seen)
+
+
+def _figures(files: RunFiles) -> dict[str, tuple[float, ...]]:
+    """What counts instead of a loss, step by step."""
+    shown = {"grpo": (REWARD, SOLVED, LENGTH, ENTROPY), "dpo": (ACCURACY, MARGIN), None: ()}[files.learns_by]
+    train = [record for record in files.metrics if record.get("kind", "train") == "train"]
+    read = {figure.name: tuple(value for record in train if math.isfinite(value := figure.of(record))) for figure in shown}
+    return {name: values for name, values in read.items() if values}
 
 
 def _losses(files: RunFiles, kind: str) -> tuple[float, ...]:
@@ -95,11 +123,14 @@ def _turned(files: RunFiles, kind: Kind) -> dict[str, str]:
 
 
 def _seconds(files: RunFiles) -> dict[str, float]:
-    """Training steps, and the answers of each arm."""
+    """Training steps, by phase where they have phases, and the answers of each arm."""
     found: dict[str, float] = {}
+    phases = seconds_by_phase(files.metrics)
     for record in files.metrics:
         if record.get("kind", "train") == "train":
             found["training steps"] = found.get("training steps", 0.0) + (number(record.get("seconds")) or 0.0)
+    if phases:
+        found = {f"training, {words}": seconds for words, seconds in phases.items()}
     for record in files.scores:
         name = f"answers: {text_of(record.get('arm'))}"
         found[name] = found.get(name, 0.0) + (number(record.get("seconds")) or 0.0)

@@ -204,8 +204,8 @@ def kind_of(files: RunFiles) -> Kind:
         return "study"
     if "train" not in files.config:
         return "eval"
-    if "start_from" in files.config:
-        return "grpo" if "rewards" in files.config else "dpo"
+    if files.learns_by is not None:
+        return files.learns_by
     return "trl" if (files.path / "settings.json").is_file() else "sft"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.records import Ended
+from sapwood.records import Completion, Ended
 from sapwood.train.advantages import dead, spreads
 from sapwood.train.memory import peak_memory
 from sapwood.train.rollouts import Group, Rollouts
@@ -154,6 +154,14 @@ def record_of(done: GrpoStep) -> dict[str, Any]:
     }
 
 
+def _apart(completion: Completion) -> dict[str, str]:
+    """Thought and answer of a text in which both were understood."""
+    message = completion.message
+    if message is None or not message.reasoning or message.tool_calls:
+        return {}
+    return {"thought": message.reasoning, "said": message.content}
+
+
 def shown(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
     """Records of `rollouts.jsonl`: the best and the worst answers of a step, and every sentence on a reward that failed."""
     found: list[tuple[float, Group, int]] = [
@@ -171,6 +179,7 @@ def shown(rollouts: Rollouts, step: int) -> list[dict[str, Any]]:
                     "which": which,
                     "question": group.asked.item.conversation.messages[-1].content,
                     "answer": completion.text,
+                    **_apart(completion),
                     **({"turns": [turn.text for turn in completion.turns]} if completion.before else {}),
                     "reference": group.asked.item.reference,
                     "reward": reward,
