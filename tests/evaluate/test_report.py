@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from report_reading import Page, page_of
 from report_runs import ARMS, HOSTILE, bare_run, full_run, verdict
 from sapwood.errors import DataError
 from sapwood.evaluate.experiment import ArmScore
@@ -26,46 +26,6 @@ from sapwood.evaluate.verdict import decide
 from sapwood.pages import json_for_script
 from sapwood.records import Conversation, Item, Message, Source, ToolCall
 from sapwood.run import SCHEMA, open_run
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page, as a browser would see them; the two scripts' contents apart."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self._inside = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._inside != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return json.loads(self.scripts[0])
-
-
-def page_of(folder: Path) -> Page:
-    return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
 def replace(folder: Path, name: str, content: str) -> None:

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from report_browser import Browser, Opened, launched
 from report_runs import HOSTILE, bare_run, full_run
-from sapwood.evaluate.report import write_report
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `dev`)")
-CHROMIUM = next(
-    (path for path in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")) if path.exists()), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install it to run the page tests")
+browser = launched
 
 MOST_ROWS = 40
 """Items that all lists together may have in the document."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A report in a tab, and everything it asked for or complained about."""
-
-    def __init__(self, browser: sync_api.Browser, folder: Path, width: int = 1280) -> None:
-        self.tab = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.tab.on("console", lambda message: self.complaints.append(message.text))
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.address = write_report(folder).as_uri()
-        self.tab.goto(self.address)
-
-    def close(self) -> None:
-        """Close the tab, after a look at what it did in the meantime."""
-        assert self.complaints == []
-        assert [url for url in self.requests if url not in {self.address, "data:,"}] == []
-        self.tab.close()
-
-    def rows(self) -> int:
-        return self.tab.locator(".item, .item-row").count()
-
-
 @pytest.mark.parametrize("width", [390, 1280])
-def test_hostile_text_stays_text_and_fits_the_screen(browser: sync_api.Browser, tmp_path: Path, width: int) -> None:
+def test_hostile_text_stays_text_and_fits_the_screen(browser: Browser, tmp_path: Path, width: int) -> None:
     page = Opened(browser, full_run(tmp_path / "sft-1"), width)
     for summary in page.tab.locator("summary").all():
         if summary.is_visible():
@@ -68,7 +32,7 @@ def test_hostile_text_stays_text_and_fits_the_screen(browser: sync_api.Browser, 
     page.close()
 
 
-def test_side_by_side_shows_the_other_arm_right_and_the_tuned_one_wrong(browser: sync_api.Browser, tmp_path: Path) -> None:
+def test_side_by_side_shows_the_other_arm_right_and_the_tuned_one_wrong(browser: Browser, tmp_path: Path) -> None:
     page = Opened(browser, full_run(tmp_path / "sft-1", text="x"))
     first = page.tab.locator("#worse .item").first
     assert first.locator(".asked").text_content() == "question 2 x"
@@ -77,7 +41,7 @@ def test_side_by_side_shows_the_other_arm_right_and_the_tuned_one_wrong(browser:
     page.close()
 
 
-def test_search_and_status_filter_together(browser: sync_api.Browser, tmp_path: Path) -> None:
+def test_search_and_status_filter_together(browser: Browser, tmp_path: Path) -> None:
     page = Opened(browser, full_run(tmp_path / "sft-1", items=40, text="x"))
     found, search = page.tab.locator(".found"), page.tab.locator("input[type=search]")
     assert found.text_content() == "40 of 40 items"
@@ -94,7 +58,7 @@ def test_search_and_status_filter_together(browser: sync_api.Browser, tmp_path: 
     page.close()
 
 
-def test_the_keyboard_opens_an_item_and_turns_the_page(browser: sync_api.Browser, tmp_path: Path) -> None:
+def test_the_keyboard_opens_an_item_and_turns_the_page(browser: Browser, tmp_path: Path) -> None:
     page = Opened(browser, full_run(tmp_path / "sft-1", items=60, text="x"))
     rows = page.tab.locator("[data-list=items] .item-row")
     rows.first.locator("summary").first.focus()
@@ -108,7 +72,7 @@ def test_the_keyboard_opens_an_item_and_turns_the_page(browser: sync_api.Browser
     page.close()
 
 
-def test_ten_thousand_items_keep_the_document_small(browser: sync_api.Browser, tmp_path: Path) -> None:
+def test_ten_thousand_items_keep_the_document_small(browser: Browser, tmp_path: Path) -> None:
     page = Opened(browser, full_run(tmp_path / "sft-1", items=10_000, arms=("tuned", "few-shot 4"), text="x"))
     assert 0 < page.rows() <= MOST_ROWS
     page.tab.locator("input[type=search]").fill("says 9999 x")
@@ -120,7 +84,7 @@ def test_ten_thousand_items_keep_the_document_small(browser: sync_api.Browser, t
     page.close()
 
 
-def test_a_bare_run_opens_without_a_complaint(browser: sync_api.Browser, tmp_path: Path) -> None:
+def test_a_bare_run_opens_without_a_complaint(browser: Browser, tmp_path: Path) -> None:
     page = Opened(browser, bare_run(tmp_path / "sft-1"), width=390)
     assert "No verdict" in (page.tab.locator("h1").text_content() or "")
     page.close()

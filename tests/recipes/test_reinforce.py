@@ -94,7 +94,8 @@ def test_a_run_from_prompts_to_verdict(model: Path, tmp_path: Path) -> None:
     assert "The loss is near 0 by construction" in said
     assert "step 2/2  reward" in said
     assert "The other 1 steps will take about" in said
-    assert "best (" in said
+    assert "best  " in said
+    assert "sampling" in said
     assert result.difference is not None
     assert result.difference.n == 2
     ledger = [record["status"] for record in read_records(result.path / "ledger.jsonl") if record["kind"] == "row"]

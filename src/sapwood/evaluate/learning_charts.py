@@ -74,6 +74,11 @@ def reward_charts(metrics: Sequence[Record]) -> list[ChartView]:
     return [one for one in drawn if one is not None]
 
 
+def never_moved(train: Sequence[Record]) -> list[str]:
+    """Names of the figures of reinforcement learning that were 0 in every step: they have no chart."""
+    return [TITLES[figure.key].lower() for figure in REWARD_FIGURES if train and not any(_values(figure, train))]
+
+
 def preference_charts(metrics: Sequence[Record], beta: float) -> list[ChartView]:
     """Of preference tuning; log-probabilities in nats, against the model as it was before step 1."""
     train, evals = _kinds(metrics)
@@ -118,7 +123,7 @@ def _spread(train: Sequence[Record]) -> Band:
 
 def _chart(figure: Figure, train: Sequence[Record], held_out: Series | None, band: Band | None) -> ChartView | None:
     values = _values(figure, train)
-    if not any(value is not None for value in values) or (figure.optional and not any(values)):
+    if not any(value is not None for value in values) or (not any(values) and figure is not REWARD):
         return None
     lines, keys = _lines("sampled in training" if held_out and figure is SOLVED else "training", _steps(train), values)
     if held_out:

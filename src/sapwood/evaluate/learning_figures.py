@@ -7,7 +7,7 @@ Left out on purpose: which value is good. That is for the alarms (`grpo_signs`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class Figure:
         if self.form == "share":
             return f"{value:.1%}" if 0 < value < 0.0995 else f"{value:.0%}"
         if self.form == "count":
-            return f"{value:.0f}"
+            return f"{value:.1f}" if value < 10 else f"{value:.0f}"
         return f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 
@@ -92,7 +92,7 @@ CLIPPED = Figure(
     "Tokens whose probability had moved beyond the clip and were left out. It is 0 while each answer is used for one update.",
     optional=True,
 )
-REPEATED = Figure("repeated", "repeated", "share", "Stretches of 8 tokens that an answer had written before, in the mean.")
+REPEATED = Figure("repeated", "repeated", "share", "Stretches of 8 tokens that an answer had written before, in the mean.", True)
 UNJUDGED = Figure("unjudged", "unjudged", "share", "Answers that no reward judged. They move nothing, and count as nothing.", optional=True)
 GRADIENT = Figure("grad_norm", "gradient", "number", "Length of the update's gradient before it is clipped: what moves the weights.")
 
@@ -143,7 +143,7 @@ def about_the_loss(record: Mapping[str, Any]) -> str:
     return f"loss {loss:+.4f} is near 0 by construction, its gradient {GRADIENT.words(gradient)} is what teaches"
 
 
-def seconds_by_phase(records: list[Mapping[str, Any]]) -> dict[str, float]:
+def seconds_by_phase(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Words of each phase → its seconds over all steps; empty where nothing was recorded."""
     found = {
         words: sum(value for record in records if math.isfinite(value := Figure(key, key, "number", "").of(record)))

@@ -14,8 +14,8 @@ from typing import Any
 
 from sapwood.evaluate.charts import signed
 from sapwood.evaluate.grpo_signs import Seen, seen_in
-from sapwood.evaluate.learning_charts import ChartView, preference_charts, reward_charts
-from sapwood.evaluate.learning_figures import ABOUT_THE_LOSS, REWARD_FIGURES, about_the_loss, seconds_by_phase
+from sapwood.evaluate.learning_charts import ChartView, never_moved, preference_charts, reward_charts
+from sapwood.evaluate.learning_figures import ABOUT_THE_LOSS, GRADIENT, REWARD_FIGURES, seconds_by_phase
 from sapwood.evaluate.preference_signs import preference_signs
 from sapwood.evaluate.preference_verdict import evaluations, preference_verdict
 from sapwood.evaluate.report_answers import answers_view
@@ -57,6 +57,8 @@ class LearningView:
     steps: int
     planned: int
     charts: list[ChartView]
+    still: str
+    """Names of figures that were 0 in every step, and have no chart."""
     loss: str
     """Why a loss near 0 is no fault, with the figures of this run; empty for preferences."""
     phases: list[Phase]
@@ -87,6 +89,7 @@ def shown_of(files: RunFiles) -> dict[str, Any]:
             steps=steps,
             planned=planned,
             charts=reward_charts(files.metrics) if kind == "grpo" else preference_charts(files.metrics, _beta(files)),
+            still=", ".join(never_moved(train)) if kind == "grpo" else "",
             loss=_about_the_loss(train) if kind == "grpo" else "",
             phases=_phases(train),
             alarms=[(_when(seen), seen) for seen in _alarms(files, train, kind)],
@@ -162,7 +165,10 @@ def _of_the_run(files: RunFiles, kind: str) -> list[tuple[str, str]]:
 
 def _about_the_loss(train: list[Record]) -> str:
     moved = [record for record in train if number(record.get("grad_norm"))]
-    return f"In the last step, {about_the_loss(moved[-1])}. {ABOUT_THE_LOSS}" if moved else ABOUT_THE_LOSS
+    loss, gradient = (number(moved[-1].get(key)) if moved else None for key in ("loss", "grad_norm"))
+    if loss is None or gradient is None:
+        return ABOUT_THE_LOSS
+    return f"The loss of the last update was {signed(loss, 4)}, its gradient {GRADIENT.words(gradient)}. {ABOUT_THE_LOSS}"
 
 
 def _phases(train: list[Record]) -> list[Phase]:

@@ -42,18 +42,19 @@ class LearningCourse:
         self.subject, self.pace = subject, Pace()
         self._steps: dict[int, Record] = {}
         self._evals: dict[int, Record] = {}
+        self.version = 0
+        """Changes whenever something else is to be shown."""
 
     def take(self, records: Sequence[Record]) -> None:
         """Records as they were written; one that is written again counts as the last says."""
+        self.version += bool(records)
         for record in records:
             (self._evals if record["kind"] == "eval" else self._steps)[record["step"]] = record
 
-    def stepped(self, step: int, planned: int, seconds: float) -> bool:
-        """A step is finished; True for the first one of this sitting."""
-        first = self.pace.stepped(step, planned, seconds)
-        if first:
+    def stepped(self, step: int, planned: int, seconds: float) -> None:
+        """A step is finished."""
+        if self.pace.stepped(step, planned, seconds):
             self._forget_behind(step - 1)
-        return first
 
     def evaluated(self, step: int) -> None:
         """The model is evaluated in front of step `step` + 1."""
@@ -62,14 +63,15 @@ class LearningCourse:
             self.pace.step = step
 
     def _forget_behind(self, step: int) -> None:
-        for known in (self._steps, self._evals):
-            for later in [other for other in known if other > step]:
-                del known[later]
+        self.version += 1
+        self._steps = {known: record for known, record in self._steps.items() if known <= step}
+        self._evals = {known: record for known, record in self._evals.items() if known <= step}
 
     @property
     def steps(self) -> list[Record]:
         """Records of the steps, in order."""
-        return [self._steps[step] for step in sorted(self._steps)]
+        known = self._steps  # drawn by another thread, while a sitting may begin
+        return [known[step] for step in sorted(known)]
 
     @property
     def figures(self) -> list[Figure]:

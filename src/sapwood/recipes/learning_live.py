@@ -58,7 +58,8 @@ class LearningWatch:
         self._doing, self._between = "rehearsing: the worst-case step, a save, a reload", ""
         self._told: set[str] = set()
         self._alarms: list[str] = []
-        self._since = 0.0
+        self._since, self._begun = 0.0, False
+        self._drawn: tuple[object, list[RenderableType]] = (None, [])
         self.follow()
 
     def follow(self) -> None:
@@ -67,12 +68,12 @@ class LearningWatch:
 
     def stepped(self, step: int, planned: int, seconds: float, told: Told) -> None:
         """A step is finished and recorded."""
-        first = self.course.stepped(step, planned, seconds)
+        self.course.stepped(step, planned, seconds)
         self.follow()
         self.answers = [record for record in told.answers if record.get("which") in WHICH] or self.answers
         self._doing = self._between
         if not self._panel:
-            self._log(step, planned, seconds, told, first=first)
+            self._log(step, planned, seconds, told)
         found = self.course.alarms()
         self._alarms = [sign.kind for sign in found]
         for sign in found:
@@ -92,18 +93,19 @@ class LearningWatch:
         yield
         self._doing = self._between
 
-    def _log(self, step: int, planned: int, seconds: float, told: Told, *, first: bool) -> None:
+    def _log(self, step: int, planned: int, seconds: float, told: Told) -> None:
+        first, self._begun = not self._begun, True
         self._screen.say(told.line)
         if first and planned > step:
             self._screen.say(f"The other {planned - step} steps will take about {seconds * (planned - step) / 60:.0f} minutes.")
         self._since += seconds
         if told.answers and (self._since > ANSWERS_EVERY or first or step == planned):
             self._since = 0.0
-            self._screen.show(answer_lines(one_of_each(self.answers), self._screen.console.width))
+            self._screen.lines([line[2:] for line in answer_lines(one_of_each(self.answers), WIDEST).plain.splitlines()])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(WIDEST, options.max_width)
-        framed = self._framed(width, ascii_only=options.ascii_only)
+        framed = [progress_row(self.course.pace, self._doing, width - 4), *self._figures(width - 4, ascii_only=options.ascii_only)]
         yield Panel(Group(*framed), title=self._title(), title_align="left", border_style="dim", width=width)
         answers = one_of_each(self.answers)
         if answers and console.height > len(framed) + 2 + 3 * len(answers) + 3:
@@ -112,11 +114,15 @@ class LearningWatch:
     def _title(self) -> Text:
         return Text("Training" + (f", {self._doing}" if self._doing and self.course.pace.planned else ""))
 
-    def _framed(self, width: int, *, ascii_only: bool) -> list[RenderableType]:
-        course, inside = self.course, width - 4
-        lines: list[RenderableType] = [progress_row(course.pace, self._doing, inside)]
-        if not course.steps:
-            return lines
+    def _figures(self, inside: int, *, ascii_only: bool) -> list[RenderableType]:
+        """Drawn once a step, and not at every frame: beside this something trains."""
+        key = (self.course.version, tuple(self._alarms), inside, ascii_only)
+        if self._drawn[0] != key:
+            self._drawn = key, self._draw(inside, ascii_only=ascii_only) if self.course.steps else []
+        return self._drawn[1]
+
+    def _draw(self, inside: int, *, ascii_only: bool) -> list[RenderableType]:
+        course, lines = self.course, list[RenderableType]()
         figures = course.figures
         columns = 2 if inside >= TWO_COLUMNS else 1
         room = (inside - 2 * (columns - 1)) // columns
@@ -206,13 +212,22 @@ def answer_lines(answers: Sequence[Record], width: int) -> Text:
         text.append("\n" if number else "")
         text.append(f"  {record['which']:<6}", style=WHICH[record["which"]])
         text.append(f"{record['reward']:<5.3g} ")
-        text.append(one_line(str(record.get("question", "")), room), style="dim")
+        text.append(both_ends(str(record.get("question", "")), room), style="dim")
         if thought:
             text.append(f"\n    {'thought':<8}  {one_line(thought, room)}", style="dim")
         cut = " (cut at the limit)" if record.get("ended") == "length" else ""
         text.append(f"\n    {'answer':<8}  ", style="dim")
         text.append((one_line(answer, room - len(cut)) or "(nothing)") + cut)
     return text
+
+
+def both_ends(text: str, length: int) -> str:
+    """A text in one line: all of it, or its beginning and its end. What tells questions apart may stand at either."""
+    whole = one_line(text, max(len(text), 1))
+    if len(whole) <= length:
+        return whole
+    tail = length // 2
+    return f"{one_line(whole, length - tail)}{whole[len(whole) - tail :] if tail else ''}"
 
 
 @dataclass(frozen=True)
