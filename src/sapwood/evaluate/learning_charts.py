@@ -76,7 +76,7 @@ def reward_charts(metrics: Sequence[Record]) -> list[ChartView]:
 
 def never_moved(train: Sequence[Record]) -> list[str]:
     """Names of the figures of reinforcement learning that were 0 in every step: they have no chart."""
-    return [TITLES[figure.key].lower() for figure in REWARD_FIGURES if train and not any(_values(figure, train))]
+    return [TITLES[figure.key].lower() for figure in REWARD_FIGURES if set(_values(figure, train)) == {0.0}]
 
 
 def preference_charts(metrics: Sequence[Record], beta: float) -> list[ChartView]:
