@@ -13,7 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from learning_runs import dpo_step, greedy, grpo_step, pairs_judged, rollout
+from learning_runs import dpo_step, greedy, grpo_run, grpo_step, pairs_judged, rollout
 from report_browser import Browser, Opened, launched
 from report_runs import HOSTILE
 from sapwood.config import with_knobs
@@ -247,7 +247,6 @@ def test_a_stopped_and_a_resumed_run_have_a_page_that_is_listed(model: Path, tmp
     assert facts.verdict.startswith(verdict["decision"])
     detail = detail_of(folder)
     assert set(detail.figures) >= {"reward", "length"}
-    assert "training, sampling" in detail.seconds
     assert not detail.training_losses, "a loss that is near 0 by construction is no curve to read"
     kept = read_records(folder / "rollouts.jsonl")
     assert {record["which"] for record in kept} >= {"best"}
@@ -257,6 +256,11 @@ def test_a_stopped_and_a_resumed_run_have_a_page_that_is_listed(model: Path, tmp
     assert opened.tab.locator(".charts figure").count() >= 6
     assert opened.tab.locator(".step").count() == len({record["step"] for record in kept})
     opened.close()
+
+
+def test_the_time_of_a_run_is_told_by_phase(tmp_path: Path) -> None:
+    seconds = detail_of(grpo_run(tmp_path / "run")).seconds
+    assert seconds == pytest.approx({"training, sampling": 100, "training, rewards": 2, "training, update": 40})
 
 
 def test_a_page_of_another_run_is_not_written_over(model: Path, tmp_path: Path) -> None:
