@@ -229,18 +229,19 @@ def _run(
 
 def _scored(arm: str, key: Key, item: Item, completion: Completion, ask: _Asking, seconds: float) -> ArmScore:
     score = ask.scorer(item, completion)
-    tokens_in, tokens_out = completion.counted or (len(completion.prompt.ids), len(completion.ids))
+    counts = [turn.counted or (len(turn.prompt.ids), len(turn.ids)) for turn in completion.turns]  # each round of calls was paid for
+    called = f"after {len(completion.before)} round{'s' * (len(completion.before) > 1)} of calls" if completion.before else ""
     return ArmScore(
         arm=arm,
         item=key[0],
         cluster=item.cluster,
         value=score.value,
         answer=score.answer,
-        explanation=score.explanation,
+        explanation="; ".join(filter(None, (score.explanation, called))),
         text=completion.text,
         ended=str(completion.ended),
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
+        tokens_in=sum(read for read, _ in counts),
+        tokens_out=sum(written for _, written in counts),
         seconds=seconds,
         copies=int(item.meta.get(COPIES, 1)),
         sample=key[1],

@@ -23,8 +23,10 @@ from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
+from sapwood.recipes.calling import ToolsConfig
 from sapwood.recipes.hosted import HostedConfig, ask_hosted
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
+from sapwood.recipes.playing import prompt_of
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files, set_apart
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.seen import FILE, trained_among
@@ -54,6 +56,7 @@ class AssessConfig:
     overflow: Overflow = "refuse"
     """A question that outgrows the model's context: `refuse` it (it has no score), `drop oldest` turns, examples among them, or
     `summarise` them; as in chat and server. Rows with an answer must fit whole all the same: bits per token are measured on them."""
+    calling: ToolsConfig = field(default_factory=ToolsConfig)
     remote: HostedConfig = field(default_factory=HostedConfig)
     rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0))
     evaluation: EvalConfig = field(default_factory=lambda: EvalConfig(shots=()))
@@ -107,6 +110,9 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     """Ask every held-out conversation (or all of them), base model first, then the adapter. Raises a `SapwoodError`."""
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
     config = replace(config, adapter=adapter_in(config.adapter))
+    offered = config.calling.play.tools
+    if offered and config.remote.hosted_url is not None:
+        raise ConfigError("tools answer a model on this machine, and hosted_url names one elsewhere. Leave one of them out.")
     if not config.data:
         raise ConfigError(
             "No data is named. Give a file of conversations, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter"
@@ -127,6 +133,10 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     items = items_from(conversations_among(asked), cluster=config.rows.cluster, reference=config.rows.reference)
     train_items = items_from(conversations_among(prepared.train, LOOKED_UP), cluster=config.rows.cluster, reference=config.rows.reference)
     refuse_trained(config.adapter, config.data, items)
+    if offered and items:
+        items = config.calling.questions(items)
+        prompt_of(chat, items[0].conversation)  # a template that offers no tools is refused before a model is loaded
+        screen.say(f"The model may call {', '.join(offered)}; what it says in the end is judged.")
     guess = scorer_for(config.evaluation, items)
     screen.say(guess.why)
     if guess.scorer is None and config.remote.hosted_url is not None:
@@ -233,7 +243,8 @@ def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
     if (run.path / "config.yaml").exists() and not (run.path / "identity.json").exists():
         raise CheckpointError(f"{run.path} holds another run. Choose another folder with --out.")
     settings = hash_of({key: value for key, value in to_dict(config).items() if key != "remote"} | {"out": None})
-    claim(run, {"settings": settings, "template": chat.fingerprint, "model": hash_of_weights(folder, config.adapter)})
+    tools = {"tools": hash_of(config.calling.written)} if config.calling.tools else {}
+    claim(run, {"settings": settings, "template": chat.fingerprint, "model": hash_of_weights(folder, config.adapter), **tools})
     save_yaml(config, run.path / "config.yaml")
 
 
@@ -253,7 +264,7 @@ def _ask(
             whole = (config.adapter / "config.json").is_file()
             model = load_model(config.adapter, config.dtype) if whole else load_adapter(model, config.adapter)
         if arms is not None:
-            engine = Engine(model, chat)
+            engine = config.calling.around(Engine(model, chat), arms.prompt)
             if name == TUNED:
                 scores += arms.one(TUNED, engine)
             else:
