@@ -19,13 +19,14 @@ from sapwood.config import with_knobs
 from sapwood.errors import AssetError, CheckpointError, ModelError, SapwoodError, TemplateError
 from sapwood.evaluate.rewards import Reward, judge_by
 from sapwood.model import classifier
+from sapwood.recipes import chain
 from sapwood.recipes.arms import EvalConfig, scorer_for
 from sapwood.recipes.distill import DistillConfig, distill
 from sapwood.recipes.reward_model import RewardModel, is_reward_model, reward_model, rewards_of_models
 from sapwood.records import Completion, Conversation, Ended, Item, Message, Prompt, SamplingParams
 from sapwood.records.media import Media
 from sapwood.run import read_records
-from tiny.folder import write_model
+from tiny.folder import write_model, write_rows
 from tiny.reward import by_transformers, write_reward_model
 
 
@@ -232,6 +233,41 @@ def test_rejection_sampling_keeps_the_right_answer_that_it_likes_best(liked: Pat
         every = [way.format(number) for way in ("It is {}", "the colour is {}", "{}", "green green {}")]
         values = by_transformers(liked, [[asked, {"role": "assistant", "content": text}] for text in every])
         assert kept["content"] == every[int(np.argmax(values))]
+
+
+def test_it_scores_a_run_before_and_after_and_saved_answers_again(
+    liked: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are let go while another model is trained."""
+    while_training: list[Any] = []
+    train = chain._train
+
+    def watched(work: Any, *others: Any) -> Any:
+        while_training.append(work.guess.scorer.classifier)
+        return train(work, *others)
+
+    monkeypatch.setattr(chain, "_train", watched)
+    settings = {
+        "model": str(policy),
+        "scorer": f"model:{liked}",
+        "max_steps": 1,
+        "batch": 2,
+        "held_out": 3,
+        "max_new_tokens": 5,
+        "shots": (),
+    }
+    file = write_rows(tmp_path / "rows.jsonl", 12)
+    run = sapwood.sft(str(file), out=tmp_path / "run", cache=False, quiet=True, budget=512, r=2, samples=0, **settings).path
+    assert while_training == [None]
+    items = {record["item"]: record["messages"] for record in read_records(run / "items.jsonl")}
+    scores = read_records(run / "scores.jsonl")
+    assert len({score["arm"] for score in scores}) > 2
+    said = [[*items[one["item"]], {"role": "assistant", "content": one["text"]}] for one in scores]
+    expected = [1 / (1 + math.exp(-number)) for number in by_transformers(liked, said)]
+    np.testing.assert_allclose([one["value"] for one in scores], expected, rtol=0, atol=1e-6)
+    assert main(["eval", str(run), "--rescore", f"model:{liked}"]) == 0
+    again = {(one["arm"], one["item"], one["sample"]): one["value"] for one in read_records(run / "rescored.jsonl")}
+    assert again == pytest.approx({(one["arm"], one["item"], one["sample"]): one["value"] for one in scores}, abs=1e-6)
 
 
 def test_the_page_says_how_it_is_named_and_what_the_score_is() -> None:
