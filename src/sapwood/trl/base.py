@@ -6,7 +6,8 @@ Left out on purpose: whatever depends on what is learned from; that is each trai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from sapwood.model import Dtype, LanguageModel, LoraConfig, save_adapter
 from sapwood.recipes import Screen
 from sapwood.run import Run, new_run_path, open_run, saved_steps, step_records
 from sapwood.train.result import save_whole
-from sapwood.trl.models import opened
+from sapwood.trl.models import forest_attention, opened
 from sapwood.trl.names import METHODS, TRAINER_REFUSED
 from sapwood.trl.options import Kind, known_options, understood
 from sapwood.trl.settings import Settings, adapter
@@ -99,6 +100,33 @@ class Face(Generic[Kind]):
             yield run
         finally:
             run.close()
+
+    def _trained(
+        self,
+        resume: str | bool | None,
+        plan: Settings[Any],
+        fit: Callable[[Run], Any],
+        *,
+        share: float,
+        rows_a_step: int,
+        says_loss: bool = True,
+    ) -> TrainOutput:
+        """From a run's folder to what `train()` returns: `fit` writes the knobs down and calls the loop. What is in the folder is
+        remembered where the loop is stopped, too. `share` is how many epochs a step takes."""
+        began = time.perf_counter()
+        with self._run(resume) as run:
+            try:
+                with forest_attention(self._model):
+                    result = fit(run)
+            finally:
+                self._remember(plan, share)
+        self._wrapped = self._wrapped or self._lora is not None
+        output = self._output(result.steps, rows_a_step, time.perf_counter() - began)
+        loss = f", mean loss {output.training_loss:.3f}" if says_loss else ""
+        self._screen.say(f"{output.global_step} steps{loss}. Everything about this run lies in {self.run_path}.")
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return output
 
     @property
     def _given(self) -> dict[str, Any]:

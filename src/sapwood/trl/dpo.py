@@ -7,7 +7,6 @@ second loop. Left out on purpose: a second model as the reference, which is the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -30,7 +29,7 @@ from sapwood.train import DpoConfig, DpoResult, dpo
 from sapwood.train.preferred import PreferenceStep, vote_examples
 from sapwood.trl.base import Face, refuse
 from sapwood.trl.dpo_options import DPOConfig, KTOConfig, preference_settings
-from sapwood.trl.models import chat_of, forest_attention
+from sapwood.trl.models import chat_of
 from sapwood.trl.names import METHODS, TRAINER_REFUSED
 from sapwood.trl.options import Kind
 from sapwood.trl.rows import as_many_as_needed, chosen_split, listed, opened_rows, write_rows
@@ -160,25 +159,11 @@ class _PreferenceTrainer(Face[Kind]):
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
         """Train into a run folder of its own below output_dir, or go on with one: as `SFTTrainer.train`."""
         plan = self.settings()
-        share = plan.train.batch / len(self._examples)
-        began = time.perf_counter()
-        with self._run(resume_from_checkpoint) as run:
-            try:
-                self._record(run, plan)
-                with forest_attention(self._model):
-                    result = self._fit(run, plan)
-            finally:
-                self._remember(plan, share)
-        self._wrapped = self._wrapped or self._lora is not None
-        output = self._output(result.steps, plan.train.batch, time.perf_counter() - began)
-        self._screen.say(
-            f"{output.global_step} steps, mean loss {output.training_loss:.3f}. Everything about this run lies in {self.run_path}."
-        )
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        return output
+        share, batch = plan.train.batch / len(self._examples), plan.train.batch
+        return self._trained(resume_from_checkpoint, plan, lambda run: self._fit(run, plan), share=share, rows_a_step=batch)
 
     def _fit(self, run: Run, plan: Settings[DpoConfig]) -> DpoResult:
+        self._record(run, plan)
         feed = Feed(run.path)
         with tracking(run, plan.track, to_dict(plan.train), self._screen.say) as tell:
 

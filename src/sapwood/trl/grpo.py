@@ -12,7 +12,6 @@ functions (each is refused by name), and programs beside this one that sample.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -145,22 +144,10 @@ class GRPOTrainer(Face[GRPOConfig]):
         Raises `TrainingError` where a few prompts show that the rewards teach nothing, and what `sapwood.train.grpo` raises.
         """
         plan = self.settings()
-        began = time.perf_counter()
-        with self._run(resume_from_checkpoint) as run:
-            try:
-                self._record(run, plan)
-                with forest_attention(self._model):
-                    self._preflight(run, plan.train)
-                    self._screen.say(PLAIN)
-                    result = self._fit(run, plan)
-            finally:
-                self._remember(plan, self._share(plan))
-        self._wrapped = self._wrapped or self._lora is not None
-        output = self._output(result.steps, plan.train.prompts * plan.train.group, time.perf_counter() - began)
-        self._screen.say(f"{output.global_step} steps. Everything about this run lies in {self.run_path}.")
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        return output
+        share, answers = self._share(plan), plan.train.prompts * plan.train.group
+        return self._trained(
+            resume_from_checkpoint, plan, lambda run: self._fit(run, plan), share=share, rows_a_step=answers, says_loss=False
+        )
 
     def _preflight(self, run: Run, config: GrpoConfig) -> None:
         """A few prompts, before a run begins."""
@@ -180,6 +167,9 @@ class GRPOTrainer(Face[GRPOConfig]):
         run.write_json("preflight", {key: value for key, value in vars(found).items() if key != "example"})
 
     def _fit(self, run: Run, plan: Settings[GrpoConfig]) -> GrpoResult:
+        self._record(run, plan)
+        self._preflight(run, plan.train)
+        self._screen.say(PLAIN)
         memory, feed = cache_memory(run), Feed(run.path)
         with tracking(run, plan.track, to_dict(plan.train), self._screen.say) as tell:
 

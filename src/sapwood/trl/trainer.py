@@ -143,24 +143,11 @@ class SFTTrainer(Face[SFTConfig]):
         Returns (global_step, training_loss, metrics). Raises what `sapwood.train.sft` raises.
         """
         plan = self.settings()
-        began = time.perf_counter()
-        with self._run(resume_from_checkpoint) as run:
-            try:
-                self._record(run, plan)
-                with forest_attention(self._model):
-                    result = self._fit(run, plan)
-            finally:
-                self._remember(plan, self._share(plan))
-        self._wrapped = self._wrapped or self._lora is not None
-        output = self._output(result.steps, plan.train.batch, time.perf_counter() - began)
-        self._screen.say(
-            f"{output.global_step} steps, mean loss {output.training_loss:.3f}. Everything about this run lies in {self.run_path}."
-        )
-        if self.args.push_to_hub:
-            self.push_to_hub()
-        return output
+        share, batch = self._share(plan), plan.train.batch
+        return self._trained(resume_from_checkpoint, plan, lambda run: self._fit(run, plan), share=share, rows_a_step=batch)
 
     def _fit(self, run: Run, plan: Settings[SftConfig]) -> SftResult:
+        self._record(run, plan)
         screen, since = self._screen, list[float]()
         tracked = tracking(run, plan.track, to_dict(plan.train), screen.say)
         with tracked as tell, watching(screen, run, tell, lines=False) as watch:
