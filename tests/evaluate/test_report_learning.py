@@ -180,11 +180,13 @@ def test_alarms_of_preferences(kind: str, last: dict[str, float], evals: list[tu
     assert [sign.kind for sign in preference_signs([*steps, *judged])] == [kind]
     assert preference_signs([*steps[:6], *(dpo_step(n, 12, **GOOD) for n in range(7, 13)), pairs_judged(12, 0.8, 0.4)]) == []
     assert preference_signs(steps[:4]) == []
+    before = [pairs_judged(0, 0.1, 0.69), *(dpo_step(n, 12, **{**GOOD, "accuracy": 1.0}) for n in range(1, 13))]
+    assert preference_signs(before) == [], "what was held out before step 1 says nothing of training"
 
 
 def test_the_loss_is_explained_by_its_figures() -> None:
     assert about_the_loss({"loss": -0.0123, "grad_norm": 0.25}) == (
-        "loss -0.0123 is near 0 by construction, its gradient 0.250 is what teaches"
+        "loss -0.0123 says little: advantages sum to 0; its gradient 0.250 teaches"
     )
     assert "every group of this step was rewarded alike" in about_the_loss({"loss": 0.0, "grad_norm": 0})
     assert "near 0 by construction" in about_the_loss({"loss": None})

@@ -140,7 +140,7 @@ def about_the_loss(record: Mapping[str, Any]) -> str:
         return ABOUT_THE_LOSS
     if gradient == 0:
         return "No update: every group of this step was rewarded alike."
-    return f"loss {loss:+.4f} is near 0 by construction, its gradient {GRADIENT.words(gradient)} is what teaches"
+    return f"loss {loss:+.4f} says little: advantages sum to 0; its gradient {GRADIENT.words(gradient)} teaches"
 
 
 def seconds_by_phase(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -51,7 +51,7 @@ def _overfitting(first: Mapping[str, float], last: Mapping[str, float], evals: S
 
 
 def _by_heart(last: Mapping[str, float], evals: Sequence[Mapping[str, Any]]) -> Sign | None:
-    if not evals or not (last.get("accuracy", 0.0) > KNOWN and evals[-1].get("accuracy_low", 1.0) <= 0.5):
+    if not evals or evals[-1]["step"] == 0 or not (last.get("accuracy", 0.0) > KNOWN and evals[-1].get("accuracy_low", 1.0) <= 0.5):
         return None
     return Sign(
         "by heart",
@@ -85,7 +85,7 @@ def _drift(last: Mapping[str, float]) -> Sign | None:
 
 
 def _opposite(evals: Sequence[Mapping[str, Any]]) -> Sign | None:
-    if not evals or not evals[-1].get("accuracy_high", 1.0) < 0.5:
+    if not evals or evals[-1]["step"] == 0 or not evals[-1].get("accuracy_high", 1.0) < 0.5:
         return None
     return Sign(
         "the opposite",

@@ -122,7 +122,7 @@ def _verdict_of(files: RunFiles, kind: str, planned: int) -> Record:
         if kind == "grpo":
             return reward_verdict(values_by_step(files.metrics), planned).to_dict()
         return preference_verdict(evaluations(files.metrics), planned, votes=files.config.get("votes") is not None).to_dict()
-    except (KeyError, TypeError, ValueError) as error:  # records that are not ours: the page says so and goes on
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # records that are not ours: the page says so and goes on
         files.notices.append(f"{files.path / 'metrics.jsonl'}: its evaluations do not have the form Sapwood writes ({error!r}).")
         return {}
 
@@ -184,7 +184,7 @@ def _time(seconds: float) -> str:
 def _alarms(files: RunFiles, train: list[Record], kind: str) -> list[Seen]:
     try:
         return seen_in(train) if kind == "grpo" else seen_in(files.metrics, preference_signs)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         files.notices.append(f"{files.path / 'metrics.jsonl'}: its steps lack what the alarms look at ({error!r}).")
         return []
 

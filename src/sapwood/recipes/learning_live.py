@@ -23,7 +23,7 @@ from sapwood.recipes.blocks import sparkline
 from sapwood.recipes.course import Record
 from sapwood.recipes.feed import Feed
 from sapwood.recipes.learning_course import LearningCourse, Subject, first_and_last
-from sapwood.recipes.live import CURVE_STYLE, FRAMES_A_SECOND, HELD_OUT_STYLE, WIDEST, fitted, has_panel, one_line, progress_row
+from sapwood.recipes.live import CURVE_STYLE, ECHO, FRAMES_A_SECOND, HELD_OUT_STYLE, WIDEST, fitted, has_panel, one_line, progress_row
 from sapwood.recipes.screen import Screen
 from sapwood.records import Completion, Item, Judge, Prompt, Rewarded, Sampler, SamplingParams
 from sapwood.records.protocols import OnToken, release
@@ -104,7 +104,7 @@ class LearningWatch:
             self._screen.lines([line[2:] for line in answer_lines(one_of_each(self.answers), WIDEST).plain.splitlines()])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(WIDEST, options.max_width)
+        width = min(WIDEST, options.max_width - ECHO)
         framed = [progress_row(self.course.pace, self._doing, width - 4), *self._figures(width - 4, ascii_only=options.ascii_only)]
         yield Panel(Group(*framed), title=self._title(), title_align="left", border_style="dim", width=width)
         answers = one_of_each(self.answers)

@@ -33,6 +33,8 @@ from sapwood.train.memory import resident_memory
 
 WIDEST = 110
 """Columns of the panel at most: longer lines are no easier to read."""
+ECHO = 2
+"""Columns right of the panel that stay free: a terminal writes ^C there, and on a line of its own it would leave a line of the panel."""
 PANEL, CHART, LOW_CHART = 11, 4, 1
 """Lines of the whole panel; of its chart; of its chart where a terminal is low."""
 FRAMES_A_SECOND = 2
@@ -97,7 +99,7 @@ class Watch:
             self._screen.show(answer_lines(answers, self._screen.console.width))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(WIDEST, options.max_width)
+        width = min(WIDEST, options.max_width - ECHO)
         low = console.height < PANEL + 3
         yield self._framed(width, LOW_CHART if low else CHART, options.ascii_only)
         fitting = max(0, console.height - PANEL - 3) // 2
