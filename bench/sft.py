@@ -42,10 +42,10 @@ AGAINST = ["trl", "tuned", "none"]
 OURS, TUNED, BY_DEFAULT, LIMIT = "Sapwood", "TRL, tuned", "TRL, its defaults", "limit"
 LEARNING_RATE, BETA2 = 2e-4, 0.999
 """Of all contestants; the rate is constant, and another one for some workloads."""
-RATES = {"tools": 2e-5, "pairs": 1e-5}
+RATES = {"tools": 2e-5}
 """Of workloads whose second loss hangs on rounding at that rate: Adam's first step is as long for a gradient that is only rounding as for
-any other. `tools` trains few tokens behind long prompts (second loss at 2e-4: 1.401 with TRL in bf16, 1.277 here, 1.272 in fp32); of
-`pairs`, a policy that moved rounds unlike its reference (0.689 with TRL, 0.674 here, 0.691 in fp32). The work is the same at any rate."""
+any other, and `tools` trains few tokens behind long prompts (second loss at 2e-4: 1.401 with TRL in bf16, 1.277 here, 1.272 in fp32). The
+work is the same at any rate."""
 KL = 0.04
 """Weight of the divergence from the reference, of policy training."""
 A_STEP_AT_LEAST = {"imitation": 0.0, "preference": 0.0, "policy": 1.0}

@@ -113,7 +113,7 @@ class ForestRows:
         """One forward for the first of those that wait; returns those whose paths are computed, and the logits (N, V) behind them."""
         entering, nodes, path = self._next(waiting)
         self._tree.touch(path)
-        self._row_count = self._rows_with(entering, path)
+        self._row_count = self._rows_with(entering, len(waiting) - len(entering), path)
         longest = self._longest(entering)
         self._cache.resize(min(self._cache.rows, self._row_count), min(self._cache.capacity, longest))  # of those that have left
         self._tree.evict(self._limits.tokens - self._row_count * longest - _uncomputed(nodes), keep=path)
@@ -213,12 +213,15 @@ class ForestRows:
         rows = len(self.running) + len(entering)
         return self._pinned(path) + rows * self._longest(entering) <= self._limits.tokens
 
-    def _rows_with(self, entering: Sequence[Answer], path: set[Node]) -> int:
-        """Rows to hold: by quarters of the slots where there is memory for it, so that they are not copied with each that enters."""
-        rows = len(self.running) + len(entering)
-        quarter = max(1, self.slots // 4)
+    def _rows_with(self, entering: Sequence[Answer], behind: int, path: set[Node]) -> int:
+        """Rows to hold: by quarters of the slots where there is memory for it, so that they are not copied with each that enters; for those
+        that wait behind as well, where nothing need leave the tree for it."""
+        rows, longest = len(self.running) + len(entering), self._longest(entering)
+        everyone, quarter = min(self.slots, rows + behind), max(1, self.slots // 4)
+        if self._tree.held() + everyone * longest <= self._limits.tokens:
+            rows = everyone
         more = min(self.slots, -(-rows // quarter) * quarter)
-        return more if self._pinned(path) + more * self._longest(entering) <= self._limits.tokens else rows
+        return more if self._pinned(path) + more * longest <= self._limits.tokens else rows
 
     def _pinned(self, path: set[Node]) -> int:
         """Tokens of the tree that must stay for these paths and for those that run."""
