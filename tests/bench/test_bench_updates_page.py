@@ -53,3 +53,12 @@ def test_whole_steps_of_grpo() -> None:
     best = {name: one["sweep"]["best"] for name, one in found["lengths"].items()}
     assert (best["short"]["precision"], best["short"]["rows"]) == ("bf16", 4)
     assert (best["long"]["precision"], best["long"]["rows"]) == ("autocast", 1)
+
+
+def test_preferences_alone() -> None:
+    found = result("sft-pairs")
+    assert f"**{100 * found['share_of_limit']:.0f} % of\nthe limit**" in PAGE
+    assert (found["settings"]["rounds"], found["settings"]["steps"], found["settings"]["against"]) == (1, 2, "none")
+    first, second, _ = found["losses"]["Sapwood"]
+    assert abs(first - 0.6931) < 1e-4
+    assert f"the second step is {second:.3f} here" in PAGE
