@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("uvicorn")
 from sapwood.chat import Chat  # noqa: E402
 from sapwood.records import Constraint, Message, Prompt, SamplingParams  # noqa: E402
 from sapwood.remote import Remote, RemoteSampler  # noqa: E402
+from sapwood.remote.sampler import seed_of  # noqa: E402
 from serve.serving import TOKEN, Serving, serving  # noqa: E402
 from tiny.folder import write_model  # noqa: E402
 
@@ -145,17 +147,29 @@ def test_the_remote_sampler_gets_the_very_tokens(server: Serving, monkeypatch: p
     assert (streamed.ids, streamed.logprobs) == (answer.ids, pytest.approx(answer.logprobs, abs=1e-5))
 
 
+def test_token_ids_come_whole_and_streamed(server: Serving, client: Any) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASK, "max_tokens": 8, "temperature": 0, "extra_body": {"return_token_ids": True}}
+    (expected,) = own(server, SamplingParams(max_new_tokens=8))
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert tuple(whole.choices[0].token_ids) == expected.ids
+    assert tuple(token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", ())) == expected.ids
+    assert whole.prompt_token_ids == chunks[0].prompt_token_ids == list(expected.prompt.ids)
+
+
 def test_what_our_own_sampler_asks_in_vllms_words_is_understood(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("llguidance")
     monkeypatch.setenv("TINY_KEY", TOKEN)
     sampler = RemoteSampler(Remote(url=server.url, model="tiny", key="TINY_KEY", token_ids=True))
-    free = own(server, SamplingParams(max_new_tokens=10))[0]
+    loose = SamplingParams(max_new_tokens=10, temperature=1.5, seed=4)
+    free = own(server, replace(loose, seed=seed_of(loose.seed, 0)))[0]
+    ends = next(token for token in free.ids[1:] if server.chat.decode([token]).isalpha() and token not in server.chat.stop_ids)
     for params in (
-        SamplingParams(max_new_tokens=10, stop_ids=(free.ids[4],)),
+        replace(loose, stop_ids=(ends,)),
         SamplingParams(max_new_tokens=10, constraint=Constraint("choice", ("yes", "no"))),
         SamplingParams(max_new_tokens=10, constraint=Constraint("regex", "[0-9]{3}")),
     ):
-        (expected,) = own(server, params)
+        (expected,) = own(server, replace(params, seed=seed_of(params.seed, 0)))
         (answer,) = sampler.generate([Prompt(MESSAGES, (), "")], params)
         streamed = sampler.stream(Prompt(MESSAGES, (), ""), params, lambda delta: None)
         assert answer.ids == streamed.ids == expected.ids
