@@ -62,3 +62,11 @@ def test_a_run_goes_on_another_day_where_the_template_writes_the_date(tmp_path: 
     monkeypatch.setattr(day, "now", lambda: datetime(2025, 2, 1))
     again = sapwood.sft(file, model=model, out=tmp_path / "run", **FAST)
     assert (again.adapter / "adapter_model.safetensors").read_bytes() == adapter
+
+
+def test_one_row_has_no_interval_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_rows(tmp_path / "one.jsonl", 1)
+    sapwood.evaluate(file, model=write_model(tmp_path / "model"), out=tmp_path / "run", dtype="fp32", max_new_tokens=2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "bits a token (too few rows for an interval)" in said
+    assert "inf" not in said.replace("interval", "")

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,9 @@ def _ask(
         if not (prepared.held_out_examples or prepared.examples):
             continue  # questions without answers: there is no token to count bits of
         bits = bits_per_token(model, prepared.held_out_examples or prepared.examples, clusters=clusters)
-        lines.append(f"{name}: {bits.mean:.3f} bits a token [{bits.interval.low:.3f}, {bits.interval.high:.3f}]")
+        low, high = bits.interval.low, bits.interval.high
+        spread = f"[{low:.3f}, {high:.3f}]" if isfinite(high - low) else "(too few rows for an interval)"
+        lines.append(f"{name}: {bits.mean:.3f} bits a token {spread}")
         screen.say(lines[-1])
     return scores + hosted, lines
 
