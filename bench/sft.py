@@ -390,7 +390,7 @@ def picture(path: Path, result: dict[str, Any]) -> Path:
     tokens, where, settings = result["tokens"]["row_tokens"], result["machine"], result["settings"]
     bars = [
         Bar(name, taken["per_second"], tokens / taken["most_seconds"], tokens / taken["least_seconds"], ours=name == OURS)
-        for name, taken in [*result["contestants"].items(), ("the matrix products alone", result["limit"])]
+        for name, taken in [*result["contestants"].items(), ("matrix products alone", result["limit"])]
     ]
     trl = result["versions"].get("TRL")
     notes = [

@@ -65,3 +65,10 @@ def test_the_study_on_the_default_model_says_what_was_found() -> None:
     for name, change in found["general"].items():
         assert f"{name} {told(change)}" in TEXT
     assert found["difference"]["n"] >= 100
+    (row,) = [row for row in found["benchmarks"] if row["arm"] == "tuned"]
+    assert f"{row['change']['n']} questions give {told(row['change'])}" in TEXT
+    assert all(change["n"] == 300 for change in found["general"].values())
+    for arm, words in (("plain prompt", "paid back after {} queries"), ("retrieved 4", "against retrieved examples after {},")):
+        assert words.format(f"{found['break_even'][arm]['queries']:,.0f}") in TEXT
+    card = results("judge-card")
+    assert f"in {card['flips'] * card['labels']:.0f} of {card['labels']} pairs the verdict followed the order" in TEXT
