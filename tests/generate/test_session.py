@@ -39,6 +39,27 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+def test_those_that_waited_together_see_their_own_beginnings_alone(name: str) -> None:
+    """Two below one beginning came at different times, and one below another between them: one prefill computes all three."""
+    one, other = list(range(10, 34)), list(range(40, 64))
+    asked = [[*one, 70, 71, 72], [*other, 73, 74], [*one, 75, 76, 77, 78]]
+    params = SamplingParams(max_new_tokens=8)
+    expected = [engine(name, slots=1).generate(prompts([ids]), params)[0] for ids in asked]
+    tried = engine(name, slots=8, min_saving=1)
+    with tried.open() as session:
+        for first in range(7):  # too few slots are free for a prefill to pay, until these end
+            session.add(prompts([[5 + first, 6, 7]])[0], SamplingParams(max_new_tokens=6, temperature=1.0, seed=first))
+        session.step()
+        answers = [session.add(prompt, params) for prompt in prompts(asked[:2])]
+        session.step()
+        answers.append(session.add(prompts(asked[2:])[0], params))
+        finish(session)
+    assert [list(answer.ids) for answer in answers] == [list(completion.ids) for completion in expected]
+    for answer, completion in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.completion().logprobs, completion.logprobs, rtol=0, atol=1e-5)
+
+
 @settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

@@ -25,10 +25,8 @@ from sapwood.model.routes import Routes
 
 
 def compute(model: LanguageModel, stretches: Stretches, routes: Routes) -> None:
-    """Give each node its layers and its last hidden state.
-
-    Parents come first; every ancestor is among the nodes or computed already.
-    """
+    """Give each node its layers and its last hidden state. Every ancestor is among the nodes or computed already."""
+    stretches = _depth_first(stretches)
     nodes = list(stretches)
     depth_T = np.concatenate([np.arange(node.depth, node.end) for node in nodes])
     attention = PrefillAttention(nodes, torch.from_numpy(depth_T).to(model.device))
@@ -44,13 +42,22 @@ def compute(model: LanguageModel, stretches: Stretches, routes: Routes) -> None:
         node.end_hidden_D = hidden_TD[end - 1].clone()
 
 
+def _depth_first(stretches: Stretches) -> Stretches:
+    """Parents first, and all below one node side by side: those below it may have come at different times, with others between."""
+    seen: dict[Node, int] = {}
+    for node in stretches:
+        for ancestor in node.path:
+            seen.setdefault(ancestor, len(seen))
+    return {node: stretches[node] for node in sorted(stretches, key=lambda node: [seen[ancestor] for ancestor in node.path])}
+
+
 def _copied(side_HTK: Tensor) -> Tensor:
     return side_HTK.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reach:
-    """The queries [start, end) of the flat row that lie below `ancestor`."""
+    """The queries [start, end) of the flat row: those that lie below `ancestor`, and no others."""
 
     ancestor: Node
     start: int
