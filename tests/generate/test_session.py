@@ -45,11 +45,12 @@ def test_those_that_waited_together_see_their_own_beginnings_alone(name: str) ->
     one, other = list(range(10, 34)), list(range(40, 64))
     asked = [[*one, 70, 71, 72], [*other, 73, 74], [*one, 75, 76, 77, 78]]
     params = SamplingParams(max_new_tokens=8)
-    expected = [engine(name, slots=1).generate(prompts([ids]), params)[0] for ids in asked]
-    tried = engine(name, slots=8, min_saving=1)
+    endless = Letters(stop_ids=())
+    expected = [engine(name, endless, slots=1).generate(prompts([ids]), params)[0] for ids in asked]
+    tried = engine(name, endless, slots=8, min_saving=1)
     with tried.open() as session:
         for first in range(7):  # too few slots are free for a prefill to pay, until these end
-            session.add(prompts([[5 + first, 6, 7]])[0], SamplingParams(max_new_tokens=6, temperature=1.0, seed=first))
+            session.add(prompts([[80 + first, 6, 7]])[0], SamplingParams(max_new_tokens=6, temperature=1.0, seed=first))
         session.step()
         answers = [session.add(prompt, params) for prompt in prompts(asked[:2])]
         session.step()
