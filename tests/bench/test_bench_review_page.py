@@ -25,3 +25,15 @@ def test_fifty_people_at_once() -> None:
         mark = "**" if part == "p95" else ""
         assert f"| {words} | {mark}{sqlite['server ms'][part]:.1f}{mark} | {mark}{postgres['server ms'][part]:.1f}{mark} |" in PAGE
     assert f"({sqlite['broken connections']} and {postgres['broken connections']})" in PAGE
+
+
+def test_a_hundred_times_as_many_cases() -> None:
+    found = json.loads((ROOT / "bench" / "results" / "review-pages.json").read_text())
+    text, ratio = " ".join(PAGE.split()), found["ratio"]
+    assert (found["items"], found["small"], found["rounds"]) == (50_000, 500, 5)
+    assert (
+        f"takes {ratio['home']:.2f} times as long, a batch's page {ratio['batch']:.2f}, the queue of disagreements {ratio['queue']:.2f}"
+        in text
+    )
+    assert f"from the key to the next case {ratio['vote']:.2f}" in text
+    assert f"after {max(found['milliseconds']['50000'].values()):.0f} ms" in text
