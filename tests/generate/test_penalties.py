@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from generate.prompts_and_engines import Letters, engine, model, nested_prompts, prompts, rounding, stock_model
 from sapwood.errors import ConfigError
-from sapwood.generate.penalties import Seen
+from sapwood.generate.penalties import Seen, edited
 from sapwood.records import Row, SamplingParams
 from tiny.models import ARCHITECTURES
 
@@ -21,21 +21,30 @@ IDS = st.lists(st.integers(0, 11), min_size=1, max_size=20)
 PENALTY = st.floats(-2, 2).map(lambda number: round(number, 3))
 
 
-@given(prompt=IDS, sampled=IDS, repetition=st.floats(0.2, 3), presence=PENALTY, frequency=PENALTY, seed=st.integers(0, 99))
+BIASES = st.dictionaries(st.integers(0, 11), st.floats(-100, 100), max_size=5)
+
+
+@given(prompt=IDS, sampled=IDS, repetition=st.floats(0.2, 3), presence=PENALTY, frequency=PENALTY, bias=BIASES, seed=st.integers(0, 99))
 def test_each_penalty_is_that_of_its_definition(
-    prompt: list[int], sampled: list[int], repetition: float, presence: float, frequency: float, seed: int
+    prompt: list[int], sampled: list[int], repetition: float, presence: float, frequency: float, bias: dict[int, float], seed: int
 ) -> None:
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=12))
     params = SamplingParams(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
     processor = transformers.RepetitionPenaltyLogitsProcessor(repetition)
-    expected = processor(torch.tensor([[*prompt, *sampled]]), logits.clone()[None])[0]
+    biased = logits.clone()
+    for token, value in bias.items():
+        biased[token] += value
+    expected = processor(torch.tensor([[*prompt, *sampled]]), biased[None])[0]
     for token, times in Counter(sampled).items():
         expected[token] -= times * frequency + presence
     found = logits.clone()
-    seen = Seen(prompt, len(sampled))
+    seen = Seen(prompt, len(sampled), tuple(bias.items()))
     for length in range(len(sampled) + 1):  # told one at a time, as in decoding
         seen.take(sampled[:length])
-    seen.punish(found, params)
+    edits = edited(torch.stack([logits + 1, logits]), [1], [seen], [params])
+    assert edits.row_E.unique().tolist() == [1]
+    assert sorted(edits.id_E.tolist()) == sorted({*prompt, *sampled, *bias})
+    found[edits.id_E] = edits.value_E
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sapwood import kernels
+from sapwood.generate.penalties import Edits
 from sapwood.generate.sampling import sample, sample_at_once
 from sapwood.records import SamplingParams
 
@@ -73,7 +75,7 @@ def test_tokens_and_log_probabilities_are_those_of_torch(width: int, temperature
     allowed[:, width // 2] = True
     edited = logits.float().masked_fill(~allowed, float("-inf")) if constrained else None
     expected = sample(logits, params, uniform, edited)
-    found = sample_at_once(logits, params, uniform, bits_of(allowed) if constrained else None)
+    found = sample_at_once(logits, [params] * len(logits), uniform, bits_of(allowed) if constrained else None)
     assert found is not None
     same = found[0] == expected[0]
     assert same.float().mean() >= (1.0 if temperature == 0 else 0.99), "only a draw on the edge itself may fall on the other side"
@@ -85,7 +87,7 @@ def test_tokens_and_log_probabilities_are_those_of_torch(width: int, temperature
 def test_the_shares_of_what_is_drawn_are_the_probabilities() -> None:
     logits = draw(1, 700)
     uniform = (np.arange(20_000) + 0.5) / 20_000
-    found = sample_at_once(logits.expand(len(uniform), -1).contiguous(), SamplingParams(temperature=1.0), uniform)
+    found = sample_at_once(logits.expand(len(uniform), -1).contiguous(), [SamplingParams(temperature=1.0)] * len(uniform), uniform)
     assert found is not None
     shares = torch.bincount(found[0], minlength=700) / len(uniform)
     torch.testing.assert_close(shares, logits[0].float().softmax(-1), rtol=0, atol=2 / len(uniform))
@@ -95,12 +97,91 @@ def test_the_shares_of_what_is_drawn_are_the_probabilities() -> None:
 def test_a_row_that_is_not_finite_has_no_log_probability(broken: float) -> None:
     logits = draw(2, 300)
     logits[1, 170] = broken
-    found = sample_at_once(logits, SamplingParams(temperature=1.0), np.array([0.5, 0.5]))
+    found = sample_at_once(logits, [SamplingParams(temperature=1.0)] * 2, np.array([0.5, 0.5]))
     assert found is not None
     assert torch.isnan(found[1]).tolist() == [False, True]
 
 
-def test_filters_and_other_types_are_left_to_torch() -> None:
-    uniform = np.array([0.5])
-    assert sample_at_once(draw(1, 64), SamplingParams(temperature=1.0, top_p=0.9), uniform) is None
-    assert sample_at_once(draw(1, 64).float(), SamplingParams(temperature=1.0), uniform) is None
+def test_other_types_are_left_to_torch() -> None:
+    assert sample_at_once(draw(1, 64).float(), [SamplingParams(temperature=1.0)], np.array([0.5])) is None
+
+
+FILTERS = [
+    SamplingParams(temperature=0.7, top_p=0.9),
+    SamplingParams(temperature=1.0, top_p=0.9912),
+    SamplingParams(temperature=1.5, top_k=40),
+    SamplingParams(temperature=1.5, top_k=10_000),
+    SamplingParams(temperature=1.0, min_p=0.0512),
+    SamplingParams(temperature=1.0, top_k=60, top_p=0.8123, min_p=0.0312),
+    SamplingParams(temperature=1.0, top_p=0.1234, min_p=1.0),
+    SamplingParams(temperature=0.8),
+    SamplingParams(),
+]
+
+
+def warped(logits_NV: Tensor, params: SamplingParams) -> Tensor:
+    """Probabilities in fp64 behind transformers' warpers, in its order."""
+    scores = logits_NV.double() / params.temperature
+    if params.top_k:
+        scores = transformers.TopKLogitsWarper(params.top_k)(None, scores)
+    if params.top_p < 1:
+        scores = transformers.TopPLogitsWarper(params.top_p)(None, scores)
+    if params.min_p:
+        scores = transformers.MinPLogitsWarper(params.min_p)(None, scores)
+    return torch.as_tensor(scores).softmax(-1)
+
+
+@pytest.mark.parametrize("params", FILTERS[:-1], ids=repr)
+@pytest.mark.parametrize("spread", [0.02, 0.25])
+def test_filters_leave_what_transformers_leaves(params: SamplingParams, spread: float) -> None:
+    """Logits are all different, for transformers keeps every one that equals the last. Stratified draws meet each kept token."""
+    order = torch.randperm(250, generator=torch.Generator().manual_seed(0))
+    logits = (order.double() * spread).bfloat16() if spread == 0.25 else (order.double() - 125).bfloat16() * 0.015625
+    assert len(logits.unique()) == 250
+    expected = warped(logits[None], params)[0]
+    uniform = (np.arange(50_000) + 0.5) / 50_000
+    found = sample_at_once(logits.expand(len(uniform), -1).contiguous(), [params] * len(uniform), uniform)
+    assert found is not None
+    sums = expected.cumsum(-1)
+    sure = (sums[:, None] - torch.from_numpy(uniform)).abs().amin(0) > 1e-5
+    assert torch.equal(found[0][sure], torch.searchsorted(sums, torch.from_numpy(uniform), right=True)[sure])
+    assert expected[found[0].unique()].min() > 0
+    torch.testing.assert_close(found[1], (logits.double() / params.temperature).log_softmax(-1)[found[0]].float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 97, 5000])
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("edited", [False, True])
+def test_each_row_goes_by_its_own_settings(width: int, constrained: bool, edited: bool) -> None:
+    """Rows of all settings in one call, many of their logits equal, against torch one setting at a time."""
+    params = [FILTERS[row % len(FILTERS)] for row in range(180)]
+    logits, uniform = (draw(180, width) * 2).round().div(2).bfloat16(), np.random.default_rng(0).random(180)
+    generator = torch.Generator().manual_seed(1)
+    allowed = torch.rand(logits.shape, generator=generator) < 0.2
+    allowed[:, width // 2] = True
+    edits, other = None, logits.float()
+    if edited:
+        row, token = ((torch.rand(logits.shape, generator=generator) < 0.1) & (torch.arange(180) % 3 != 1)[:, None]).nonzero(as_tuple=True)
+        edits = Edits(row, token, torch.randn(len(row), generator=generator) * 3)
+        other[edits.row_E, edits.id_E] = edits.value_E
+    other = other.masked_fill(~allowed, float("-inf")) if constrained else other
+    found = sample_at_once(logits, params, uniform, bits_of(allowed) if constrained else None, edits)
+    assert found is not None
+    different = 0
+    for row, one in enumerate(params):
+        token, logprob = sample(logits[row : row + 1], one, uniform[row : row + 1], other[row : row + 1])
+        different += int(found[0][row] != token[0])
+        if found[0][row] == token[0]:
+            torch.testing.assert_close(found[1][row], logprob[0], rtol=0, atol=1e-5)
+        if constrained:
+            assert allowed[row, found[0][row]]
+    assert different <= 2, "only a draw on the edge itself may fall on the other side"
+
+
+def test_what_a_row_draws_does_not_depend_on_the_others() -> None:
+    logits, uniform = draw(18, 700) * 3, np.random.default_rng(3).random(18)
+    params = [FILTERS[row % len(FILTERS)] for row in range(18)]
+    together = sample_at_once(logits, params, uniform)
+    alone = [sample_at_once(logits[row : row + 1], params[row : row + 1], uniform[row : row + 1]) for row in range(18)]
+    assert together is not None
+    assert together[0].tolist() == [int(one[0]) for one in alone if one is not None]

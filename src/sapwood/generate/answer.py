@@ -89,8 +89,8 @@ class Answer:
 
     @cached_property
     def seen(self) -> Seen:
-        """The tokens of its prompt, and what it has told of the sampled ones."""
-        return Seen(self.prompt.ids, self.limit)
+        """The tokens of its prompt, what it has told of the sampled ones, and biases."""
+        return Seen(self.prompt.ids, self.limit, self.params.logit_bias)
 
     def fail(self, error: str) -> None:
         """End it with a reason; what was sampled stays."""

@@ -1,49 +1,102 @@
-"""Logits of tokens that were seen already, made smaller: repetition, presence and frequency penalties.
+"""Logits that are changed before a token is drawn: biases, then repetition, presence and frequency penalties.
 
-In: the tokens of a prompt and of the completion so far. Out: a row of logits changed in place, only where a token was seen.
+In: the biases asked for, the tokens of a prompt and of the completion so far. Out: new logits for those tokens alone; a row of logits is
+never copied for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.records import SamplingParams
 
 
-class Seen:
-    """The distinct tokens of one sequence, each with the times it was sampled."""
+class Edits(NamedTuple):
+    """Logits that take the place of the model's, in order of their rows."""
 
-    def __init__(self, prompt: Sequence[int], limit: int) -> None:
+    row_E: Tensor
+    id_E: Tensor
+    value_E: Tensor
+    """In fp32 or wider."""
+
+
+class Seen:
+    """The distinct tokens of one sequence and those that have a bias; the first E of each array are in use."""
+
+    def __init__(self, prompt: Sequence[int], limit: int, bias: Sequence[tuple[int, float]] = ()) -> None:
         """At most `limit` tokens will be sampled."""
         distinct = np.unique(np.array(prompt, dtype=np.int64))
-        self._ids = np.concatenate([distinct, np.zeros(limit, dtype=np.int64)])
-        self._times = np.zeros(len(self._ids))
         self._place = {int(token): place for place, token in enumerate(distinct)}
+        room = len(distinct) + len(bias) + limit
+        self._ids, self._said = np.zeros(room, dtype=np.int64), np.zeros(room, dtype=np.bool_)
+        self._ids[: len(distinct)], self._said[: len(distinct)] = distinct, True
+        self._times, self._bias = np.zeros(room), np.zeros(room)
         self._taken = 0
+        for token, value in bias:
+            self._bias[self._place_of(token)] = value
 
     def take(self, ids: Sequence[int]) -> None:
         """Count what was sampled since the last time; `ids` are all that were sampled."""
         for token in ids[self._taken :]:
-            place = self._place.setdefault(token, len(self._place))
-            self._ids[place] = token
+            place = self._place_of(token)
+            self._said[place] = True
             self._times[place] += 1
         self._taken = len(ids)
 
-    def punish(self, logits_V: Tensor, params: SamplingParams) -> None:
-        """Change a row of logits in place: repetition first, as in transformers, then presence and frequency, as in OpenAI's API."""
-        num = len(self._place)
-        ids = torch.from_numpy(self._ids[:num]).to(logits_V.device)
-        times = torch.from_numpy(self._times[:num]).to(logits_V)
-        found = logits_V[ids]
-        if params.repetition_penalty != 1:
-            found = torch.where(found < 0, found * params.repetition_penalty, found / params.repetition_penalty)
-        logits_V[ids] = found - params.presence_penalty * (times > 0).to(times.dtype) - params.frequency_penalty * times
+    def _place_of(self, token: int) -> int:
+        place = self._place.setdefault(token, len(self._place))
+        self._ids[place] = token
+        return place
+
+    @property
+    def ids_E(self) -> NDArray[np.int64]:
+        """The tokens."""
+        return self._ids[: len(self._place)]
+
+    @property
+    def said_E(self) -> NDArray[np.bool_]:
+        """Whether each stands in the prompt or the completion."""
+        return self._said[: len(self._place)]
+
+    @property
+    def times_E(self) -> NDArray[np.float64]:
+        """How often each was sampled."""
+        return self._times[: len(self._place)]
+
+    @property
+    def bias_E(self) -> NDArray[np.float64]:
+        """What is added to the logit of each."""
+        return self._bias[: len(self._place)]
 
 
-def punishes(params: SamplingParams) -> bool:
-    """Is any penalty asked for?"""
-    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+def edited(logits_NV: Tensor, rows: Sequence[int], seen: Sequence[Seen], params: Sequence[SamplingParams]) -> Edits:
+    """The new logits of these rows, which rise: bias first, as in vLLM, then repetition, as in transformers, then presence and
+    frequency, as in OpenAI's API."""
+    counts = [len(one.ids_E) for one in seen]
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+
+    def joined(parts: Sequence[NDArray[np.generic]], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(logits_NV.device, dtype)
+
+    def each(values: Sequence[float]) -> Tensor:
+        return torch.from_numpy(np.repeat(np.array(values, dtype=np.float64), counts)).to(logits_NV.device, wide)
+
+    row_E = torch.from_numpy(np.repeat(np.array(rows, dtype=np.int64), counts)).to(logits_NV.device)
+    id_E, times_E = joined([one.ids_E for one in seen], torch.int64), joined([one.times_E for one in seen], wide)
+    repetition_E = each([one.repetition_penalty for one in params])
+    found_E = logits_NV[row_E, id_E].to(wide) + joined([one.bias_E for one in seen], wide)
+    repeated_E = torch.where(found_E < 0, found_E * repetition_E, found_E / repetition_E)
+    found_E = torch.where(joined([one.said_E for one in seen], torch.bool), repeated_E, found_E)
+    presence_E = each([one.presence_penalty for one in params]) * (times_E > 0).to(wide)
+    return Edits(row_E, id_E, found_E - presence_E - each([one.frequency_penalty for one in params]) * times_E)
+
+
+def edits(params: SamplingParams) -> bool:
+    """Is any bias or penalty asked for?"""
+    return bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty or params.logit_bias)

@@ -7,12 +7,15 @@ swaps the ranks of two nearly equal tokens, the order of ids stays, so that only
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood import kernels
+from sapwood.generate.penalties import Edits
 from sapwood.records import SamplingParams
 
 BLOCK = 64
@@ -51,17 +54,28 @@ def sample(
 
 
 def sample_at_once(
-    logits_NV: Tensor, params: SamplingParams, uniform_N: NDArray[np.float64], bits_NW: NDArray[np.int32] | None = None
+    logits_NV: Tensor,
+    params: Sequence[SamplingParams],
+    uniform_N: NDArray[np.float64],
+    bits_NW: NDArray[np.int32] | None = None,
+    edits: Edits | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """What `sample` gives, by a kernel that writes no probabilities, where it serves: bf16 on a CPU, without filters; else None.
+    """What `sample` gives, each row by its own parameters, by a kernel that writes no probabilities and sorts no vocabulary; None where
+    it does not serve: it does for bf16 on a CPU.
 
-    Of each row only tokens whose bit of `bits_NW` is set are drawn.
+    Of each row only tokens whose bit of `bits_NW` is set are drawn, by the logits that `edits` put in the place of the model's.
     """
-    served = None if _is_filtered(params) or logits_NV.stride(-1) != 1 else kernels.serves(logits_NV)
+    served = None if logits_NV.stride(-1) != 1 else kernels.serves(logits_NV)
     if served is None:
         return None
+    filters = [(one.temperature, one.top_k, one.top_p, one.min_p) for one in params]
+    settings_N5 = torch.from_numpy(np.concatenate([uniform_N[:, None], np.array(filters, dtype=np.float64)], axis=1))
     bits = None if bits_NW is None else torch.from_numpy(bits_NW)
-    found: tuple[Tensor, Tensor] = served.draw_tokens(logits_NV, torch.from_numpy(uniform_N), bits, params.temperature)
+    starts, ids, values = None, None, None
+    if edits is not None:
+        starts = torch.searchsorted(edits.row_E, torch.arange(len(logits_NV) + 1))
+        ids, values = edits.id_E, edits.value_E
+    found: tuple[Tensor, Tensor] = served.draw_tokens(logits_NV, settings_N5, bits, starts, ids, values)
     return found
 
 

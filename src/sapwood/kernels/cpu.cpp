@@ -3,7 +3,7 @@
 //   attention_forward.h, attention_backward.h    ancestor attention
 //   linears.h                                    LoRA linear layers, there and back
 //   rows.h                                       what is done row by row: norms, gates, rotary positions, the head's loss
-//   draw.h                                       the tokens that logits give
+//   draw.h, filters.h                            the tokens that logits give
 //   decode.h                                     attention of one new token a sequence; bf16 and fp32
 //   product.h                                    products with a weight that is laid out once
 //   layer.h                                      a decoder layer around its attention, for inference
@@ -56,7 +56,7 @@ TORCH_LIBRARY(sapwood_cpu, library) {
       "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor length_N, int window, float scale, "
       "Tensor[] node_keys, Tensor[] node_values, Tensor[] node_rows) -> (Tensor, Tensor)",
       decode_attention);
-  library.def("draw_tokens(Tensor logits, Tensor uniform_N, Tensor? bits, float temperature) -> (Tensor, Tensor)", draw_tokens);
+  library.def("draw_tokens(Tensor logits, Tensor settings, Tensor? bits, Tensor? starts, Tensor? ids, Tensor? values) -> (Tensor, Tensor)", draw_tokens);
   library.def("pull(Tensor logits, Tensor lse, Tensor row_N, Tensor token_N) -> Tensor", pull);
   library.def("pull_(Tensor(a!) logits, Tensor lse, Tensor token_N) -> Tensor(a!)", pull_in_place);
 }

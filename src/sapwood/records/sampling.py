@@ -53,7 +53,7 @@ class Completion:
     text: str
     ended: Ended
     logprobs: tuple[float, ...] = ()
-    """Of each id, at the sampling temperature, before penalties, constraints and truncation. The engine's own: for diagnosis only."""
+    """Of each id, at the sampling temperature, before biases, penalties, constraints and truncation. The engine's own: diagnosis."""
     error: str | None = None
     message: Message | None = None
     """The answer understood: content, reasoning, calls. None where nobody parsed it."""
@@ -104,7 +104,7 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to sample. Temperature 0 is greedy. After the penalties the filters apply to the tempered distribution, in this order."""
+    """How to sample. Temperature 0 is greedy. After biases and penalties the filters apply to the tempered distribution, in this order."""
 
     max_new_tokens: int = 256
     """Upper limit of sampled tokens, the stop token included."""
@@ -125,6 +125,8 @@ class SamplingParams:
     """Taken from the logits of tokens that stand in the completion. 0 is off. As in OpenAI's API."""
     frequency_penalty: float = 0.0
     """Taken from the logits of tokens once for each time that they stand in the completion. 0 is off. As in OpenAI's API."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), each token once, before penalties; -100 as good as bans it. As in OpenAI's API."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are cut from its text."""
     stop_ids: tuple[int, ...] = ()
@@ -154,6 +156,10 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a finite number, or 0 for none.")
+        if not all(math.isfinite(value) for _, value in self.logit_bias):
+            raise ConfigError(f"logit_bias is {self.logit_bias}; give finite numbers.")
+        if len(dict(self.logit_bias)) < len(self.logit_bias):
+            raise ConfigError(f"logit_bias is {self.logit_bias}; give each token once.")
         if self.top_logprobs < 0:
             raise ConfigError(f"top_logprobs is {self.top_logprobs}; give 0 (none) or more.")
         if "" in self.stop:  # true of a bare string too
