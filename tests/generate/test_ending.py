@@ -131,6 +131,37 @@ def test_the_model_is_left_in_the_mode_it_was_in() -> None:
     found.module.eval()
 
 
+def test_a_session_turns_a_model_that_trains_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, turns = model("llama").module, list[bool]()
+    train = module.train
+    module.train()
+    monkeypatch.setattr(module, "train", lambda mode=True: (turns.append(mode), train(mode))[1])  # `eval` calls it too
+    params = SamplingParams(max_new_tokens=4)
+    with engine("llama").open() as session:
+        turns.clear()  # the size of a token's cache is measured when a session opens
+        for _ in range(2):
+            session.add(prompts([PROMPT])[0], params)
+            modes = []
+            while not session.idle:
+                session.step()
+                modes.append(module.training)
+            assert modes == [False] * 3 + [True]
+        assert turns == [False, True] * 2
+        session.add(prompts([PROMPT])[0], params)
+        session.step()
+    assert turns == [False, True] * 3, "closed before it was at the end"
+
+    def refuse(token: int) -> None:
+        raise LookupError
+
+    with engine("llama").open() as session:
+        session.add(prompts([PROMPT])[0], params, on_token=refuse)
+        with pytest.raises(LookupError):
+            session.step()
+        assert module.training, "whoever catches it may train on"
+    module.eval()
+
+
 def test_little_memory_means_fewer_at_a_time_and_the_same_tokens() -> None:
     ids = nested_prompts(5)
     params = SamplingParams(max_new_tokens=6)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sapwood.errors import ModelError
+from sapwood.errors import ConfigError, ModelError
 from sapwood.generate.answer import Answer, agreeing
 from sapwood.generate.drawing import draw
 from sapwood.model import LanguageModel, packed
@@ -84,6 +84,8 @@ class Session:
         self._in_chunks = False
         self._known: dict[nn.Module, Any] = {}
         """What layers know of themselves while sequences run: weights stay as they are until nothing does."""
+        self._turned = False
+        """Was the model put from training into evaluation, once while sequences run?"""
 
     @property
     def idle(self) -> bool:
@@ -109,9 +111,11 @@ class Session:
         `adapter` names one of those that are loaded, or `BASE`; None is the model as it stands. `on_token` is called within `step` with
         each token, once those of the whole step are taken; it may cancel answers and add prompts. A prompt that can never be
         answered (it does not fit the context, or the memory) ends at once with `Ended.ERROR`. Raises `ModelError` for a token id that
-        the model does not have, `ConfigError` for a constraint or an adapter that cannot be used.
+        the model does not have, `ConfigError` for a constraint, an adapter or a bias that cannot be used.
         """
         check_ids(self._model, prompt)
+        if wrong := [token for token, _ in params.logit_bias if not 0 <= token < self._model.vocabulary]:
+            raise ConfigError(f"logit_bias names token id {wrong[0]}; the model knows ids below {self._model.vocabulary}. Leave it out.")
         self._engine.routes.check(adapter)
         answer = Answer(prompt, params, self._engine.chat_like, index=index, adapter=adapter, on_token=on_token)
         refusal = None if answer.ended else self._rows.refusal(answer)
@@ -125,9 +129,24 @@ class Session:
     def step(self) -> list[Answer]:
         """Run one forward, if there is anything to do; returns the answers that ended since the last step, each once.
 
-        Those that were cancelled (`Answer.cancel`) are among them.
+        Those that were cancelled (`Answer.cancel`) are among them. A model that trains is without dropout from the first step until nothing
+        is left to do, an error is raised, or the session is closed.
         """
-        with evaluating(self._model), torch.inference_mode(), packed.in_force(self._known):
+        if self._model.module.training:
+            self._model.module.eval()
+            self._turned = True
+        try:
+            self._step()
+        except BaseException:
+            self._turn_back()
+            raise
+        over, self._over = self._over, []
+        if self.idle:
+            self._turn_back()
+        return over
+
+    def _step(self) -> None:
+        with torch.inference_mode(), packed.in_force(self._known):
             self._clear()
             if not self._rows.running:
                 self._known.clear()
@@ -142,14 +161,19 @@ class Session:
                 self._in_chunks = False
                 self._push(self._rows.running, self._rows.decode())
             self._clear()
-        over, self._over = self._over, []
-        return over
+
+    def _turn_back(self) -> None:
+        """Let the model train again, if it did."""
+        if self._turned:
+            self._turned = False
+            self._model.module.train()
 
     def close(self) -> None:
         """Cancel what has not ended, and give its memory back. What the tree holds stays."""
         for answer in (*self._inbox, *self._waiting, *self._rows.running):
             answer.cancel()
         self._clear()
+        self._turn_back()
 
     def __enter__(self) -> Session:
         return self
