@@ -24,8 +24,9 @@ from sapwood.ab.assign import unit_of  # noqa: E402
 from sapwood.ab.plan import Arm, Metric, Override, Plan  # noqa: E402
 from sapwood.ab.records import Book, begin  # noqa: E402
 from sapwood.errors import ConfigError  # noqa: E402
-from sapwood.serve.asking import RefusalError, Served  # noqa: E402
+from sapwood.serve.asking import Served  # noqa: E402
 from sapwood.serve.experiment import Experiment, Watch, fall_back, shape, share_changed  # noqa: E402
+from sapwood.serve.fields import RefusalError  # noqa: E402
 from serve.serving import TOKEN, Serving, serving  # noqa: E402
 from tiny.folder import write_model  # noqa: E402
 

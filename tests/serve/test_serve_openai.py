@@ -56,6 +56,19 @@ def test_samples_and_seeds_are_the_engines(server: Serving, client: Any) -> None
     assert len({choice.message.content for choice in answer.choices}) > 1
 
 
+def test_a_bias_forbids_a_token_and_forces_another(server: Serving, client: Any) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASK, "max_tokens": 6, "temperature": 0, "extra_body": {"return_token_ids": True}}
+    free = client.chat.completions.create(**asked).choices[0].token_ids
+    held = client.chat.completions.create(**asked, logit_bias={str(free[0]): -100}).choices[0].token_ids
+    assert free[0] not in held
+    assert client.chat.completions.create(**asked, logit_bias={str(held[0]): 100}).choices[0].token_ids == [held[0]] * 6
+    few = client.chat.completions.create(**asked, logit_bias={str(free[0]): -0.5, str(held[0]): 0.25}).choices[0].token_ids
+    (expected,) = own(server, SamplingParams(max_new_tokens=6, logit_bias=((free[0], -0.5), (held[0], 0.25))))
+    assert few == list(expected.ids)
+    text = client.completions.create(model="tiny", prompt="one two", max_tokens=4, temperature=0, logit_bias={str(held[0]): 100})
+    assert text.choices[0].text == server.chat.decode([held[0]] * 4)
+
+
 @pytest.mark.parametrize("more", [{}, {"temperature": 1.3, "seed": 5, "n": 3}, {"stop": ["e", "o"], "temperature": 1.3, "seed": 2, "n": 4}])
 def test_what_is_streamed_is_the_whole(client: Any, more: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": ASK, "max_tokens": 24, "temperature": 0, **more}
@@ -109,8 +122,9 @@ def test_what_is_wrong_is_said_in_the_clients_own_errors(server: Serving, client
 
     with pytest.raises(openai.NotFoundError, match="There is no model 'gpt'"):
         create(model="gpt")
-    with pytest.raises(openai.BadRequestError, match="logit_bias"):
-        create(logit_bias={"1": 5})
+    for wrong in ({"1": 101}, {"1": True}, {"a": 1}, {"-1": 1}, [1], {"1": 1, "01": 2}, {"999999": 1}):
+        with pytest.raises(openai.BadRequestError, match="logit_bias"):
+            create(logit_bias=wrong)
     with pytest.raises(openai.BadRequestError, match="the model's context holds 512"):
         create(messages=[{"role": "user", "content": "one two " * 900}])
     with pytest.raises(openai.BadRequestError, match="nothing is fetched here"):
@@ -166,6 +180,7 @@ def test_what_our_own_sampler_asks_in_vllms_words_is_understood(server: Serving,
     ends = next(token for token in free.ids[1:] if server.chat.decode([token]).isalpha() and token not in server.chat.stop_ids)
     for params in (
         replace(loose, stop_ids=(ends,)),
+        replace(loose, logit_bias=((free.ids[0], -3.5), (ends, 2.0))),
         SamplingParams(max_new_tokens=10, constraint=Constraint("choice", ("yes", "no"))),
         SamplingParams(max_new_tokens=10, constraint=Constraint("regex", "[0-9]{3}")),
     ):
@@ -174,7 +189,7 @@ def test_what_our_own_sampler_asks_in_vllms_words_is_understood(server: Serving,
         streamed = sampler.stream(Prompt(MESSAGES, (), ""), params, lambda delta: None)
         assert answer.ids == streamed.ids == expected.ids
         assert answer.text == streamed.text == expected.message.content
-        assert answer.ended == expected.ended == "stop"
+        assert answer.ended == expected.ended == ("length" if params.logit_bias else "stop")
 
 
 def test_how_likely_a_text_is(server: Serving, client: Any) -> None:

@@ -52,6 +52,8 @@ def body_of(model: str, prompt: Prompt, params: SamplingParams) -> dict[str, Any
             continue
         if field.name == "constraint":
             body |= _constrained(value)
+        elif field.name == "logit_bias":
+            body["logit_bias"] = {str(token): bias for token, bias in value}  # ids of the server's own tokenizer
         elif field.name in _NAMES:
             body[_NAMES[field.name]] = list(value) if isinstance(value, tuple) else value
         else:

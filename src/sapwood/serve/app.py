@@ -28,8 +28,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.records import Completion
 from sapwood.remote.addresses import is_loopback
 from sapwood.serve.answers import Form
-from sapwood.serve.asking import Asked, RefusalError, Served, check_model, read_chat, read_text
+from sapwood.serve.asking import Asked, Served, check_model, read_chat, read_text
 from sapwood.serve.experiment import ARM, SHOW_ARM, Experiment, Routed
+from sapwood.serve.fields import RefusalError
 from sapwood.serve.limits import Access
 from sapwood.serve.metrics import Arm, Metrics
 from sapwood.serve.remote_arms import RemoteArms

@@ -1,7 +1,7 @@
 """The JSON of a request → what the engine is asked. Anything that is not understood is refused by name, nothing is ignored.
 
 In: the decoded body of `/v1/chat/completions` or `/v1/completions`. Out: `Asked`. Fields that say nothing about the answer (`user`,
-`metadata`, …) are taken and have no use. Left out on purpose: images by address (nothing is fetched), sounds, `logit_bias`.
+`metadata`, …) are taken and have no use. Left out on purpose: images by address (nothing is fetched), sounds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sapwood.data.messages import read_messages, read_tools
 from sapwood.data.refusal import Refused
 from sapwood.errors import SapwoodError
 from sapwood.records import Completion, Constraint, Message, Prompt, SamplingParams
+from sapwood.serve.fields import RefusalError, bias, flag, number, stop_ids, stops, whole
 from sapwood.serve.limits import ServeLimits
 
 _NUMBERS = {
@@ -36,7 +37,7 @@ _NUMBERS = {
 _BOTH = frozenset(
     (
         *(*_NUMBERS, "model", "n", "stream", "stream_options", "stop", "stop_token_ids", "seed", "max_tokens"),
-        *("logprobs", "return_token_ids", "structured_outputs"),
+        *("logprobs", "return_token_ids", "structured_outputs", "logit_bias"),
     )
 )
 _CHAT = _BOTH | {
@@ -47,14 +48,6 @@ _TEXT = _BOTH | {"prompt", "echo"}
 _NO_MATTER = frozenset(("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"))
 _MESSAGE_EXTRAS = ("refusal", "annotations", "audio")
 """What clients send back of an answer they got; empty where there was nothing."""
-
-
-class RefusalError(Exception):
-    """A request that is not taken: HTTP status, a sentence, the field at fault, and a code for programs."""
-
-    def __init__(self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.message, self.param, self.status, self.code, self.wait = message, param, status, code, wait
 
 
 @dataclass(frozen=True)
@@ -103,11 +96,11 @@ def read_chat(body: Any, served: Served, summary: Completion | None = None) -> A
         raise RefusalError(f"{refused.args[0]}", "tools") from None
     tools, constraint = _tool_choice(body, given)
     constraint = _structured(body.get("structured_outputs"), _response_format(body.get("response_format"), constraint))
-    limit = _whole(body, "max_completion_tokens", 1) or _whole(body, "max_tokens", 1)
+    limit = whole(body, "max_completion_tokens", 1) or whole(body, "max_tokens", 1)
     fitted = _fitted(body, messages, tools, limit, served, summary)
     logprobs = None
-    if _flag(body, "logprobs"):
-        logprobs = _whole(body, "top_logprobs", 0, 20) or 0
+    if flag(body, "logprobs"):
+        logprobs = whole(body, "top_logprobs", 0, 20) or 0
     elif body.get("top_logprobs"):
         raise RefusalError("`top_logprobs` needs `logprobs: true`.", "top_logprobs")
     asked = _asked(body, (fitted.prompt,), limit, logprobs, constraint, served)
@@ -151,10 +144,10 @@ def read_text(body: Any, served: Served) -> Asked:
     if len(rows) > served.limits.max_samples:
         raise RefusalError(f"{len(rows)} prompts in one request; at most {served.limits.max_samples} are allowed.", "prompt")
     prompts = tuple(_raw_prompt(row, served.chat) for row in rows)
-    echo, limit, logprobs = _flag(body, "echo"), _whole(body, "max_tokens", 0), _whole(body, "logprobs", 0, 20)
+    echo, limit, logprobs = flag(body, "echo"), whole(body, "max_tokens", 0), whole(body, "logprobs", 0, 20)
     if limit == 0 and not echo:
         raise RefusalError("`max_tokens` is 0, and nothing is asked for but the prompt. Give at least 1, or `echo: true`.", "max_tokens")
-    if echo and logprobs is not None and _flag(body, "stream"):
+    if echo and logprobs is not None and flag(body, "stream"):
         raise RefusalError("Log-probabilities of an echoed prompt come with whole answers: leave out `stream`.", "stream")
     constraint = _structured(body.get("structured_outputs"), None)
     asked = _asked(body, prompts, 16 if limit is None else max(1, limit), logprobs, constraint, served)
@@ -175,22 +168,23 @@ def _asked(
         raise RefusalError(f"max_tokens is {limit}; this server writes at most {limits.max_new_tokens} in one answer.", "max_tokens")
     for prompt in prompts:
         _check_length(prompt, served.chat)
-    samples = _whole(body, "n", 1, limits.max_samples) or 1
-    stream = _flag(body, "stream")
+    samples = whole(body, "n", 1, limits.max_samples) or 1
+    stream = flag(body, "stream")
     options = body.get("stream_options") or {}
     if options and not stream:
         raise RefusalError("`stream_options` needs `stream: true`.", "stream_options")
     if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
         raise RefusalError("`stream_options` takes `include_usage`.", "stream_options")
-    given = {name: _number(body, name, *bounds) for name, bounds in _NUMBERS.items()}
+    given = {name: number(body, name, *bounds) for name, bounds in _NUMBERS.items()}
     chosen: dict[str, Any] = {"temperature": 1.0} | {name: value for name, value in given.items() if value is not None}
     chosen["top_k"] = max(0, chosen.get("top_k", 0))  # -1 is another way to say that it is off
-    seed = _whole(body, "seed", -(2**63), 2**63)
+    seed = whole(body, "seed", -(2**63), 2**63)
     try:
         params = SamplingParams(
             max_new_tokens=limit or limits.max_new_tokens,
-            stop=_stops(body.get("stop")),
-            stop_ids=_stop_ids(body.get("stop_token_ids")),
+            stop=stops(body.get("stop")),
+            stop_ids=stop_ids(body.get("stop_token_ids")),
+            logit_bias=bias(body.get("logit_bias")),
             seed=secrets.randbits(63) if seed is None else seed,
             constraint=constraint,
             top_logprobs=logprobs or 0,
@@ -208,7 +202,7 @@ def _asked(
         stream,
         bool(options.get("include_usage")),
         logprobs,
-        _flag(body, "return_token_ids"),
+        flag(body, "return_token_ids"),
     )
 
 
@@ -255,7 +249,7 @@ def _messages(raw: Any) -> list[Any]:
 
 def _tool_choice(body: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], Constraint | None]:
     """The tools to offer, and what holds the answer to them."""
-    choice, one = body.get("tool_choice"), not _flag(body, "parallel_tool_calls", otherwise=True)
+    choice, one = body.get("tool_choice"), not flag(body, "parallel_tool_calls", otherwise=True)
     if choice is not None and not tools and choice not in ("none", "auto"):
         raise RefusalError("`tool_choice` names a tool, and there are none in `tools`.", "tool_choice")
     if choice in (None, "auto"):
@@ -340,42 +334,3 @@ def _check_length(prompt: Prompt, chat: Chat) -> None:
             "messages" if prompt.messages else "prompt",
             code="context_length_exceeded",
         )
-
-
-def _stops(given: Any) -> tuple[str, ...]:
-    stops = [given] if isinstance(given, str) else given or []
-    if not isinstance(stops, list) or len(stops) > 16 or not all(isinstance(stop, str) and stop for stop in stops):
-        raise RefusalError("`stop` is a text or a list of up to 16 texts, none of them empty.", "stop")
-    return tuple(stops)
-
-
-def _stop_ids(given: Any) -> tuple[int, ...]:
-    ids = given or []
-    if not isinstance(ids, list) or not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        raise RefusalError("`stop_token_ids` is a list of token ids.", "stop_token_ids")
-    return tuple(ids)
-
-
-def _flag(body: Mapping[str, Any], name: str, *, otherwise: bool = False) -> bool:
-    value = body.get(name)
-    if value is None:
-        return otherwise
-    if isinstance(value, bool):
-        return value
-    raise RefusalError(f"`{name}` is true or false, found {value!r:.40}.", name)
-
-
-def _whole(body: Mapping[str, Any], name: str, least: int, greatest: int = 10**9) -> int | None:
-    value = _number(body, name, int, least, greatest)
-    return None if value is None else int(value)
-
-
-def _number(body: Mapping[str, Any], name: str, kind: type, least: float, greatest: float) -> float | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    fits = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
-    if not fits or not least <= value <= greatest:
-        what = "a whole number" if kind is int else "a number"
-        raise RefusalError(f"`{name}` is {value!r:.40}; give {what} from {least:g} to {greatest:g}.", name)
-    return float(value) if kind is float else int(value)

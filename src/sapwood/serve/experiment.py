@@ -23,7 +23,8 @@ from sapwood.ab.plan import MEASURED, SETTINGS, Arm, Metric, Plan
 from sapwood.ab.records import Book
 from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError, DataError, SapwoodError, StorageError
-from sapwood.serve.asking import Asked, RefusalError, Served, read_chat, read_text
+from sapwood.serve.asking import Asked, Served, read_chat, read_text
+from sapwood.serve.fields import RefusalError
 
 logger = logging.getLogger(__name__)
 

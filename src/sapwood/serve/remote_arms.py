@@ -17,8 +17,8 @@ import orjson
 from sapwood.ab.plan import Arm, Plan
 from sapwood.remote import Remote, RemoteSampler
 from sapwood.remote.sending import LARGEST
-from sapwood.serve.asking import RefusalError
 from sapwood.serve.experiment import Routed
+from sapwood.serve.fields import RefusalError
 
 _NAMES_PEOPLE = ("user", "safety_identifier", "metadata", "prompt_cache_key")
 TIMEOUT = 120.0

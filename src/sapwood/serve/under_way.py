@@ -12,7 +12,8 @@ from typing import Any
 
 from sapwood.records import Completion, Ended
 from sapwood.serve.answers import ChatDeltas, Form, TextDeltas, finish_reason, usage
-from sapwood.serve.asking import Asked, RefusalError
+from sapwood.serve.asking import Asked
+from sapwood.serve.fields import RefusalError
 from sapwood.serve.worker import Broken, Event, Job, Over, Ready, Token, Worker
 
 
