@@ -142,6 +142,12 @@ def step_records(path: Path) -> list[dict[str, Any]]:
     return [latest[key] for key in sorted(latest, key=lambda key: (key[0], str(key[1])))]
 
 
+def training_seconds(run: Path, until: int | None = None) -> float:
+    """Seconds of a run's steps, up to one of them or all."""
+    records = [one for one in step_records(run / "metrics.jsonl") if one.get("kind", "train") == "train"]
+    return float(sum(float(one.get("seconds") or 0) for one in records if until is None or int(one["step"]) <= until))
+
+
 @dataclass(frozen=True)
 class Run:
     """An open run directory. At most one process writes it; `open_run` holds the lock until the process ends."""

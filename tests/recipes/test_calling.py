@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import sapwood
+from remote.scripted_server import said, serving
 from sapwood.cli.main import main
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.records import Completion, Ended, Message, ToolCall
@@ -91,9 +92,28 @@ def test_calls_are_played_out_and_the_last_word_is_judged(place: Path) -> None:
     assert result.arms["plain prompt"].items >= 3
 
 
+def test_a_hosted_model_calls_the_same_functions_and_each_round_is_paid_for(place: Path) -> None:
+    def hosted(body: dict[str, Any], _: int) -> bytes:
+        asked, last = body["messages"][0]["content"], body["messages"][-1]
+        if last["role"] == "tool" and "8" not in asked:
+            return said(f"It is {last['content']}.", usage=(30, 4))
+        a, b = map(int, re.findall(r"\d+", asked))
+        call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": json.dumps({"a": a, "b": b})}}
+        return said(None, tool_calls=[call], reason="tool_calls", usage=(20, 6))  # type: ignore[arg-type]
+
+    with serving(hosted) as server:
+        result = measured(turns=2, hosted_url=server.url, hosted_model="big", hosted_in=1.0, hosted_out=2.0)
+    assert {tool["function"]["name"] for body in server.bodies for tool in body["tools"]} == {"add"}
+    answered = [body["messages"][-2:] for body in server.bodies if len(body["messages"]) > 1]
+    assert all(call["tool_calls"][0]["id"] == tool["tool_call_id"] == "c1" for call, tool in answered)
+    scores = [score for score in read_records(Path("run/scores.jsonl")) if score["arm"] == "hosted model"]
+    assert [(score["value"], score["tokens_in"], score["tokens_out"]) for score in scores[:2]] == [(1, 50, 10)] * 2
+    assert result.arms["hosted model"].rate == result.arms["plain prompt"].rate, "the same words to the same results"
+    read, written = (sum(score[key] for score in scores) for key in ("tokens_in", "tokens_out"))
+    assert result.costs["costs"]["hosted model"]["dollars"] == pytest.approx((read + 2 * written) / 1e6)
+
+
 def test_what_tools_cannot_answer_is_refused_before_anything_is_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="Leave one of them out"):
-        measured(hosted_url="http://127.0.0.1:9/v1", hosted_model="x")
     with pytest.raises(ConfigError, match="neither tools nor an environment"):
         measured(tools=(), turns=3)
     with pytest.raises(ConfigError, match="no function 'ad'"):

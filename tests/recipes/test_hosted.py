@@ -10,8 +10,11 @@ import pytest
 
 from remote.scripted_server import Scripted, response, said, serving
 from sapwood.cli.main import main
+from sapwood.errors import ConfigError
+from sapwood.recipes.assess import AssessConfig, assess
 from sapwood.recipes.hosted import HostedConfig
 from sapwood.remote import Remote
+from sapwood.requirements import Prices
 from sapwood.run import read_records
 from tiny.folder import write_model, write_rows
 
@@ -68,6 +71,51 @@ def test_eval_that_was_stopped_pays_no_answer_twice(place: Path) -> None:
         (place / "run" / "scores.jsonl").unlink()
         assert evaluate(place, server, "--hosted-answers", str(place / "shared")) == 0
         assert len(server.bodies) == 24, "only what failed is asked again"
+
+
+def test_eval_says_what_it_cost(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prices = ("--hosted-in", "2", "--hosted-out", "10", "--machine-hour", "0.36")
+    with serving(knows) as server:
+        assert evaluate(place, server, *prices) == 0
+        asked = len(server.bodies)
+        found = json.loads((place / "result.json").read_text())["costs"]
+        hosted, plain = found["costs"]["hosted model"], found["costs"]["plain prompt"]
+        assert (hosted["answers"], hosted["dollars"]) == (20, pytest.approx((1000 * 2 + 40 * 10) / 1e6))
+        assert hosted["dollars_a_thousand"] == pytest.approx(0.12)
+        assert hosted["dollars_a_right_answer"] == pytest.approx(0.00012), "its rate is 1, of what was answered"
+        seconds = [score["seconds"] for score in read_records(place / "run" / "scores.jsonl") if score["arm"] == "plain prompt"]
+        assert plain["dollars"] == pytest.approx(sum(seconds) * 0.0001)
+        assert not {"most common answer", "nearest training row"} & found["costs"].keys(), "what needs no model costs nothing"
+        assert "hosted model" in found["frontier"]
+        told = capsys.readouterr().err
+        assert "goes each of 20 questions" in told
+        assert "hosted model: its 20 answers cost $0.0024; $0.12 a thousand right ones." in told
+        page = (place / "run" / "report.html").read_text()
+        assert "Is it worth it?" in page
+        assert "$0.0024" in page
+        (place / "prices.yaml").write_text("hosted_in: 4\nhosted_out: 20\n")
+        assert evaluate(place, server, "--prices", str(place / "prices.yaml")) == 0
+        assert len(server.bodies) == asked, "other prices ask nothing anew"
+    again = json.loads((place / "result.json").read_text())["costs"]
+    assert again["costs"]["hosted model"]["dollars"] == pytest.approx(2 * hosted["dollars"])
+    assert again["costs"]["plain prompt"]["dollars"] is None
+    assert again["frontier"] == [], "seconds and money do not compare"
+
+
+def test_eval_stops_at_the_cost_that_was_allowed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(knows) as server:
+        assert evaluate(place, server, "--max-cost", "1") == 2
+        assert "max_cost needs prices" in capsys.readouterr().err
+        assert not server.bodies
+        allowed = ("--hosted-in", "1000", "--hosted-out", "1000", "--max-cost", "0.5", "--hosted-at-once", "2")
+        assert evaluate(place, server, *allowed) == 0
+        assert 0 < len(server.bodies) < 20
+        assert len(server.bodies) * 0.052 <= 0.5
+        assert "stopped at max_cost 0.5" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="max_cost bounds what a hosted model costs"):
+        AssessConfig(max_cost=1.0)
+    with pytest.raises(ConfigError, match="hosted_rate is read by `sapwood decide` alone"):
+        assess(AssessConfig(data=("x.jsonl",), money=Prices(hosted_rate=0.5)))
 
 
 def test_odd_uses_are_refused_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,7 @@ def run(words: list[str]) -> None:
             "seconds": round(result.seconds, 1),
             "arms": {name: arm.to_dict() for name, arm in result.arms.items()},
             "verdict": result.verdict.to_dict() if result.verdict else None,
+            "costs": result.costs or None,
             "config": to_dict(config),
         }
     )

@@ -12,7 +12,8 @@ import dataclasses
 from pathlib import Path
 
 from sapwood.evaluate.charts import plain, signed
-from sapwood.evaluate.report_decision import COSTS, as_verdict, decision_view
+from sapwood.evaluate.report_costs import costs_view
+from sapwood.evaluate.report_decision import as_verdict, decision_view
 from sapwood.evaluate.report_files import RunFiles, flat, mapping, read_run
 from sapwood.evaluate.report_items import items_view
 from sapwood.evaluate.report_learning import shown_of
@@ -28,7 +29,7 @@ PAGE_NAME = "report.html"
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run directory, whole or not at all, and return its path.
 
-    Reads config.yaml (the one file that must be there), verdict.json, decision.json, scores.jsonl, items.jsonl, metrics.jsonl,
+    Reads config.yaml (the one file that must be there), verdict.json, decision.json, costs.json, scores.jsonl, items.jsonl, metrics.jsonl,
     samples.jsonl, rollouts.jsonl, preflight.json, ledger.jsonl, people.json, environment.json and the names in adapter/. Raises
     `DataError` if the folder is no run, `StorageError` if it cannot be written.
     """
@@ -65,7 +66,7 @@ def render_page(files: RunFiles) -> str:
         script="page.js",
         name=_name(files),
         decision=decision,
-        cost_terms=COSTS,
+        costs=costs_view(files.decision or files.costs),
         verdict=verdict,
         arms=arms,
         people=files.people,

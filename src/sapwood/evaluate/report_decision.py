@@ -13,14 +13,13 @@ from typing import Any
 from markupsafe import Markup
 
 from sapwood.evaluate.charts import plain
-from sapwood.evaluate.decision import dollars
+from sapwood.evaluate.report_costs import rounded
 from sapwood.evaluate.report_files import Record, RunFiles, mapping, number, text_of
 
 KINDS = {"yes": "better", "no": "worse", "not yet": "not-shown"}
 """The answer → the page's look of it."""
 MARKS = {True: "speaks for it", False: "does not", None: "open"}
 TARGETS = {"best_without_tuning_and_gain": "to be worth it", "wish": "as you wish"}
-COSTS = ("Arm", "Right", "Valid", "1,000 queries", "1,000 right answers", "Tokens in", "Tokens out", "Seconds")
 HEIGHT = 300
 
 
@@ -37,9 +36,6 @@ class DecisionView:
     caption: str
     needed: list[tuple[str, str, str, str]]
     """(rate, why it, rows, their interval)"""
-    costs: list[tuple[str, ...]]
-    """One row an arm, columns as in `COSTS`."""
-    pays: str
     facts: list[tuple[str, str]]
 
 
@@ -60,8 +56,6 @@ def decision_view(files: RunFiles) -> DecisionView | None:
         chart=_chart(record, curve) if curve else Markup(""),
         caption=_caption(record, curve) if curve else "",
         needed=_needed(mapping(curve.get("rows_for"))),
-        costs=_costs(mapping(record.get("costs")), mapping(mapping(record.get("forms")).get("arms"))),
-        pays=_pays(mapping(record.get("break_even"))),
         facts=_facts(record),
     )
 
@@ -163,55 +157,11 @@ def _needed(record: Record) -> list[tuple[str, str, str, str]]:
         if rate is None:
             continue
         middle, low, high = (number(rows.get(key)) for key in ("middle", "low", "high"))
-        ends = "out of reach" if low is None else f"{_count(low)} to {'never' if high is None else _count(high)}"
+        ends = "out of reach" if low is None else f"{rounded(low)} to {'never' if high is None else rounded(high)}"
         found.append(
-            (f"{100 * rate:.0f} %", TARGETS.get(name, name), "out of reach" if middle is None else f"about {_count(middle)}", ends)
+            (f"{100 * rate:.0f} %", TARGETS.get(name, name), "out of reach" if middle is None else f"about {rounded(middle)}", ends)
         )
     return found
-
-
-def _count(rows: float) -> str:
-    if rows < 10:
-        return f"{rows:.0f}"
-    step = 10 ** (math.floor(math.log10(rows)) - 1)
-    return f"{round(rows / step) * step:,.0f}"
-
-
-def _costs(record: Record, forms: Record) -> list[tuple[str, ...]]:
-    rows = list[tuple[str, ...]]()
-    for name, entry in record.items():
-        cost = mapping(entry)
-        right = number(cost.get("dollars_a_right_answer"))
-        rows.append(
-            (
-                name,
-                _shown(cost.get("rate"), _percent),
-                _shown(mapping(forms.get(name)).get("share"), _percent),
-                _shown(cost.get("dollars_a_thousand"), dollars),
-                "–" if right is None else dollars(1000 * right),
-                _shown(cost.get("tokens_in"), lambda value: f"{value:,.0f}"),
-                _shown(cost.get("tokens_out"), lambda value: f"{value:,.0f}"),
-                _shown(cost.get("seconds"), lambda value: f"{value:.2g}"),
-            )
-        )
-    return rows
-
-
-def _shown(value: Any, form: Any) -> str:
-    known = number(value)
-    return "–" if known is None else str(form(known))
-
-
-def _pays(record: Record) -> str:
-    once, saved, queries = (number(record.get(name)) for name in ("dollars_once", "saved_a_thousand", "queries"))
-    if once is None or saved is None:
-        return ""
-    if queries is None:
-        return f"Against the hosted model a thousand queries cost {dollars(-saved)} more, so {dollars(once)} paid once never come back."
-    months = number(record.get("months"))
-    back = f" or {months:,.1f} months" if months is not None else ""
-    saving = f"Paid once: {dollars(once)} (setup and training). Saved: {dollars(saved)} a thousand queries."
-    return f"{saving} Even after {_count(queries)} queries{back}."
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:

@@ -48,6 +48,8 @@ class RunFiles:
     """Sampled answers of reinforcement learning, the best and the worst of each step."""
     preflight: Record = field(default_factory=dict)
     """What was seen before step 1 of reinforcement learning."""
+    costs: Record = field(default_factory=dict)
+    """What the answers of an evaluation cost, where prices were given."""
 
     @property
     def learns_by(self) -> Literal["grpo", "dpo"] | None:
@@ -99,6 +101,7 @@ def read_run(path: Path, only: Collection[str] = RECORDS) -> RunFiles:
         people=_object(path / "people.json", notices),
         rollouts=lines("rollouts.jsonl"),
         preflight=_object(path / "preflight.json", notices),
+        costs=_object(path / "costs.json", notices),
     )
 
 

@@ -1,4 +1,4 @@
-"""Money in a study: what a remote arm will send and cost, said before; where it stops; what each arm costs and which are worth it.
+"""Money in an evaluation: what a remote arm will send and cost, said before; where it stops; what each arm costs and which are worth it.
 
 In: items, prices, scores. Out: an announcement, a purse that says no in time, and costs with the Pareto line.
 Left out on purpose: discounts for cached prompts, which each provider counts otherwise.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from sapwood.config import to_dict
 from sapwood.errors import ConfigError
 from sapwood.evaluate.costs import ArmCost, BreakEven, break_even, hosted_cost, own_cost
 from sapwood.evaluate.experiment import ArmScore, over_samples
+from sapwood.evaluate.free import FREE_ARMS
 from sapwood.evaluate.hosted import HOSTED
 from sapwood.evaluate.items import asked_text
 from sapwood.evaluate.verdict import arm_result
@@ -24,36 +27,46 @@ LETTERS_A_TOKEN = 3
 
 @dataclass
 class Purse:
-    """What may be spent on a remote arm, and what has been. Counts what a server has counted, and guesses high what is to come."""
+    """What may be spent on a remote arm, and what has been. Counts what a server has counted, and guesses high what is to come:
+    only the first answers may cost more than that."""
 
     prices: Prices
     longest: int
     """Tokens that an answer may have."""
     limit: float | None
+    rounds: int = 1
+    """Times that a question is asked at most, where tools answer between; what these say is not known before."""
     spent: float = 0.0
     stopped: str = ""
     """Why the arm was stopped; empty where it was not."""
+    dearest: float = 0.0
+    """The most that one answer has cost: a server's own template may be longer than any guess."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and (self.prices.hosted_in is None or self.prices.hosted_out is None):
             raise ConfigError(
-                "max_cost needs prices: give `prices.hosted_in` and `prices.hosted_out` in the requirements, a million tokens each."
+                "max_cost needs prices of a million tokens each: give hosted_in and hosted_out (of a study, in the requirements)."
             )
         if self.limit is not None and self.limit <= 0:
             raise ConfigError(f"max_cost is {self.limit}; give an amount above 0, or leave it out.")
 
     def pay(self, scores: Sequence[ArmScore]) -> None:
         """Count answers that are there."""
-        self.spent += sum(self._price(score.tokens_in, score.tokens_out) for score in scores)
+        paid = [self._price(score.tokens_in, score.tokens_out) for score in scores]
+        self.spent, self.dearest = self.spent + sum(paid), max([self.dearest, *paid])
 
     def affords(self, items: Sequence[Item]) -> bool:
         """Whether the next answers, each as long as allowed, stay within the limit."""
         if self.limit is None:
             return True
-        worst = sum(self._price(tokens_in(item), self.longest) for item in items)
+        worst = sum(max(self.dearest, self._price(*self.most(item))) for item in items)
         if self.spent + worst > self.limit:
             self.stopped = f"stopped at max_cost {self.limit:g}: {self.spent:.4g} was spent, and the next answers may cost {worst:.2g}"
         return not self.stopped
+
+    def most(self, item: Item) -> tuple[int, int]:
+        """Tokens that an answer to a question may read and write: each round reads all before it again."""
+        return self.rounds * (tokens_in(item) + (self.rounds - 1) * self.longest // 2), self.rounds * self.longest
 
     def _price(self, read: int, written: int) -> float:
         return (read * (self.prices.hosted_in or 0.0) + written * (self.prices.hosted_out or 0.0)) / 1e6
@@ -67,14 +80,13 @@ def tokens_in(item: Item) -> int:
 
 def announcement(url: str, model: str, items: Sequence[Item], samples: int, purse: Purse) -> list[str]:
     """What leaves the machine, where to, and at what price, in sentences, before anything does."""
-    read = samples * sum(map(tokens_in, items))
-    written = samples * len(items) * purse.longest
+    read, written = (samples * sum(sides) for sides in zip(*map(purse.most, items), strict=True)) if items else (0, 0)
     said = [
         f"To {url} (model {model}) goes each of {len(items):,} questions{f', {samples} times' if samples > 1 else ''}: its messages and "
         f"its tools, not its reference. About {read:,} tokens are sent, and at most {written:,} come back."
     ]
     if purse.prices.hosted_in is None or purse.prices.hosted_out is None:
-        said.append("Its price is not known (prices.hosted_in, prices.hosted_out in the requirements), so no cost is counted.")
+        said.append("Its price is not known (hosted_in and hosted_out; of a study, `prices` in the requirements), so no cost is counted.")
     else:
         most = (read * purse.prices.hosted_in + written * purse.prices.hosted_out) / 1e6
         said.append(f"At the prices given that is at most {most:.3g}" + (f"; it stops at {purse.limit:g}." if purse.limit else "."))
@@ -117,3 +129,22 @@ def break_evens(candidate: str, costs: Mapping[str, ArmCost], training_seconds: 
     mine = costs.get(candidate)
     found = {arm: break_even(mine, cost, training_seconds, prices) for arm, cost in costs.items() if arm != candidate and mine is not None}
     return {arm: value for arm, value in found.items() if value is not None}
+
+
+def cost_record(scores: Sequence[ArmScore], prices: Prices, candidate: str, training_seconds: float) -> dict[str, Any]:
+    """The content of `costs.json`: what the answers of each arm that a model gave cost here, and what follows for use."""
+    costs = costs_of([score for score in scores if score.arm not in FREE_ARMS], prices)
+    arms = {}
+    for arm, cost in costs.items():
+        answers = sum(score.arm == arm for score in scores)
+        paid = None if cost.a_thousand is None else cost.a_thousand * answers / 1000
+        arms[arm] = cost.to_dict() | {"answers": answers, "dollars": paid}
+    even = break_evens(candidate, costs, training_seconds, prices).get(HOSTED)
+    priced = len(costs) > 1 and all(cost.a_thousand is not None for cost in costs.values())
+    return {
+        "prices": to_dict(prices),
+        "costs": arms,
+        "frontier": list(pareto(costs)) if priced else [],
+        "break_even": None if even is None else even.to_dict(),
+        "training_seconds": training_seconds,
+    }

@@ -20,12 +20,15 @@ from sapwood.chat.overflow import Overflow
 from sapwood.config import save_yaml, to_dict
 from sapwood.errors import CheckpointError, ConfigError, DataError
 from sapwood.evaluate import ArmResult, ArmScore, Verdict, arm_result, bits_per_token, clusters_of, decide, item_records, items_from
+from sapwood.evaluate.costs import prices_from
+from sapwood.evaluate.decision import dollars
 from sapwood.evaluate.report import html_fragment, write_report
+from sapwood.evaluate.spending import Purse, cost_record
 from sapwood.generate import Engine
 from sapwood.model import Dtype, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.calling import ToolsConfig
-from sapwood.recipes.hosted import HostedConfig, ask_hosted
+from sapwood.recipes.hosted import HostedConfig, ask_within
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.playing import prompt_of
 from sapwood.recipes.prepare import LOOKED_UP, DataConfig, Prepared, conversations_among, prepare_questions, scan_files, set_apart
@@ -33,7 +36,11 @@ from sapwood.recipes.screen import Screen
 from sapwood.recipes.seen import FILE, trained_among
 from sapwood.recipes.tune import TuneConfig, config_of, fetch_model, load_chat
 from sapwood.records import Item
-from sapwood.run import Run, new_run_path, open_run, read_records, run_named
+from sapwood.requirements import Prices
+from sapwood.run import Run, new_run_path, open_run, read_records, run_named, training_seconds
+
+MAY_CHANGE = ("remote", "prices", "money", "max_cost")
+"""Settings that change no answer: an evaluation goes on under others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +64,19 @@ class AssessConfig:
     overflow: Overflow = "refuse"
     """A question that outgrows the model's context: `refuse` it (it has no score), `drop oldest` turns, examples among them, or
     `summarise` them; as in chat and server. Rows with an answer must fit whole all the same: bits per token are measured on them."""
+    prices: Path | None = None
+    """A YAML file of prices, with the keys of the options below: what this evaluation cost, and each arm's answers in use."""
+    money: Prices = field(default_factory=Prices)
+    max_cost: float | None = None
+    """What the hosted model may cost in all, at the prices given; it is asked no further then."""
     calling: ToolsConfig = field(default_factory=ToolsConfig)
     remote: HostedConfig = field(default_factory=HostedConfig)
     rows: DataConfig = field(default_factory=lambda: DataConfig(held_out=0))
     evaluation: EvalConfig = field(default_factory=lambda: EvalConfig(shots=()))
+
+    def __post_init__(self) -> None:
+        if self.max_cost is not None and self.remote.hosted_url is None:
+            raise ConfigError("max_cost bounds what a hosted model costs, and none is named (--hosted-url, --hosted-model).")
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,8 @@ class AssessResult:
     verdict: Verdict | None
     line: str
     seconds: float
+    costs: dict[str, Any] = field(default_factory=dict)
+    """The content of `costs.json`; empty where no price was given and no hosted model asked."""
 
     @property
     def report(self) -> Path:
@@ -111,9 +129,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     """Ask every held-out conversation (or all of them), base model first, then the adapter. Raises a `SapwoodError`."""
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
     config = replace(config, adapter=adapter_in(config.adapter))
-    offered = config.calling.play.tools
-    if offered and config.remote.hosted_url is not None:
-        raise ConfigError("tools answer a model on this machine, and hosted_url names one elsewhere. Leave one of them out.")
+    offered, prices = config.calling.play.tools, _prices(config)
     if not config.data:
         raise ConfigError(
             "No data is named. Give a file of conversations, or a run directory: sapwood eval my.jsonl --adapter runs/my-1/adapter"
@@ -151,17 +167,43 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
         arms = None
         if guess.scorer is not None:
             arms = Arms(items, train_items, chat, guess.scorer, evaluation, run, screen, overflow=config.overflow)
-        scores, lines = _ask(config, folder, chat, arms, prepared, screen)
+        scores, lines = _ask(config, folder, chat, arms, prepared, prices, screen)
         verdict = decide(scores, scorer=guess.name) if config.adapter is not None and scores else None
         if verdict is not None:
             run.write_json("verdict", verdict.to_dict())
+        costs = _weigh(config, run, scores, prices, screen)
         write_report(run.path)
     finally:
         run.close()
     results = {name: arm_result([score for score in scores if score.arm == name]) for name in dict.fromkeys(one.arm for one in scores)}
     rates = "; ".join(_rate_line(name, arm) for name, arm in results.items())
     line = verdict.line if verdict is not None else rates or "; ".join(lines)
-    return AssessResult(run.path, results, verdict, line, time.perf_counter() - began)
+    return AssessResult(run.path, results, verdict, line, time.perf_counter() - began, costs)
+
+
+def _prices(config: AssessConfig) -> Prices:
+    prices = prices_from(config.prices, config.money)
+    if prices.hosted_rate is not None:
+        raise ConfigError(
+            "hosted_rate is read by `sapwood decide` alone, where no model is asked. Leave it out; --hosted-url has it asked."
+        )
+    Purse(prices, 1, config.max_cost)  # raises for a bound that cannot be kept, before any work is done
+    return prices
+
+
+def _weigh(config: AssessConfig, run: Run, scores: Sequence[ArmScore], prices: Prices, screen: Screen) -> dict[str, Any]:
+    """What the answers cost, recorded and said; empty where nobody asks."""
+    if not scores or (prices == Prices() and config.remote.hosted_url is None):
+        return {}
+    trained = config.adapter.parent if run_of(config.adapter) is not None and config.adapter is not None else None
+    record = cost_record(scores, prices, TUNED, training_seconds(trained) if trained is not None else 0.0)
+    run.write_json("costs", record)
+    for arm, cost in record["costs"].items():
+        if cost["dollars"] is not None:
+            right = cost["dollars_a_right_answer"]
+            each = "nothing was right" if right is None else f"{dollars(1000 * right)} a thousand right ones"
+            screen.say(f"{arm}: its {cost['answers']:,} answers cost {dollars(cost['dollars'])}; {each}.")
+    return record
 
 
 def adapter_in(folder: Path | None) -> Path | None:
@@ -243,18 +285,22 @@ def _claim(run: Run, config: AssessConfig, chat: Chat, folder: Path) -> None:
     """Make the directory this evaluation's own. Raises `CheckpointError` if it holds something else, whose scores are not ours."""
     if (run.path / "config.yaml").exists() and not (run.path / "identity.json").exists():
         raise CheckpointError(f"{run.path} holds another run. Choose another folder with --out.")
-    settings = hash_of({key: value for key, value in to_dict(config).items() if key != "remote"} | {"out": None})
+    settings = hash_of({key: value for key, value in to_dict(config).items() if key not in MAY_CHANGE} | {"out": None})
     tools = {"tools": hash_of(config.calling.written)} if config.calling.tools else {}
     claim(run, {"settings": settings, "template": chat.fingerprint, "model": hash_of_weights(folder, config.adapter), **tools})
     save_yaml(config, run.path / "config.yaml")
 
 
 def _ask(
-    config: AssessConfig, folder: Path, chat: Chat, arms: Arms | None, prepared: Prepared, screen: Screen
+    config: AssessConfig, folder: Path, chat: Chat, arms: Arms | None, prepared: Prepared, prices: Prices, screen: Screen
 ) -> tuple[list[ArmScore], list[str]]:
     """The scores of every arm, a hosted model's first, and a sentence on the bits per token of each model of our own."""
     remote = config.remote.remote(arms.run.path) if arms is not None else None
-    hosted = ask_hosted(remote, arms, arms.run) if remote is not None and arms is not None else []
+    hosted: list[ArmScore] = []
+    if remote is not None and arms is not None:
+        rounds = 1 + config.calling.turns if config.calling.tools else 1
+        purse = Purse(prices, config.evaluation.max_new_tokens, config.max_cost, rounds)
+        hosted, _ = ask_within(remote, arms, purse, config.calling)
     model = load_model(folder, config.dtype)
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)

@@ -1,7 +1,7 @@
 """Questions whose answer takes tools: a model is measured as it is used, with functions that answer its calls.
 
 In: names of functions in the user's own files, and items. Out: the functions, the items as they are then asked, and a sampler that plays
-the calls out. The last word is what scorers read. Left out on purpose: hosted models, whose bill would count each round.
+the calls out. The last word is what scorers read.
 """
 
 from __future__ import annotations

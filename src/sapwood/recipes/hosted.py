@@ -6,16 +6,18 @@ themselves, for its template is its own. A run that was stopped asks only what i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
 
 from sapwood.errors import CheckpointError, ConfigError, storage
-from sapwood.evaluate import ArmScore
-from sapwood.evaluate.experiment import Affords
+from sapwood.evaluate import ArmScore, scores_from
+from sapwood.evaluate.experiment import Affords, bare_prompt
 from sapwood.evaluate.hosted import HOSTED
+from sapwood.evaluate.spending import Purse, announcement
 from sapwood.recipes.arms import Arms
+from sapwood.recipes.calling import ToolsConfig
 from sapwood.remote import Remote, RemoteSampler
 from sapwood.run import Run
 
@@ -65,14 +67,32 @@ class HostedConfig:
         self.remote(Path())  # odd values are refused before any work is done
 
 
-def ask_hosted(remote: Remote, arms: Arms, run: Run, affords: Affords | None = None) -> list[ArmScore]:
-    """The hosted model's scores. Raises `RemoteError` for a server that does not answer, `CheckpointError` if another model was asked."""
+def ask_within(remote: Remote, arms: Arms, purse: Purse, calling: ToolsConfig | None = None) -> tuple[list[ArmScore], str]:
+    """The hosted model's scores, as far as the purse goes, and a sentence where it did not go all the way. What is sent is said before."""
+    for line in announcement(remote.url, remote.model, arms.items, arms.samples, purse):
+        arms.screen.say(line, "bold")
+    purse.pay(scores_from(record for record in arms.run.read("scores") if record["arm"] == HOSTED))
+    scores = ask_hosted(remote, replace(arms, paid=purse.pay), arms.run, purse.affords if purse.limit is not None else None, calling)
+    if purse.prices.hosted_in is not None:
+        arms.screen.say(f"{HOSTED}: {purse.spent:.4g} spent so far.")
+    note = f"The hosted model was {purse.stopped}." if purse.stopped else ""
+    if note:
+        arms.screen.say(note, "yellow")
+    return scores, note
+
+
+def ask_hosted(remote: Remote, arms: Arms, run: Run, affords: Affords | None = None, calling: ToolsConfig | None = None) -> list[ArmScore]:
+    """The hosted model's scores; calls of its tools are played out where there are some.
+
+    Raises `RemoteError` for a server that does not answer, `CheckpointError` if another model was asked.
+    """
     _claim(remote, run)
     answered = {record["item"] for record in run.read("scores") if record["arm"] == HOSTED}
     sampler = RemoteSampler(remote)
     if any(item.id not in answered for item in arms.items):
         sampler.check()
-    scores = arms.hosted(sampler, affords, 64 if affords is None else remote.at_once)
+    asking = sampler if calling is None else calling.around(sampler, bare_prompt)
+    scores = arms.hosted(asking, affords, 64 if affords is None else remote.at_once)
     for note in sampler.notes:
         arms.screen.say(note)
     if sum(sampler.counted):

@@ -16,20 +16,19 @@ import torch
 from sapwood.errors import CheckpointError, ConfigError
 from sapwood.evaluate import ArmScore, item_records, over_samples, scores_from
 from sapwood.evaluate.declared import Questions, questions
-from sapwood.evaluate.hosted import HOSTED
 from sapwood.evaluate.shipping import Skills
-from sapwood.evaluate.spending import Purse, announcement
+from sapwood.evaluate.spending import Purse
 from sapwood.evaluate.study_files import file_names
 from sapwood.generate import Engine
 from sapwood.model import LanguageModel, learn_tokens, load_adapter, load_model
 from sapwood.recipes.arms import PLAIN, TUNED, Arms
 from sapwood.recipes.assess import adapter_in
-from sapwood.recipes.hosted import ask_hosted
+from sapwood.recipes.hosted import ask_within
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.skills import skill_items
 from sapwood.recipes.tune import config_of
 from sapwood.requirements import Skill
-from sapwood.run import Run, saved_steps, step_records
+from sapwood.run import Run, saved_steps, training_seconds
 
 if TYPE_CHECKING:
     from sapwood.recipes.study import Setting
@@ -77,17 +76,11 @@ def tuned_arms(names: Sequence[str]) -> tuple[TunedArm, ...]:
             kept = ", ".join(map(str, saved_steps(run))) or "none"
             raise ConfigError(f"{run} keeps no checkpoint of step {step}; it has: {kept}. Train with --keep for more.")
         short = TUNED if len(names) == 1 else run.resolve().name + (f"@{step}" if step else "")
-        seconds = _seconds(run, int(step) if step else None)
+        seconds = training_seconds(run, int(step) if step else None)
         arms.append(TunedArm(short, folder, run, int(step) if step else None, config.data, config.selects, seconds))
     if len({one.name for one in arms}) < len(arms):
         arms = [replace(one, name=name) for one, name in zip(arms, names, strict=True)]
     return tuple(arms)
-
-
-def _seconds(run: Path, step: int | None) -> float:
-    """Seconds of its steps, up to a checkpoint."""
-    records = [one for one in step_records(run / "metrics.jsonl") if one.get("kind", "train") == "train"]
-    return float(sum(float(one.get("seconds") or 0) for one in records if step is None or int(one["step"]) <= step))
 
 
 def ask_all(setting: Setting, arms: Arms, skills: SkillArms, run: Run, screen: Screen) -> Asked:
@@ -98,15 +91,9 @@ def ask_all(setting: Setting, arms: Arms, skills: SkillArms, run: Run, screen: S
     scores = arms.free() if setting.train_items else []
     if remote is not None:
         purse = Purse(setting.requirements.prices, config.evaluation.max_new_tokens, config.max_cost)
-        for line in announcement(remote.url, remote.model, setting.items, config.samples, purse):
-            screen.say(line, "bold")
-        purse.pay(scores_from(record for record in run.read("scores") if record["arm"] == HOSTED))
-        paying = replace(arms, paid=purse.pay)
-        scores += ask_hosted(remote, paying, run, purse.affords)
-        screen.say(f"{HOSTED}: {purse.spent:.4g} spent so far.")
-        if purse.stopped:
-            notes.append(f"The hosted model was {purse.stopped}.")
-            screen.say(notes[-1], "yellow")
+        answered, stopped = ask_within(remote, arms, purse)
+        scores += answered
+        notes += [stopped] if stopped else []
     models = _Models(setting, screen)
     earlier = _base_scores(arms, run, config.retrieved if setting.train_items else ())
     if earlier is None or skills.wanted(PLAIN):
