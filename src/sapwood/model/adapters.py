@@ -27,6 +27,7 @@ from sapwood.model.gated import fuse_gates
 from sapwood.model.language_model import LanguageModel
 from sapwood.model.new_tokens import fuse_tokens, make_room
 from sapwood.model.norms import fuse_norms
+from sapwood.model.on_gpu import fuse_on_gpu
 from sapwood.model.quantized import before_peft, is_quantized
 
 
@@ -160,6 +161,7 @@ def wrapped_in(model: LanguageModel, module: Any) -> LanguageModel:
     fuse_gates(module)
     fuse_attention(module)
     fuse_tokens(module)
+    fuse_on_gpu(module)
     wrapped = LanguageModel(module, probe=False)
     wrapped.shares_prefixes, wrapped.notes, wrapped._own_head = model.shares_prefixes, model.notes, model._own_head
     wrapped.new_tokens = model.new_tokens

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from sapwood.errors import ModelError
-from sapwood.model.load import loading
+from sapwood.model.load import device_for, loading
 
 TOKENS = 8192
 """Tokens of one pass, its padding included."""
@@ -40,7 +40,7 @@ class Classifier:
         self.module, self._padding = module.eval(), padding
 
     @classmethod
-    def load(cls, folder: Path, padding: int | None, *, device: str | torch.device = "cpu") -> Classifier:
+    def load(cls, folder: Path, padding: int | None, *, device: str | torch.device = "auto") -> Classifier:
         """Load a folder, in the type that its weights have there. Raises `ModelError` for one that holds something else."""
         with loading(folder):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -57,7 +57,7 @@ class Classifier:
         if found["missing_keys"]:
             missing = ", ".join(sorted(found["missing_keys"])[:3])
             raise ModelError(f"{folder} lacks weights of its model ({missing}), which would be random. Fetch or save the folder again.")
-        return cls(module.to(device), padding, str(folder))
+        return cls(module.to(device_for(device)), padding, str(folder))
 
     def numbers(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """(B,) the number of each row of token ids, in its order; rows of about one length are read together, `TOKENS` at a time."""

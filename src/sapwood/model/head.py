@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,13 @@ from sapwood import kernels
 
 CHUNK_ELEMENTS = 1 << 25
 """Most logits that a chunk holds: 64 MiB in bf16, 128 MiB in fp32. All chunks are written to one place: the system gives pages once."""
+ON_A_GPU = 4
+"""Times as many where products need more rows at once to fill a device: 900 places of a vocabulary of 150,000. Not measured."""
+
+
+def chunk_elements(device: torch.device) -> int:
+    """Most logits that a chunk holds on a device."""
+    return CHUNK_ELEMENTS * (ON_A_GPU if device.type == "cuda" else 1)
 
 
 def head_logprobs(
@@ -30,7 +38,8 @@ def head_logprobs(
 ) -> Tensor:
     """Log-probabilities (N,), in fp32 or wider, of `token_N` at rows `place_N` (ascending) of the distinct places `hidden_UD`.
 
-    The rows `index_K` of the head's weight are `rows_KD`, rounded to its type, where they are given. Differentiable once.
+    `place_N` may lie on the CPU whatever the device: the chunks' edges are read off it, and reading it on a GPU waits for all that is
+    under way there. The rows `index_K` of the head's weight are `rows_KD`, rounded to its type, where they are given. Differentiable once.
     """
     out: Tensor = _HeadLogProbs.apply(hidden_UD, head.weight, head.bias, place_N, token_N, index_K, rows_KD)  # type: ignore[no-untyped-call]
     return out
@@ -53,7 +62,8 @@ class _HeadLogProbs(torch.autograd.Function):
         logprob_N = hidden_UD.new_empty(len(place_N), dtype=wide)
         frozen = rows_KD is None and not any(ctx.needs_input_grad[1:3])
         pull_ND = hidden_UD.new_empty((len(place_N), hidden_UD.shape[1])) if frozen and ctx.needs_input_grad[0] else None
-        chunks = _chunks(len(hidden_UD), len(weight_VD), place_N)
+        ctx.chunks = chunks = _chunks(len(hidden_UD), len(weight_VD), place_N, chunk_elements(hidden_UD.device))
+        place_N = place_N.to(hidden_UD.device, non_blocking=True)
         room_CV = hidden_UD.new_empty((max((last - first for first, last, *_ in chunks), default=0), len(weight_VD)))
         for first, last, begin, end in chunks:
             logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD, room_CV[: last - first])
@@ -81,7 +91,7 @@ class _HeadLogProbs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight_VD, dtype=lse_U.dtype) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias_V, dtype=lse_U.dtype) if bias_V is not None and ctx.needs_input_grad[2] else None
         d_rows = torch.zeros_like(rows_KD, dtype=lse_U.dtype) if rows_KD is not None else None
-        for first, last, begin, end in _chunks(len(hidden_UD), len(weight_VD), place_N):
+        for first, last, begin, end in ctx.chunks:
             places, tokens, grad = place_N[begin:end] - first, token_N[begin:end], grad_N[begin:end]
             logits = _logits(hidden_UD[first:last], weight_VD, bias_V, index_K, rows_KD).to(lse_U.dtype)
             total = torch.zeros(last - first, dtype=lse_U.dtype, device=logits.device).index_add_(0, places, grad)
@@ -141,10 +151,10 @@ def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return grad.to(parameter.dtype) if grad is not None and parameter is not None else None
 
 
-def _chunks(num_places: int, vocabulary: int, place_N: Tensor) -> list[tuple[int, int, int, int]]:
+def _chunks(num_places: int, vocabulary: int, place_N: Tensor, most: int) -> list[tuple[int, int, int, int]]:
     """(first place, last place, first target, last target) of each chunk; targets are in order of their places."""
-    count = max(1, -(-num_places // max(1, CHUNK_ELEMENTS // vocabulary)))
+    count = max(1, -(-num_places // max(1, most // vocabulary)))
     size = max(1, -(-num_places // count))  # of about one size: a short last one costs nearly as much as a whole one
     firsts = list(range(0, num_places, size))
-    edges = torch.searchsorted(place_N, torch.tensor([*firsts, num_places], device=place_N.device)).tolist()
+    edges = np.searchsorted(place_N.cpu().numpy(), [*firsts, num_places]).tolist()
     return [(first, min(first + size, num_places), edges[i], edges[i + 1]) for i, first in enumerate(firsts)]

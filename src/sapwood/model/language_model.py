@@ -80,6 +80,10 @@ class LanguageModel:
         """Rows of the output head."""
         return int(bare(self.base.get_output_embeddings()).weight.shape[0])
 
+    def placed(self, values: NDArray[np.int64]) -> Tensor:
+        """Numbers on the model's device. The copy waits for nothing that is under way there: pages are staged before it returns."""
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
     def hidden(
         self,
         tokens_T: NDArray[np.int64],
@@ -95,8 +99,8 @@ class LanguageModel:
         if media:
             extra |= embed(self.base, tokens_T, media)
         else:
-            extra["input_ids"] = torch.from_numpy(tokens_T).to(self.device)[None]
-        positions = torch.from_numpy(positions_T).to(self.device)
+            extra["input_ids"] = self.placed(tokens_T)[None]
+        positions = self.placed(positions_T)
         out = self.base.get_decoder()(position_ids=positions[None] if positions.ndim == 1 else positions[:, None], use_cache=False, **extra)
         states: Tensor = out.last_hidden_state[0]
         return states
@@ -116,9 +120,9 @@ class LanguageModel:
         positions = forest.positions_T if forest.axes_3T is None else forest.axes_3T
         hidden_TD = self.hidden(forest.tokens_T, positions, attention, forest.media)
         places, place_N = np.unique(forest.hidden_N, return_inverse=True)
-        hidden_UD = hidden_TD[torch.from_numpy(places).to(self.device)]
-        place = torch.from_numpy(place_N.reshape(-1)).to(self.device)
-        token = torch.from_numpy(forest.token_N).to(self.device)
+        hidden_UD = hidden_TD[self.placed(places)]
+        place = torch.from_numpy(place_N.reshape(-1))
+        token = self.placed(forest.token_N)
         parts = head_parts(self.base.get_output_embeddings()) if self._own_head else None
         if parts is not None and (temperature == 1 or parts[0].bias is None):
             head, index_K, rows_KD = parts
@@ -126,7 +130,7 @@ class LanguageModel:
                 hidden_UD = hidden_UD / temperature
             return head_logprobs(hidden_UD, head, place, token, index_K, rows_KD)
         logits = self.logits(hidden_UD) / temperature
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[place, token]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[place.to(self.device), token]
 
     def logprobs(self, rows: Sequence[Row], *, budget: int = 4096) -> list[NDArray[np.float64]]:
         """The `LogProber` protocol: log-probability of each completion token of each row."""
@@ -203,7 +207,7 @@ class LanguageModel:
         logits = self.base(input_ids=torch.from_numpy(row.inputs_T).to(self.device)[None], use_cache=False).logits[0]
         begin = len(row.prompt_T) - 1
         logprob = logits[begin:].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        picked = logprob[torch.arange(len(row.completion_T)), torch.from_numpy(row.completion_T).to(logprob.device)]
+        picked = logprob[torch.arange(len(row.completion_T), device=logprob.device), self.placed(row.completion_T)]
         values: NDArray[np.float64] = picked.double().cpu().numpy()
         return values
 

@@ -121,7 +121,7 @@ def add_lora(model: LanguageModel, config: LoraConfig, seed: int) -> LanguageMod
     before_peft()
     _refuse_unknown(model, config)
     tokens = token_indices(model) if model.new_tokens else None
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=generators_of(model.device)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         try:
@@ -163,6 +163,11 @@ def _starts(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.named_parameters() if ".lora_A." in name or ".lora_B." in name}
 
 
+def generators_of(device: torch.device) -> list[torch.device]:
+    """The devices, beside the CPU, whose state of random numbers a seed would change."""
+    return [device] if device.type == "cuda" else []
+
+
 @contextmanager
 def drawing(model: LanguageModel, seed: int, step: int) -> Iterator[None]:
     """Inside, an adapter's dropout draws, as a function of (seed, step); outside, and in models without it, nothing does.
@@ -173,7 +178,7 @@ def drawing(model: LanguageModel, seed: int, step: int) -> Iterator[None]:
         yield
         return
     drops = [layer for module in model.module.modules() if isinstance(module, LoraLayer) for layer in module.lora_dropout.values()]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=generators_of(model.device)):
         torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
         try:
             for layer in drops:

@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from sapwood import kernels
+from sapwood.attention import flex
 from sapwood.chat import Chat, coloured
 from sapwood.config import to_dict
 from sapwood.errors import DataError
@@ -42,7 +43,8 @@ from sapwood.evaluate.bits import STATEMENT
 from sapwood.evaluate.curves import read_curves
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
-from sapwood.model import Dtype, LanguageModel, learn_tokens, load_model
+from sapwood.model import Dtype, LanguageModel, device_name, learn_tokens, load_model
+from sapwood.model import on_gpu as layers_on_gpu
 from sapwood.recipes.arms import TUNED, Arms, EvalConfig, scorer_for
 from sapwood.recipes.general import general_examples
 from sapwood.recipes.live import WatchConfig, show_course, watching
@@ -169,10 +171,12 @@ def prove(
     model = load_model(folder, dtype)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     size = f"{parameters / 1e6:,.0f} M" if parameters >= 1e6 else f"{parameters:,}"
-    screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
+    where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else device_name(model.device)
+    screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {where}")
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
-    kernels.prepare(model.dtype, screen.say)
+    if model.device.type == "cpu":
+        kernels.prepare(model.dtype, screen.say)
     write_environment(run, folder, model, chat, prepared)
 
     scores: list[ArmScore] = []
@@ -325,12 +329,16 @@ def environment_of(folder: Path, model: LanguageModel, chat: Chat) -> dict[str, 
             "cores": psutil.cpu_count(logical=False),
             "threads": torch.get_num_threads(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "kernels": model.dtype == torch.bfloat16 and kernels.cpu_kernels() is not None,
+            "device": device_name(model.device),
+            "kernels": model.device.type == "cpu" and model.dtype == torch.bfloat16 and kernels.cpu_kernels() is not None,
         },
         "model": {"folder": folder.name, "dtype": str(model.dtype), "shares_prefixes": model.shares_prefixes},
         "template_and_tokenizer_sha256": chat.fingerprint,
         "today": chat.today.isoformat(),
     }
+    if model.device.type == "cuda":
+        refused = layers_on_gpu.why_not() | ({"attention": flex.why_not()} if flex.why_not() else {})
+        content["gpu"] = {"compiled_layers": layers_on_gpu.count_on_gpu(model.module), "left_out": refused, "cuda": torch.version.cuda}
     if origin.is_file():
         try:
             content["model"]["origin"] = orjson.loads(origin.read_bytes())

@@ -201,7 +201,7 @@ def _plain_base(tuned: Tuned) -> Any:
     """The base as it was rounded in training, in fp32, with transformers' own attention."""
     if tuned.config.dtype != "nf4":
         return read_model(tuned.base, TYPES[tuned.dtype])
-    base = widen(load_model(tuned.base, "nf4")).module
+    base = widen(load_model(tuned.base, "nf4", device="cpu")).module
     base.set_attn_implementation("sdpa")
     return base
 

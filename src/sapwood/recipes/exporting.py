@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def open_run(run: Path, tuned: TuneConfig, config: ExportConfig, screen: Screen)
     dtype = _dtype_of(run, tuned)
     screen.title("What was trained")
     as_trained: Dtype = "nf4" if tuned.dtype == "nf4" else "fp32" if dtype == "fp16" else dtype
-    model = load_model(trained, "fp32") if tuned.train.full else widen(load_adapter(widen(load_model(base, as_trained)), trained))
+    load = partial(load_model, device="cpu")  # what is compared was computed in fp32 on the processor, wherever it was trained
+    model = load(trained, "fp32") if tuned.train.full else widen(load_adapter(widen(load(base, as_trained)), trained))
     prompts, notes = prompts_of(run, chat, config)
     for note in notes:
         screen.say(note)

@@ -18,7 +18,7 @@ from sapwood.chat import Chat
 from sapwood.data.sequences import PackedExamples
 from sapwood.errors import ConfigError, ModelError
 from sapwood.forest import Forest
-from sapwood.model import Dtype, LanguageModel
+from sapwood.model import Dtype, LanguageModel, device_for
 from sapwood.recipes.plan_lines import lines_of
 from sapwood.recipes.prepare import Prepared
 from sapwood.records import Example
@@ -27,7 +27,7 @@ from sapwood.train.estimate import GIB, Estimate, Parts, Work, work_of
 from sapwood.train.measuring import estimate
 from sapwood.train.memory import room
 from sapwood.train.order import epoch_length, kin_of, num_steps, step_examples
-from sapwood.train.rehearsal import BUDGETS, worst_step
+from sapwood.train.rehearsal import budgets_for, worst_step
 from sapwood.train.step import micro_batches
 
 MOST_STEPS, CUT_SECONDS = 64, 3.0
@@ -176,7 +176,7 @@ def plan_of(
         largest=max(forest.num_tokens for forest in _forests(paper, worst, budget)),
         longest=longest,
         longest_at=worst[0].where,
-        room=int(memory * GIB) if memory is not None else room(),
+        room=int(memory * GIB) if memory is not None else room(device_for()),
         evaluation_seconds=_evaluations(found, paper, prepared.watched_examples, train, budget, steps),
         disk=_disk(found, prepared, train, out or Path("runs")),
         price_per_hour=price_per_hour,
@@ -215,7 +215,7 @@ def _forests(paper: LanguageModel, examples: Sequence[Example], budget: int) -> 
 def _fastest(found: Estimate, paper: LanguageModel, steps: list[list[Example]]) -> int:
     """The budget that the rehearsal can be expected to choose."""
     first = steps[0]
-    return min(BUDGETS, key=lambda budget: found.seconds(work_of(_forests(paper, first, budget))))
+    return min(budgets_for(device_for()), key=lambda budget: found.seconds(work_of(_forests(paper, first, budget))))
 
 
 def _work(paper: LanguageModel, chosen: list[list[Example]], budget: int, steps: int) -> tuple[Work, int]:

@@ -34,7 +34,7 @@ class RewardModel:
     name: str
     chat: Chat
     folder: Path
-    device: str = "cpu"
+    device: str = "auto"
     texts: Callable[[Item], str] | None = None
     """The text in front of an answer, where the two are read as plain texts, as TRL has it for rows of those; else conversations are."""
     classifier: Classifier | None = None

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sapwood.errors import CheckpointError, storage
+from sapwood.model import device_for, device_name
 from sapwood.run import SCHEMA, saved_steps
 
 PARTS = {"rows": "other rows", "settings": "other settings", "model": "another model"}
@@ -53,7 +54,10 @@ def made_with() -> dict[str, str]:
     for room in ROOMS:
         for file in sorted((Path(__file__).parent.parent / room).glob("*.py")):
             digest.update(file.read_bytes())
-    return {name: version(name) for name in PACKAGES} | {"Sapwood's training code": digest.hexdigest()[:12]}
+    return {name: version(name) for name in PACKAGES} | {
+        "device": device_name(device_for()),
+        "Sapwood's training code": digest.hexdigest()[:12],
+    }
 
 
 def save_checkpoint(

@@ -32,13 +32,13 @@ from sapwood.config import to_dict
 from sapwood.errors import ModelError, StorageError, storage
 from sapwood.forest import Forest, plant
 from sapwood.model import Dtype, LanguageModel, count_parameters, trainable_parameters
-from sapwood.model.head import CHUNK_ELEMENTS, head_logprobs
-from sapwood.model.load import torch_dtype
+from sapwood.model.head import chunk_elements, head_logprobs
+from sapwood.model.load import device_for, device_name, torch_dtype
 from sapwood.model.new_tokens import bare
 from sapwood.records import Row
 from sapwood.run import write_atomic
 from sapwood.train.estimate import BUSY, GIB, Estimate, Measured, Sizes, Work, work_of
-from sapwood.train.memory import Tensors, Watch, available_memory, resident_memory
+from sapwood.train.memory import Tensors, Watch, free_memory, resident_memory, synchronize
 from sapwood.train.miniature import VOCABULARY, miniature, on_paper
 from sapwood.train.objectives import supervised
 from sapwood.train.optimizer import OptimConfig, Optimizer
@@ -74,7 +74,8 @@ def estimate(
     A model that cannot be measured in part, or of which a part is too large for this machine, is only counted.
     Raises `ModelError` for a family that cannot be counted either, `ConfigError` for options that training would refuse.
     """
-    program = resident_memory()
+    device = device_for()
+    program = resident_memory(device)
     whole = on_paper(folder, config, dtype, new_tokens)
     path = cache_root() / "measured" / f"{_key(whole, config, dtype)}.json"
     sizes = _sizes(folder, whole, config, dtype, program)
@@ -103,7 +104,7 @@ def _key(whole: LanguageModel, config: SftConfig, dtype: Dtype) -> str:
         shape.pop(changing, None)
     settings = [to_dict(config.lora), config.full, config.checkpointing, config.optim.optimizer, str(torch_dtype(dtype)), dtype == "nf4"]
     served = kernels.version() if torch_dtype(dtype) == torch.bfloat16 else ""
-    machine = [platform.machine(), _processor(), torch.get_num_threads(), torch.__version__, __version__, served]
+    machine = [platform.machine(), device_name(device_for()), _processor(), torch.get_num_threads(), torch.__version__, __version__, served]
     content = orjson.dumps([shape, settings, machine], default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
     return hashlib.sha256(content).hexdigest()[:32]
 
@@ -184,7 +185,7 @@ def _layers_of_miniature(whole: LanguageModel) -> int:
     in_layers = count_parameters(whole).total - 2 * whole.vocabulary * int(text.hidden_size)
     a_layer = max(0, in_layers) // depth
     layers = min(depth, next((count for most, count in LAYERS if a_layer <= most), 2))
-    need, free = 4 * a_layer * (layers + 1), available_memory()
+    need, free = 4 * a_layer * (layers + 1), free_memory(device_for())
     if need > free / 2:
         raise ModelError(
             f"Nothing was measured: {layers + 1} of its layers take up to {need / GIB:.1f} GiB, and this machine has {free / GIB:.1f} GiB "
@@ -197,9 +198,9 @@ def _measure(folder: Path, whole: LanguageModel, config: SftConfig, dtype: Dtype
     looking = Others()
     layers = _layers_of_miniature(whole)
     one, several = (miniature(folder, config, dtype, count) for count in (1, layers))
-    before = resident_memory()
+    before = resident_memory(one.device)
     _pass(one, _rows(1, 64))
-    brought = max(0, resident_memory() - before)
+    brought = max(0, resident_memory(one.device) - before)
     forest = _rows(1, TOKENS)
     memory = _memory(one, several, layers, forest)
     speeds: dict[str, Any] = _speeds(several, layers, forest) if timed else {}
@@ -272,8 +273,10 @@ def _timed(works: Sequence[Callable[[], None]]) -> list[float]:
     began = time.perf_counter()
     for _ in range(ROUNDS):
         for work, seconds in zip(works, taken, strict=True):
+            synchronize(device_for())
             begin = time.perf_counter()
             work()
+            synchronize(device_for())
             seconds.append(time.perf_counter() - begin)
         if time.perf_counter() - began > LONG_SECONDS:
             break
@@ -292,10 +295,10 @@ def _fitted(samples: list[Work], seconds: list[float]) -> tuple[float, float, fl
 def _memory(one: LanguageModel, several: LanguageModel, layers: int, forest: Forest) -> dict[str, Any]:
     """What layers keep for the backward pass, counted; and how much more the process grows than that, seen."""
     tokens = forest.num_tokens
-    before = resident_memory()
+    before = resident_memory(one.device)
     peaks = []
     for model in (one, several):
-        with Watch() as watch:
+        with Watch(one.device) as watch:
             _pass(model, forest)
         peaks.append(watch.peak - before)
     kept, most = zip(*(_counted(model, forest) for model in (one, several)), strict=True)
@@ -328,9 +331,10 @@ def _head(whole: LanguageModel, kind: torch.dtype, full: bool) -> tuple[float, i
     head = whole.base.get_output_embeddings()
     width, vocabulary = int(bare(head).weight.shape[1]), whole.vocabulary
     size = min(HEAD_VOCABULARY, vocabulary)
-    part = nn.Linear(width, size, bias=False, dtype=kind).requires_grad_(full)
-    hidden = torch.randn(PLACES, width).to(kind).requires_grad_()
-    places = torch.arange(PLACES)
+    device = device_for()
+    part = nn.Linear(width, size, bias=False, dtype=kind, device=device).requires_grad_(full)
+    hidden = torch.randn(PLACES, width).to(device, kind).requires_grad_()
+    places = torch.arange(PLACES, device=device)
 
     def work() -> None:
         head_logprobs(hidden, part, places, places % size).sum().backward()  # type: ignore[no-untyped-call]
@@ -340,7 +344,7 @@ def _head(whole: LanguageModel, kind: torch.dtype, full: bool) -> tuple[float, i
     with Tensors([hidden, part.weight]) as alive:
         work()
     a_logit = alive.peak / (PLACES * size)
-    return seconds, int(min(a_logit, 16) * CHUNK_ELEMENTS)
+    return seconds, int(min(a_logit, 16) * chunk_elements(device))
 
 
 def _update(config: OptimConfig, trained: Mapping[str, nn.Parameter]) -> float:
@@ -350,7 +354,7 @@ def _update(config: OptimConfig, trained: Mapping[str, nn.Parameter]) -> float:
     for name, parameter in trained.items():
         if some and total + parameter.numel() > UPDATED:
             break
-        some[name] = nn.Parameter(torch.ones(parameter.shape, dtype=parameter.dtype))
+        some[name] = nn.Parameter(torch.ones(parameter.shape, dtype=parameter.dtype, device=device_for()))
         total += parameter.numel()
     optimizer = Optimizer(some, config)
 

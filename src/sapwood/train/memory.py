@@ -1,7 +1,7 @@
-"""Memory of this process: what it may still take, what it holds, the most that it held.
+"""Memory of this process, or of its tensors on a GPU: what it may still take, what it holds, the most that it held.
 
-In: nothing but the machine. Out: bytes. `Watch` sees what the system sees, allocator's holes included; `Tensors` counts the
-tensors that are alive, which is the same number on every machine.
+In: nothing but the machine, or a device. Out: bytes. `Watch` sees what the system sees, allocator's holes included, and on a GPU what
+torch has handed out there; `Tensors` counts the tensors that are alive, which is the same number on every machine.
 Left out on purpose: resetting the system's own record of the peak. Whoever measures this process from outside needs it.
 """
 
@@ -48,15 +48,39 @@ def available_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     return max(0, min(free))
 
 
-def resident_memory() -> int:
-    """Bytes of memory that this process holds now."""
-    return int(psutil.Process().memory_info().rss)
+CPU = torch.device("cpu")
+_most_on_a_gpu = 0
+"""The most that was held before torch's own record was last begun anew."""
+
+
+def free_memory(device: torch.device = CPU) -> int:
+    """Bytes that this process may still take; on a GPU what nobody holds, and what torch holds there without using it."""
+    if device.type != "cuda":
+        return available_memory()
+    return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def resident_memory(device: torch.device = CPU) -> int:
+    """Bytes of memory that this process holds now; of a GPU, that its tensors take there."""
+    return int(torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all that was asked of a GPU is done: where a clock is read, nothing may be under way."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def give_back(device: torch.device) -> None:
+    """After memory ran out: what torch holds on a GPU in pieces that no longer serve goes back to it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_memory() -> int:
     """The most bytes that this process has held so far, rehearsal and loading included; on a GPU, of the GPU's memory."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():  # 0 where nothing was put there
-        return int(torch.cuda.max_memory_allocated())
+    if torch.cuda.is_available() and (most := max(_most_on_a_gpu, torch.cuda.max_memory_allocated())):  # 0: nothing was put there
+        return int(most)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
@@ -69,16 +93,17 @@ def peak_memory() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on a Mac
 
 
-def room() -> int:
+def room(device: torch.device = CPU) -> int:
     """Bytes that the process may grow to: what it holds and nearly all that is free."""
-    return resident_memory() + int(SPARE * available_memory())
+    return resident_memory(device) + int(SPARE * free_memory(device))
 
 
 class Watch:
-    """Looks at the process while a block runs: `peak` is the most bytes that it was seen to hold."""
+    """Looks at the process while a block runs: `peak` is the most bytes that it was seen to hold. On a GPU torch keeps that record."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
         self.before = self.peak = 0
+        self._device = device
         self._process = psutil.Process()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -88,17 +113,26 @@ class Watch:
             self.peak = max(self.peak, int(self._process.memory_info().rss))
 
     def __enter__(self) -> Watch:
+        if self._device.type == "cuda":
+            global _most_on_a_gpu
+            _most_on_a_gpu = max(_most_on_a_gpu, torch.cuda.max_memory_allocated(self._device))
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self.before = self.peak = resident_memory(self._device)
+            return self
         self.before = self.peak = int(self._process.memory_info().rss)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.peak = max(self.peak, int(self._process.memory_info().rss))
+        if self._device.type != "cuda":
+            self._ended.set()
+            self._thread.join()
+        self.peak = self.seen()
 
     def seen(self) -> int:
         """The most bytes so far."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
         return max(self.peak, int(self._process.memory_info().rss))
 
     @property

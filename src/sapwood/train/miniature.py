@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sapwood.attention import NAME, for_text, register
 from sapwood.errors import ConfigError, ModelError
 from sapwood.model import Dtype, LanguageModel, LoraConfig, add_lora, checkpoint_layers
-from sapwood.model.load import torch_dtype
+from sapwood.model.load import device_for, torch_dtype
 from sapwood.model.lora import REWRITING
 from sapwood.model.media import FAMILIES
 from sapwood.model.new_tokens import make_room
@@ -85,7 +85,7 @@ def miniature(folder: Path, config: SftConfig, dtype: Dtype, layers: int) -> Lan
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             module = AutoModelForCausalLM.from_config(text, dtype=torch_dtype(dtype), attn_implementation=for_text(text, NAME))
-            model = LanguageModel(module.eval())
+            model = LanguageModel(module.to(device_for()).eval())
             try:
                 return _trainable(model, config, lora)
             except ConfigError:  # patterns of the targets that match other layers alone

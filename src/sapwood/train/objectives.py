@@ -15,4 +15,4 @@ def supervised(logprob_N: Tensor, forest: Forest) -> Tensor:
     Linear in the log-probability, so that the weights of all uses of a target are folded into it.
     """
     weight_N = np.bincount(forest.target_E, weights=forest.weight_E, minlength=len(forest.token_N))
-    return -(logprob_N * torch.from_numpy(weight_N).to(logprob_N)).sum()
+    return -(logprob_N * torch.from_numpy(weight_N).to(logprob_N, non_blocking=True)).sum()

@@ -157,7 +157,9 @@ class Optimizer:
                 master.copy_(tensors[f"master.{name}"])
         numbers = {"adamw": (), "adafactor": ("step",), "adamw8bit": ("step",)}[self.config.optimizer]  # kept as plain numbers
         for name, tensor in self._updated.items():
-            saved = {key: tensors[f"{key}.{name}"].clone() for key in STATES if f"{key}.{name}" in tensors}
+            found = {key: tensors[f"{key}.{name}"] for key in STATES if f"{key}.{name}" in tensors}
+            # AdamW counts its updates on the CPU, wherever its moments lie
+            saved = {key: value.clone() if key == "step" else value.to(tensor.device, copy=True) for key, value in found.items()}
             self._inner.state[tensor] = {key: value.item() if key in numbers else value for key, value in saved.items()}
 
 

@@ -106,24 +106,26 @@ def policy(logprob_E: Tensor, sampled: Sampled, config: PolicyConfig) -> tuple[T
     loss_E = -torch.minimum(ratio_E * advantage_E, clipped_E * advantage_E)
     if sampled.correction_E is not None:
         loss_E = loss_E * sampled.correction_E
-    kl = 0.0
+    kl = loss_E.new_zeros(())
     if sampled.reference_E is not None:
         apart_E = sampled.reference_E - logprob_E
         kl_E = apart_E.exp() - apart_E - 1
         loss_E = loss_E + config.kl * kl_E
-        kl = float((kl_E.detach() * mask_E).sum())
+        kl = (kl_E.detach() * mask_E).sum()
     if config.entropy:
         loss_E = loss_E + config.entropy * logprob_E.detach() * (logprob_E - old_E).exp()
     weight_E = mask_E / length_R[row_E] if config.loss in ("grpo", "gspo") else mask_E
     low_E = (ratio_E < 1 - config.clip_low) & (advantage_E < 0)
     high_E = (ratio_E > 1 + config.clip_high) & (advantage_E > 0)
-    return (loss_E * weight_E).sum(), {
-        "tokens": float(mask_E.sum()),
+    counted = {
+        "tokens": mask_E.sum(),
         "kl": kl,
-        "entropy": float(-(logprob_E.detach() * mask_E).sum()),
-        "clipped_low": float((low_E * mask_E).sum()),
-        "clipped_high": float((high_E * mask_E).sum()),
+        "entropy": -(logprob_E.detach() * mask_E).sum(),
+        "clipped_low": (low_E * mask_E).sum(),
+        "clipped_high": (high_E * mask_E).sum(),
     }
+    values = torch.stack([*counted.values()]).tolist()  # one look: each is a wait where a GPU computes
+    return (loss_E * weight_E).sum(), dict(zip(counted, values, strict=True))
 
 
 def corrections(old_E: Tensor, sampler_E: Tensor, row_E: Tensor, rows: int, config: PolicyConfig) -> Tensor | None:

@@ -47,12 +47,8 @@ def preference(
             loss_B = (-(1 - smoothing) * logsigmoid(beta * delta_B) + smoothing * logsigmoid(-beta * delta_B)) / (1 - 2 * smoothing)
         case "ipo":
             loss_B = (chosen_B / lengths_2B[0] - rejected_B / lengths_2B[1] - 1 / (2 * beta)) ** 2
-    return loss_B.sum(), {
-        "right": _right(delta_B),
-        "margin": beta * float(delta_B.detach().sum()),
-        "chosen": beta * float(chosen_B.detach().sum()),
-        "rejected": beta * float(rejected_B.detach().sum()),
-    }
+    right, margin, chosen, rejected = _read(*_right(delta_B), delta_B.sum(), chosen_B.sum(), rejected_B.sum())
+    return loss_B.sum(), {"right": right, "margin": beta * margin, "chosen": beta * chosen, "rejected": beta * rejected}
 
 
 def vote(ratio_B: Tensor, good_B: Tensor, kl: float, *, beta: float, good_weight: float, bad_weight: float) -> tuple[Tensor, Counts]:
@@ -65,14 +61,18 @@ def vote(ratio_B: Tensor, good_B: Tensor, kl: float, *, beta: float, good_weight
     weight_B = torch.where(good_B, good_weight, bad_weight).to(ratio_B)
     loss_B = weight_B * (1 - torch.sigmoid(beta * sign_B * (ratio_B - kl)))
     reward_B = beta * ratio_B.detach()
-    return loss_B.sum(), {
-        "right": _right(sign_B * (ratio_B - kl)),
-        "good": float(good_B.sum()),
-        "good_reward": float(reward_B[good_B].sum()),
-        "bad_reward": float(reward_B[~good_B].sum()),
-    }
+    sums = [torch.where(kind_B, reward_B, 0.0).sum() for kind_B in (good_B, ~good_B)]
+    right, good, good_reward, bad_reward = _read(*_right(sign_B * (ratio_B - kl)), good_B.sum(), *sums)
+    return loss_B.sum(), {"right": right, "good": good, "good_reward": good_reward, "bad_reward": bad_reward}
 
 
-def _right(difference_B: Tensor) -> float:
-    """How many lie above 0; what is 0 but for rounding is half right."""
-    return float((difference_B > TIE).sum()) + 0.5 * float((difference_B.abs() <= TIE).sum())
+def _right(difference_B: Tensor) -> tuple[Tensor, Tensor]:
+    """How many lie above 0, and how many are 0 but for rounding."""
+    return (difference_B > TIE).sum(), (difference_B.abs() <= TIE).sum()
+
+
+def _read(above: Tensor, tied: Tensor, *others: Tensor) -> list[float]:
+    """How many are right, where a tie is half right, and the other numbers: all looked at once, for a GPU makes each look a wait."""
+    found = torch.stack([number.detach().to(torch.promote_types(others[-1].dtype, torch.float32)) for number in (above, tied, *others)])
+    above_0, ties, *rest = found.tolist()
+    return [above_0 + 0.5 * ties, *rest]

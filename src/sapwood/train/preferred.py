@@ -106,9 +106,9 @@ class _Objective:
 
     def __call__(self, logprob_N: Tensor, batch: MicroBatch) -> tuple[Tensor, Mapping[str, float]]:
         forest = batch.forest
-        row_E = torch.from_numpy(forest.row_E).to(logprob_N.device)
-        logprob_E = logprob_N[torch.from_numpy(forest.target_E).to(logprob_N.device)]
-        weight_E = torch.from_numpy(forest.weight_E).to(logprob_E)
+        row_E = torch.from_numpy(forest.row_E).to(logprob_N.device, non_blocking=True)
+        logprob_E = logprob_N[torch.from_numpy(forest.target_E).to(logprob_N.device, non_blocking=True)]
+        weight_E = torch.from_numpy(forest.weight_E).to(logprob_E, non_blocking=True)
         length_R = row_sums(weight_E, row_E, forest.num_rows)
         return self.of_rows(row_sums(weight_E * logprob_E, row_E, forest.num_rows), length_R, batch.examples)
 
@@ -157,8 +157,8 @@ def _row_by_row(model: LanguageModel, asked: ToPrefer, budget: int, objective: _
     (slope_R,) = torch.autograd.grad(loss, logprob_R)
 
     def linear(logprob_N: Tensor, batch: MicroBatch) -> tuple[Tensor, Mapping[str, float]]:
-        uses = logprob_N[torch.from_numpy(batch.forest.target_E).to(logprob_N.device)]
-        weight_E = torch.from_numpy(batch.forest.weight_E).to(uses)
+        uses = logprob_N[torch.from_numpy(batch.forest.target_E).to(logprob_N.device, non_blocking=True)]
+        weight_E = torch.from_numpy(batch.forest.weight_E).to(uses, non_blocking=True)
         return (uses * weight_E).sum() * slope_R[batch.examples[0]].to(uses), {}
 
     weight = float(len(asked.examples))

@@ -15,20 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from sapwood.errors import TrainingError
 from sapwood.model import LanguageModel, save_adapter, saved_values
 from sapwood.records import Example, facts_of
 from sapwood.train.estimate import GIB, Estimate, duration, work_of
-from sapwood.train.memory import Watch, resident_memory, room
+from sapwood.train.memory import Watch, give_back, peak_memory, resident_memory, room, synchronize
 from sapwood.train.optimizer import Optimizer
 from sapwood.train.result import save_whole
 from sapwood.train.step import accumulate, evaluate, is_out_of_memory, micro_batches, tokens_in_a_pass
 
 BUDGETS = (1024, 2048, 4096)
 """Unique tokens a micro-batch that are tried: larger ones fill the matrix products better, smaller ones the caches."""
+BUDGETS_ON_A_GPU = (4096, 8192, 16384, 32768)
+"""The same where products are a hundred times as fast, and a pass has memory of its own."""
+REPEATS = {"cpu": 1e-9, "cuda": 1e-4}
+"""Share by which a loss that is computed again may differ: a GPU may choose another order of sums."""
 FAR = 0.15
 """A plan that is off by more than this share is said to be corrected."""
 BRIEF = 1.0
@@ -56,7 +59,7 @@ class Rehearsal:
     worst_seconds: float
     """Forward and backward of the worst-case step."""
     peak_bytes: int
-    """The most memory that the process has held so far; where the system does not say, what it holds after the worst-case step."""
+    """The most memory that the process has held so far, loading included; on a GPU, of the GPU's."""
     step_bytes: int = 0
     """The most that it held in the worst-case step, its update included."""
     update_seconds: float = 0.0
@@ -95,12 +98,12 @@ def rehearse(
     A budget whose pass would not fit into memory is lowered, which changes no result. What `expected` says of the step is
     compared with what is measured. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later.
     """
-    by_size, worst_tokens = worst_step(model, examples, batch or max(BUDGETS))
+    by_size, worst_tokens = worst_step(model, examples, batch or max(budgets_for(model.device)))
     worst = by_size[0]
-    _refuse_hopeless(expected, worst, worst_tokens)
+    _refuse_hopeless(expected, worst, worst_tokens, model.device)
     asked = budget
     try:
-        with Watch() as first:
+        with Watch(model.device) as first:
             _pass(model, [worst], worst_tokens)
         optimizer.clear()
         if budget is None:
@@ -113,13 +116,13 @@ def rehearse(
     notes = []
     if asked is not None and budget < asked:
         notes.append(
-            f"A pass of {asked:,} tokens does not fit into the {room() / GIB:.1f} GiB that the run may take: the budget is lowered "
-            f"to {budget:,}, which changes the speed and not the result."
+            f"A pass of {asked:,} tokens does not fit into the {room(model.device) / GIB:.1f} GiB that the run may take: the budget is "
+            f"lowered to {budget:,}, which changes the speed and not the result."
         )
     planned = _planned(expected, model, full, budget)
     if planned is not None:
         notes += [_compared(planned, seconds, peak), *_corrected(planned, seconds + update)]
-    whole = _peak_bytes()
+    whole = peak_memory()
     if held_out:
         evaluate(model, [held_out[_largest(model, held_out)[0]]], budget)
     if hasattr(model.module, "peft_config"):
@@ -137,11 +140,16 @@ def worst_step(model: LanguageModel, examples: Sequence[Example], batch: int) ->
     return [examples[place], *others[: batch - 1]], tokens
 
 
-def _refuse_hopeless(expected: Estimate | None, worst: Example, tokens: int) -> None:
+def budgets_for(device: torch.device) -> tuple[int, ...]:
+    """The budgets that are tried."""
+    return BUDGETS_ON_A_GPU if device.type == "cuda" else BUDGETS
+
+
+def _refuse_hopeless(expected: Estimate | None, worst: Example, tokens: int, device: torch.device) -> None:
     """A largest example that is far beyond memory is refused before a pass over it: some systems end a process without a word."""
     if expected is None or expected.measured is None:
         return
-    peak, most = expected.peak(tokens, first=True), room()
+    peak, most = expected.peak(tokens, first=True), room(device)
     if peak <= 1.25 * most:  # the estimate may be off; nearer than this, trying is safe enough
         return
     fitting = expected.largest_pass(most)
@@ -160,7 +168,8 @@ def _affordable(growth: int, tokens: int, optimizer: Optimizer) -> int:
     """Tokens of the largest pass that memory allows, by how much a pass of `tokens` made the process grow."""
     if growth <= NOTICED:
         return sys.maxsize
-    free = room() - resident_memory() + growth  # what the first pass took stays with the process, and serves the next
+    device = next(iter(optimizer.parameters.values())).device
+    free = room(device) - resident_memory(device) + growth  # what the first pass took stays with the process, and serves the next
     free -= sum(parameter.numel() * parameter.element_size() for parameter in optimizer.parameters.values()) * MOMENTS
     return max(tokens, int(tokens * free / growth))
 
@@ -172,16 +181,18 @@ def _whole_step(model: LanguageModel, optimizer: Optimizer, full: list[Example],
     forgotten, so that nothing has changed.
     """
     while True:
-        with Watch() as watch:
+        with Watch(model.device) as watch:
             try:
                 seconds = _pass(model, full, budget)
                 begin = time.perf_counter()
                 _update(optimizer, full)
+                synchronize(model.device)
                 return budget, seconds, time.perf_counter() - begin, watch.seen()
             except _OutOfMemoryError as error:
                 if budget <= least:
                     raise TrainingError(str(error)) from error
         optimizer.clear()
+        give_back(model.device)
         budget = max(least, budget // 2)
 
 
@@ -259,13 +270,13 @@ def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, in
 def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example]) -> int:
     """The budget with the least time a unique token, among those whose memory the machine can be expected to have."""
     speeds: dict[int, float] = {}
-    for budget in BUDGETS:
+    for budget in budgets_for(model.device):
         chosen = _filled(model, by_size, budget)
-        with Watch() as watch:
+        with Watch(model.device) as watch:
             seconds = _pass(model, chosen, budget)
         optimizer.clear()
         speeds[budget] = sum(tokens_in_a_pass(model, example) for example in chosen) / seconds
-        if len(chosen) == len(by_size) or watch.peak + 2 * watch.growth > room():
+        if len(chosen) == len(by_size) or watch.peak + 2 * watch.growth > room(model.device):
             break  # a larger budget would hold no more, or would not fit
     return max(speeds, key=lambda key: speeds[key])
 
@@ -287,9 +298,11 @@ class _OutOfMemoryError(TrainingError):
 
 def _pass(model: LanguageModel, examples: list[Example], budget: int) -> float:
     """Seconds of a step's passes."""
+    synchronize(model.device)
     begin = time.perf_counter()
     try:
         accumulate(model, examples, budget)
+        synchronize(model.device)
     except (MemoryError, RuntimeError) as error:
         cause = error.__cause__
         if not is_out_of_memory(error) and not (isinstance(cause, Exception) and is_out_of_memory(cause)):
@@ -325,7 +338,7 @@ def _save_and_reload(model: LanguageModel, example: Example, run: Path, budget: 
                     )
                 parameter.copy_(saved[name])
         after = evaluate(model, [example], budget).loss
-        if not np.isclose(before, after, rtol=1e-9, atol=0):
+        if not np.isclose(before, after, rtol=REPEATS.get(model.device.type, REPEATS["cuda"]), atol=0):
             raise TrainingError(
                 f"The adapter was saved and loaded again, but computes something else (loss {before} before, {after} after). "
                 "Nothing was trained. This is a defect of the model family's saving; please report it with the model's name."
@@ -357,11 +370,3 @@ def _save_whole_and_compare(model: LanguageModel, run: Path) -> None:
             f"The model was saved and loaded again, but {len(lost)} of its tensors are not as they were, such as {lost[0]}. "
             "Nothing was trained. This is a defect of the model family's saving; please report it with the model's name."
         )
-
-
-def _peak_bytes() -> int:
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return int(psutil.Process().memory_info().rss)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

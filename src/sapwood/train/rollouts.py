@@ -219,11 +219,11 @@ class Objective:
         groups = [self._facts[index] for index in batch.examples]
         facts = [fact for group in groups for fact in group]
         answer_R = _answers(groups)
-        logprob_E = logprob_N[torch.from_numpy(forest.target_E).to(logprob_N.device)]
-        row_E = torch.from_numpy(answer_R[forest.row_E]).to(logprob_N.device)  # the turns of an answer count as one row
+        logprob_E = logprob_N[torch.from_numpy(forest.target_E).to(logprob_N.device, non_blocking=True)]
+        row_E = torch.from_numpy(answer_R[forest.row_E]).to(logprob_N.device, non_blocking=True)  # the turns of an answer count as one row
 
         def wide(values: Sequence[Floats]) -> Tensor:
-            return torch.from_numpy(np.concatenate(values)).to(logprob_E)
+            return torch.from_numpy(np.concatenate(values)).to(logprob_E, non_blocking=True)
 
         old_E = wide([fact.old_T for fact in facts if fact.old_T is not None]) if facts[0].old_T is not None else None
         reference_E = (

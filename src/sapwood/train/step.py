@@ -96,14 +96,14 @@ def accumulate(
             with _enough_memory(batch, examples):
                 batch_loss, counted = objective(model.target_logprobs(batch.forest, temperature=temperature), batch)
                 counts.update(counted)
-                value = float(batch_loss.detach())
+                (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
+                value = float(batch_loss.detach())  # behind the way back, which a GPU would otherwise wait for in front of
                 if not math.isfinite(value):
                     places = ", ".join(examples[index].where for index in batch.examples[:5])
                     raise TrainingError(
                         f"The loss became {value} on {places}. Nothing was updated with it. Lower optim.lr, or look at these rows with "
                         "`sapwood doctor`."
                     )
-                (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
             loss, row_tokens, unique = loss + value, row_tokens + batch.forest.row_tokens, unique + batch.forest.num_tokens
     return Sums(loss, weight, row_tokens, unique, counts=counts)
 

@@ -33,6 +33,7 @@ from sapwood.model.attending import fuse_attention
 from sapwood.model.fused import fuse
 from sapwood.model.gated import fuse_gates
 from sapwood.model.norms import fuse_norms
+from sapwood.model.on_gpu import fuse_on_gpu
 from sapwood.model.processor import processor_or_reason
 from sapwood.recipes import Screen
 from sapwood.recipes.tune import fetch_model
@@ -93,6 +94,7 @@ def _wrapped(module: Any, args: Options, notes: list[str]) -> LanguageModel:
         fuse(module)
         fuse_norms(module)
         fuse_gates(module)
+        fuse_on_gpu(module)
         fuse_attention(module)
     return model
 
