@@ -11,7 +11,7 @@ A reference (the model with adapters off, whose log-probabilities an objective r
 
 Left out on purpose: everything that is no product of matrices (norms, rotary, softmax, SwiGLU, casts, the update, Python), what
 an implementation computes twice (recomputed logits or attention), and what it could save beyond shared beginnings (the last
-layer's places that nothing is predicted from). The speed of a shape is the best of several tries, in bf16 or fp32, all T
+layer's places that nothing is predicted from). The speed of a shape is the best of several tries, in bf16 or fp32 (on a GPU in bf16), all T
 rows at once or in pieces, with output in place and operands that stay in the cache: a hard limit, which no step reaches. Where the
 first layer's queries and keys have no adapter, three products of its attention are counted too many.
 """
@@ -36,11 +36,14 @@ from torch import Tensor, nn
 from sapwood.forest import plant
 from sapwood.model import LanguageModel
 from sapwood.records import Example
+from sapwood.train.memory import synchronize
 
 PIECES = (512, 1024, 2048)
 """Rows of a product that are tried beside all at once."""
 TRIES = 3
-TYPES = (torch.bfloat16, torch.float32)
+TYPES = {"cpu": (torch.bfloat16, torch.float32), "cuda": (torch.bfloat16,)}
+IN_A_ROW = {"cpu": 1, "cuda": 10}
+"""Products that are clocked together: a GPU is asked for one while it makes another."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,8 @@ def _counted(
 class Limit:
     """Measures the limit of steps on this machine, now. Tensors are made once; which type is best of a shape is found once."""
 
-    def __init__(self, products: Products) -> None:
-        self.products = products
+    def __init__(self, products: Products, device: torch.device = torch.device("cpu")) -> None:  # noqa: B008 - it has no state
+        self.products, self.device = products, device
         self._best: dict[tuple[Any, ...], torch.dtype] = {}
 
     def seconds(self, step: Sequence[Example]) -> dict[str, float]:
@@ -205,17 +208,21 @@ class Limit:
     def _fastest(self, key: tuple[Any, ...], left: tuple[int, ...], right: tuple[int, ...]) -> float:
         """Seconds of one product at its best type."""
         if key not in self._best:
-            self._best[key] = min(TYPES, key=lambda kind: _clocked(left, right, kind))
-        return _clocked(left, right, self._best[key])
+            self._best[key] = min(TYPES[self.device.type], key=lambda kind: _clocked(left, right, kind, self.device))
+        return _clocked(left, right, self._best[key], self.device)
 
 
-def _clocked(left: tuple[int, ...], right: tuple[int, ...], kind: torch.dtype) -> float:
-    """The least seconds of `TRIES` products, after one that is not counted."""
-    a, b = torch.ones(left, dtype=kind), torch.ones(right, dtype=kind)
+def _clocked(left: tuple[int, ...], right: tuple[int, ...], kind: torch.dtype, device: torch.device) -> float:
+    """The least seconds of a product in `TRIES` tries, after one that does not count. A GPU is faster on equal numbers, and gets others."""
+    make = torch.randn if device.type == "cuda" else torch.ones
+    a, b = (make(shape, dtype=kind, device=device) for shape in (left, right))
     out = torch.matmul(a, b)
     taken = []
     for _ in range(TRIES):
+        synchronize(device)
         begin = time.perf_counter()
-        torch.matmul(a, b, out=out)
-        taken.append(time.perf_counter() - begin)
+        for _ in range(IN_A_ROW[device.type]):
+            torch.matmul(a, b, out=out)
+        synchronize(device)
+        taken.append((time.perf_counter() - begin) / IN_A_ROW[device.type])
     return min(taken)

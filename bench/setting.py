@@ -27,6 +27,7 @@ from sapwood.recipes.screen import Screen
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
 PEERS = ROOT / ".venv-bench"
+ON_A_GPU = ROOT / ".venv-bench-cuda", ROOT / "bench" / "requirements-cuda.txt"
 LLAMACPP, LLAMACPP_PINS = ROOT / ".venv-llamacpp", ROOT / "bench" / "requirements-llamacpp.txt"
 """llama.cpp has an environment of its own, for it is compiled: whoever compares with TRL alone needs no compiler."""
 TORCH = "torch==2.13.0"
@@ -41,7 +42,7 @@ def peer_python(
     """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / ".installed"
-    wanted = hashlib.sha256(f"{torch}\n{requirements.read_text()}".encode()).hexdigest()
+    wanted = hashlib.sha256(f"{torch}\n{_pins(requirements)}".encode()).hexdigest()
     if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
         return python
     what = f"{torch} and {_listed(requirements)}" if torch else _listed(requirements)
@@ -59,8 +60,19 @@ def peer_python(
     return python
 
 
+def peers_for(device: str, screen: Screen) -> Path:
+    """The Python of TRL's environment for a device. Raises as `peer_python` does."""
+    return peer_python(screen, *ON_A_GPU) if device == "cuda" else peer_python(screen)
+
+
+def _pins(requirements: Path) -> str:
+    """The file's text, and in the place of `-r FILE` that file's."""
+    lines = requirements.read_text().splitlines(keepends=True)
+    return "".join(_pins(requirements.parent / line[3:].strip()) if line.startswith("-r ") else line for line in lines)
+
+
 def _listed(requirements: Path) -> str:
-    lines = [line.strip() for line in requirements.read_text().splitlines()]
+    lines = [line.strip() for line in _pins(requirements).splitlines()]
     return ", ".join(line for line in lines if line and not line.startswith("#"))
 
 
@@ -75,8 +87,8 @@ def _pip(python: Path, what: Sequence[str], folder: Path) -> None:
         )
 
 
-def machine() -> dict[str, Any]:
-    """The machine, and how busy it was when asked: a shared one makes seconds worthless, ratios less so."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The machine, its GPU where that is measured, and how busy it was when asked: a shared one makes seconds worthless, ratios less so."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -87,6 +99,11 @@ def machine() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
     }
+    if device == "cuda":
+        from torch import cuda, version  # not everyone who reads this file has torch
+
+        facts = cuda.get_device_properties(0)
+        found["gpu"] = {"name": facts.name, "memory_bytes": facts.total_memory, "cuda": version.cuda}
     with contextlib.suppress(OSError):
         found["load_average"] = [round(value, 2) for value in os.getloadavg()]
     return found

@@ -25,16 +25,17 @@ import orjson
 from bench.losses import compare_losses, compare_norms
 from bench.picture import Bar, draw
 from bench.process import Answer, Contestant
+from bench.random_model import model_folder
 from bench.rounds import Times, alternate, at_least, ratio, summary
-from bench.setting import ROOT, busy, commit, machine, peer_python
-from bench.sweep import FINALISTS, TrlSetting, candidates, default_setting, earlier, search
+from bench.setting import ROOT, busy, commit, machine, peers_for
+from bench.sweep import FINALISTS, TrlSetting, candidates, candidates_on_a_gpu, default_setting, earlier, search
 from bench.workloads import ROWS, USUAL_ROWS, WORKLOADS, Work, work_of, write_work
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.config import did_you_mean
 from sapwood.errors import ConfigError, storage
+from sapwood.model import device_for
 from sapwood.recipes.screen import Screen
-from sapwood.recipes.tune import fetch_model
 from sapwood.run import write_atomic
 
 DESCRIPTION = "Train the same rows with a peer and here; compare time, memory, losses, and the time that matrix products alone take."
@@ -70,6 +71,8 @@ class SftBench:
     """Tokens of the tool list of `tools`, 500 to 2,000."""
     data: tuple[str, ...] = ()
     """Files of `natural`; bfcl where none is named."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where everyone computes."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the frozen weights, ours and, with fp32, the peer's as well."""
     threads: int = 0
@@ -77,7 +80,7 @@ class SftBench:
     budget: int = 0
     """Unique tokens of our micro-batches; 0 takes what the rehearsal chooses."""
     model: str = DEFAULT_MODEL
-    """A name, a local folder, or a hub id."""
+    """A name, a local folder, or a hub id; random:qwen2.5-0.5b or random:qwen2.5-1.5b are random weights, which need no hub."""
     seed: int = 0
     """Seed of the rows and of the adapter's start."""
     sweep: Path | None = None
@@ -114,6 +117,7 @@ class SftBench:
 def run(words: list[str], json: Json) -> None:
     """Measure, show, write. Raises `SapwoodError` where a contestant fails or has done other work."""
     config = parse(SftBench(), "bench sft", words, DESCRIPTION)
+    device_for(config.device)  # says at once what is missing
     screen = screen_for(json)
     with storage(config.out, "make the folder"):
         config.out.mkdir(parents=True, exist_ok=True)
@@ -129,9 +133,9 @@ def run(words: list[str], json: Json) -> None:
 
 def tuned_for(config: SftBench, screen: Screen) -> dict[str, Any]:
     """The sweep alone: the peer's best setting on a workload, and the table of all tries."""
-    model = fetch_model(config.model, screen).resolve()
+    model = model_folder(config.model, screen)
     with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
-        return _Bench(config, screen, Path(folder).resolve(), model, peer_python(screen), _work(config, model, screen)).tuned()
+        return _Bench(config, screen, Path(folder).resolve(), model, peers_for(config.device, screen), _work(config, model, screen)).tuned()
 
 
 def _work(config: SftBench, model: Path, screen: Screen) -> Work:
@@ -149,8 +153,8 @@ def _work(config: SftBench, model: Path, screen: Screen) -> Work:
 
 def measure(config: SftBench, screen: Screen) -> dict[str, Any]:
     """All numbers of one result."""
-    model = fetch_model(config.model, screen).resolve()
-    python = peer_python(screen) if config.against != "none" else None
+    model = model_folder(config.model, screen)
+    python = peers_for(config.device, screen) if config.against != "none" else None
     work = _work(config, model, screen)
     tokens = work.counts()
     screen.title(f"{config.workload}: {work.told}")
@@ -166,7 +170,14 @@ def measure(config: SftBench, screen: Screen) -> dict[str, Any]:
         if config.memory:
             found |= bench.memory()
     settings = {**asdict(config), "rows": config.conversations, "learning_rate": config.learning_rate, "beta2": BETA2}
-    return {"workload": config.workload, "settings": settings, "tokens": tokens, **found, "commit": commit(), "machine": machine()}
+    return {
+        "workload": config.workload,
+        "settings": settings,
+        "tokens": tokens,
+        **found,
+        "commit": commit(),
+        "machine": machine(config.device),
+    }
 
 
 class _Bench:
@@ -239,7 +250,7 @@ class _Bench:
         }
 
     def memory(self) -> dict[str, Any]:
-        """Peak resident memory of a fresh process each, from its start to the end of its steps."""
+        """Peak resident memory of a fresh process each, from its start to the end of its steps; on a GPU, of what torch held there."""
         peaks = {OURS: self._peak(self._ours(), partial(self._load_ours, watch=True))}
         for name, setting in self._peers().items():
             peaks[name] = self._peak(self._trl(setting), partial(self._load_trl, setting=setting, watch=True))
@@ -256,7 +267,10 @@ class _Bench:
         with contestant:
             idle = contestant.resident_bytes()
             loading = load(contestant).peak_bytes
-            training = contestant.ask("train", watch=True, steps=min(2, self.config.steps + 1)).peak_bytes
+            trained = contestant.ask("train", watch=True, steps=min(2, self.config.steps + 1))
+        if self.config.device == "cuda":
+            return {"peak_bytes": trained.reply["gpu_bytes"], "resident_bytes": max(loading, trained.peak_bytes)}
+        training = trained.peak_bytes
         return {"peak_bytes": max(loading, training), "idle_bytes": idle, "loading_bytes": loading, "training_bytes": training}
 
     def _find_tuned(self, ours: Contestant, our_dtype: str) -> None:
@@ -268,7 +282,10 @@ class _Bench:
             return
         few = self.objective != "imitation"
         losses = ours.ask("train", steps=self.config.steps + 1).reply["losses"]
-        space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32", few=few)
+        if self.config.device == "cuda":
+            space = candidates_on_a_gpu(self.peer_rows, few=few)
+        else:
+            space = candidates(self.peer_rows, self.config.threads, only_fp32=self.config.dtype == "fp32", few=few)
         self.sweep = search(space, partial(self._try, losses, our_dtype), self.screen, 1 if few else FINALISTS)
 
     def _peers(self) -> dict[str, TrlSetting]:
@@ -307,6 +324,7 @@ class _Bench:
             "load",
             watch=watch,
             model=str(self.model),
+            device=self.config.device,
             dtype=self.config.dtype,
             rows=str(self.rows),
             adapter=str(self.adapter) if adapter else None,
@@ -324,6 +342,7 @@ class _Bench:
             "load",
             watch=watch,
             model=str(self.model),
+            device=self.config.device,
             rows=str(self.rows),
             adapter=str(self.adapter),
             out=str(self.folder / "trl"),
@@ -395,8 +414,8 @@ def picture(path: Path, result: dict[str, Any]) -> Path:
     trl = result["versions"].get("TRL")
     notes = [
         f"{settings['model']}, LoRA r=16; {settings['rows']} conversations a step; medians of {settings['rounds']} alternating rounds",
-        f"{where['processor']}, {where['usable_cores']} cores; Sapwood at {result['commit'] or 'no commit'}"
-        + (f"; TRL {trl['trl']}, transformers {trl['transformers']}" if trl else ""),
+        f"{where.get('gpu', {}).get('name') or where['processor']}, {where['usable_cores']} cores; "
+        f"Sapwood at {result['commit'] or 'no commit'}" + (f"; TRL {trl['trl']}, transformers {trl['transformers']}" if trl else ""),
         f"{result['share_of_limit']:.0%} of the limit; {result['tokens']['saved_share']:.0%} of the row tokens saved by sharing",
     ]
     times = f": {result['ratio_to_tuned']:.1f} times as fast as TRL tuned" if result["ratio_to_tuned"] is not None else ""

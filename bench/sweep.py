@@ -45,6 +45,10 @@ class TrlSetting:
     """0 leaves it to torch."""
     keeping: bool
     """Whether the allocator keeps what was freed."""
+    attention: str = ""
+    """transformers' attention; what it chooses itself where nothing is named."""
+    liger: bool = False
+    """Liger's kernels in the place of the model's layers (`use_liger_kernel`)."""
 
     def environment(self) -> dict[str, str | None]:
         """What the process gets besides, and what it must not inherit."""
@@ -92,6 +96,25 @@ def candidates(peer_rows: int, threads: int, *, only_fp32: bool = False, few: bo
         passes,
         [{"flat": True, **one} for one in passes[1:] if not few],
         *([] if few else [[{"checkpointing": True}], [{"keeping": False}], fewer]),
+    ]
+
+
+ATTENTIONS = ("flash_attention_2", "flex_attention")
+"""Of transformers', beside sdpa, which is what it chooses. The first needs a package of its own; without it a try is a line that failed."""
+
+
+def candidates_on_a_gpu(peer_rows: int, *, few: bool = False) -> tuple[TrlSetting, Candidates]:
+    """The same where a GPU computes: there all rows of a step in one pass come first, attentions and Liger's kernels are tried, and neither
+    threads nor the CPU's allocator."""
+    sizes = [rows for rows in range(1, peer_rows + 1) if peer_rows % rows == 0][-4:]
+    passes = [{"rows": rows, "accumulation": peer_rows // rows} for rows in sizes]
+    start = TrlSetting(precision="bf16", **passes[-1], checkpointing=False, flat=False, threads=0, keeping=False)
+    return start, [
+        [{"precision": "bf16"}, {"precision": "autocast"}],
+        passes,
+        [{"attention": name} for name in ATTENTIONS],
+        [{"liger": True}],
+        *([] if few else [[{"flat": True, "attention": ATTENTIONS[0]}], [{"checkpointing": True}]]),
     ]
 
 
@@ -149,6 +172,8 @@ def words_of(setting: TrlSetting) -> str:
             setting.precision,
             f"{setting.rows} × {setting.accumulation} rows{' flat' if setting.flat else ''}",
             *(["checkpointing"] if setting.checkpointing else []),
+            *([setting.attention] if setting.attention else []),
+            *(["liger"] if setting.liger else []),
             *([f"{setting.threads} threads"] if setting.threads else []),
             "allocator keeps" if setting.keeping else "allocator as it is",
         ]

@@ -23,6 +23,7 @@ from bench.workloads import read_steps
 from sapwood.model import LanguageModel, LoraConfig, add_lora, load_model, save_adapter, trainable_parameters
 from sapwood.records import Example
 from sapwood.train import SftConfig
+from sapwood.train.memory import peak_memory, synchronize
 from sapwood.train.optimizer import OptimConfig, Optimizer
 from sapwood.train.rehearsal import rehearse
 
@@ -36,7 +37,7 @@ class _Training:
     def __init__(self, model: LanguageModel, steps: list[list[Example]], optim: OptimConfig, budget: int, update: Update) -> None:
         self.model, self.steps, self.optim, self.budget, self.update = model, steps, optim, budget, update
         self.start = {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
-        self.limit = Limit(products_of(model))
+        self.limit = Limit(products_of(model), model.device)
 
 
 _now: list[_Training] = []
@@ -48,7 +49,7 @@ def load(request: Request) -> dict[str, Any]:
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     steps = read_steps(Path(request["rows"]))
-    model = add_lora(load_model(Path(request["model"]), request["dtype"]), LoraConfig(), request["seed"])
+    model = add_lora(load_model(Path(request["model"]), request["dtype"], device=request["device"]), LoraConfig(), request["seed"])
     if request["adapter"] is not None:
         save_adapter(model, Path(request["adapter"]))
     optim = OptimConfig(lr=request["learning_rate"], schedule="constant", warmup=0.0, beta2=request["beta2"])
@@ -79,19 +80,27 @@ def train(request: Request) -> dict[str, Any]:
         norms.append(optimizer.step(now.optim.lr))
         losses.append(sums.mean_loss)
         computed.append(sums.unique_tokens)
+        synchronize(now.model.device)
         ends.append(time.perf_counter())
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]
-    return {"seconds": seconds, "losses": losses, "norms": norms, "computed_tokens": computed[1:]}
+    return {"seconds": seconds, "losses": losses, "norms": norms, "computed_tokens": computed[1:], "gpu_bytes": gpu_bytes()}
+
+
+def gpu_bytes() -> int:
+    """The most that this process has held on a GPU; 0 on a CPU."""
+    return peak_memory() if torch.cuda.is_available() and torch.cuda.max_memory_allocated() else 0
 
 
 def profile(request: Request) -> dict[str, Any]:
     """Torch's operations in one step by their own time, the longest first, and what is no operation of torch's."""
     now = _now[0]
     step, optimizer = now.steps[-1], Optimizer(trainable_parameters(now.model), now.optim)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as seen:  # on a GPU: the seconds in which work is handed over
         begin = time.perf_counter()
         now.update(step, now.budget, (0, 0))
         optimizer.step(now.optim.lr)
+        synchronize(now.model.device)
         whole = time.perf_counter() - begin
     events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
     lines = [(event.key, event.self_cpu_time_total / 1e6, event.count) for event in events]

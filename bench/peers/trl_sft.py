@@ -3,8 +3,8 @@
 load    the model, the adapter that both begin with, the trainer around them
 train   put the adapter back to its start, let the trainer train its steps, give the seconds of those behind the first
 
-The trainer is TRL's own, and so is all that it does in a step. Changed of its defaults, and why: `use_cpu` (there is no
-accelerator), `max_length=None` (nothing may be cut), rows in the order of the file, a constant rate and AdamW's numbers (both
+The trainer is TRL's own, and so is all that it does in a step. Changed of its defaults, and why: `use_cpu` (where a CPU
+is measured), `max_length=None` (nothing may be cut), rows in the order of the file, a constant rate and AdamW's numbers (both
 must take the same steps), a line of the log for each step (its loss), no report, bar or checkpoint. Rows come as token ids with
 labels, which it takes as they are. What a tuned setting changes besides is in `bench.sweep`.
 """
@@ -27,6 +27,17 @@ from trl.trainer.sft_trainer import SFTTrainer
 from bench.contestant import Request, serve, versions_of
 
 
+def wait() -> None:
+    """Until a GPU has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def gpu_bytes() -> int:
+    """The most that torch has held on a GPU; 0 without one."""
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0
+
+
 class _Clock(transformers.TrainerCallback):  # type: ignore[misc]
     """When each step ended; a training whose timed steps take longer than `give_up` seconds together ends there."""
 
@@ -35,6 +46,7 @@ class _Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self.give_up = give_up
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, **named: Any) -> None:
+        wait()
         self.ends.append(time.perf_counter())
         if self.give_up is not None and self.ends[-1] - self.ends[0] > self.give_up:
             control.should_training_stop = True
@@ -67,7 +79,8 @@ class _Training:
             adam_beta2=asked["beta2"],
             logging_steps=1,
             save_strategy="no",
-            use_cpu=True,
+            use_cpu=asked["device"] == "cpu",
+            use_liger_kernel=asked["liger"],
             report_to=[],
             disable_tqdm=True,
         )
@@ -84,7 +97,8 @@ def load(request: Request) -> dict[str, Any]:
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     kind = torch.bfloat16 if request["precision"] == "bf16" else torch.float32
-    base: Any = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=kind)
+    attention = {"attn_implementation": request["attention"]} if request["attention"] else {}
+    base: Any = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=kind, **attention).to(request["device"])
     _now.append(_Training(request, PeftModel.from_pretrained(base, request["adapter"], is_trainable=True)))
     adapters = {str(value.dtype).removeprefix("torch.") for value in _now[0].trained.values()}
     computes = {"bf16": "bfloat16", "autocast": "bfloat16", "fp32": "float32"}[request["precision"]]
@@ -100,7 +114,8 @@ def train(request: Request) -> dict[str, Any]:
     trainer = now.trainer(request["steps"], clock)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    return {"seconds": [end - begin for begin, end in itertools.pairwise(clock.ends)], "losses": losses}
+    seconds = [end - begin for begin, end in itertools.pairwise(clock.ends)]
+    return {"seconds": seconds, "losses": losses, "gpu_bytes": gpu_bytes()}
 
 
 if __name__ == "__main__":

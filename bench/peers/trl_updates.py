@@ -3,8 +3,8 @@
 load    the model, and what is trained: `preference`, `policy` (given answers) or `reinforcement` (answers that TRL samples)
 train   a fresh adapter with the values that both begin with, the trainer around it, its steps; seconds of those behind the first
 
-The trainers are TRL's own, and so is all that they do in a step. Changed of their defaults, and why: `use_cpu` (there is no
-accelerator), rows in the order of the file, a constant rate and AdamW's numbers (both must take the same steps), a line of the log
+The trainers are TRL's own, and so is all that they do in a step. Changed of their defaults, and why: `use_cpu` (where a CPU
+is measured), rows in the order of the file, a constant rate and AdamW's numbers (both must take the same steps), a line of the log
 for each step, no report, bar or checkpoint. Rows come as token ids, so the two places where TRL makes them of text are overridden. The
 adapter is a new one, which TRL wraps itself: its reference is then the model with adapters off. Given answers come through `rollout_func`.
 """
@@ -61,6 +61,8 @@ class _Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self.phases[-1]["step"] += time.perf_counter() - self._update
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, **named: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         if self.give_up is not None and self.ends[-1] - self.ends[0] > self.give_up:
             control.should_training_stop = True
@@ -131,7 +133,8 @@ class _Training:
             "adam_beta2": asked["beta2"],
             "logging_steps": 1,
             "save_strategy": "no",
-            "use_cpu": True,
+            "use_cpu": asked.get("device", "cpu") == "cpu",
+            "use_liger_kernel": asked.get("liger", False),
             "report_to": [],
             "disable_tqdm": True,
         }

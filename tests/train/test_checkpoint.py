@@ -143,7 +143,7 @@ def test_a_run_of_something_else_is_refused_by_what_differs(tmp_path: Path, othe
 def test_what_computes_otherwise_now_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 2)
     now = made_with()
-    assert set(now) == {"sapwood", "torch", "transformers", "peft", "Sapwood's training code"}
+    assert set(now) == {"sapwood", "torch", "transformers", "peft", "device", "Sapwood's training code"}
     monkeypatch.setattr(checkpoint_file, "made_with", lambda: {**now, "torch": "9.9", "Sapwood's training code": "abc"})
     step, said = read(tmp_path)
     assert step == 2

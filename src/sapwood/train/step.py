@@ -99,6 +99,7 @@ def accumulate(
                 (batch_loss / weight).backward()  # type: ignore[no-untyped-call]
                 value = float(batch_loss.detach())  # behind the way back, which a GPU would otherwise wait for in front of
                 if not math.isfinite(value):
+                    model.module.zero_grad()  # what went back is worth as little
                     places = ", ".join(examples[index].where for index in batch.examples[:5])
                     raise TrainingError(
                         f"The loss became {value} on {places}. Nothing was updated with it. Lower optim.lr, or look at these rows with "
