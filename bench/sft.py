@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from bench.losses import compare_losses, compare_norms
+from bench.losses import ROUNDED_NORM, Losses, compare_losses, compare_norms, compare_rounded
 from bench.picture import Bar, draw
 from bench.process import Answer, Contestant
 from bench.random_model import model_folder
@@ -43,10 +44,10 @@ AGAINST = ["trl", "tuned", "none"]
 OURS, TUNED, BY_DEFAULT, LIMIT = "Sapwood", "TRL, tuned", "TRL, its defaults", "limit"
 LEARNING_RATE, BETA2 = 2e-4, 0.999
 """Of all contestants; the rate is constant, and another one for some workloads."""
-RATES = {"tools": 2e-5}
+RATES = {"tools": 2e-5, "pairs": 1e-5}
 """Of workloads whose second loss hangs on rounding at that rate: Adam's first step is as long for a gradient that is only rounding as for
 any other, and `tools` trains few tokens behind long prompts (second loss at 2e-4: 1.401 with TRL in bf16, 1.277 here, 1.272 in fp32). The
-work is the same at any rate."""
+work is the same at any rate. TRL's own rate for preferences is a tenth of this one."""
 KL = 0.04
 """Weight of the divergence from the reference, of policy training."""
 A_STEP_AT_LEAST = {"imitation": 0.0, "preference": 0.0, "policy": 1.0}
@@ -191,6 +192,7 @@ class _Bench:
         self.peer_rows = work.peer_rows_a_step() if python is not None else 0
         self.replies: dict[str, list[Mapping[str, Any]]] = {}
         self.sweep: dict[str, Any] = {}
+        self.in_fp32: dict[str, Any] = {}
         write_work(self.rows, work)
 
     def speed(self) -> dict[str, Any]:
@@ -201,6 +203,8 @@ class _Bench:
             self.screen.say(f"{OURS}: {loaded[OURS]['dtype']}, {loaded[OURS]['threads']} threads, {loaded[OURS]['budget']:,} tokens a pass")
             work: dict[str, Callable[[], float]] = {OURS: partial(self._train, OURS, ours)}
             versions = {OURS: dict(ours.versions)}
+            if self.objective == "preference" and self.python is not None and loaded[OURS]["dtype"] != "float32":
+                self._agree_in_fp32()
             work[LIMIT] = partial(self._limit, ours)  # next to the steps that it is compared with
             self._find_tuned(ours, loaded[OURS]["dtype"])
             for name, setting in self._peers().items():
@@ -223,10 +227,10 @@ class _Bench:
         fp32 = {name: reply["dtype"] == "float32" for name, reply in loaded.items()}
         losses = {name: [reply["losses"] for reply in replies] for name, replies in self.replies.items() if name != LIMIT}
         exact = {name for name in losses if fp32[OURS] and fp32[name]}
-        alike = compare_losses(losses, OURS, exact, A_STEP_AT_LEAST[self.objective])
+        alike = self._compare(losses, exact)
         if self.objective != "imitation":
             norms = {name: [reply["norms"] for reply in replies] for name, replies in self.replies.items() if name != LIMIT}
-            alike["max_norm_difference"] = compare_norms(norms, OURS, exact)
+            alike["max_norm_difference"] = compare_norms(norms, OURS, exact, inf if self.in_fp32 else ROUNDED_NORM)
         last = self.replies[LIMIT][-1]
         tokens = self.tokens
         return {
@@ -248,6 +252,36 @@ class _Bench:
             "sweep": self.sweep,
             "versions": versions,
         }
+
+    def _agree_in_fp32(self) -> None:
+        """One round of ours and of the peer's, all in fp32: their losses and the norms of their gradients must be equal there."""
+        self.screen.say("The same steps in fp32 first, where rounding does not hide whether the work is the same:")
+        with self._ours() as ours:
+            self._load_ours(ours, adapter=True, dtype="fp32")
+            replies = {OURS: ours.ask("train", steps=self.config.steps + 1).reply}
+        start, _ = candidates(self.peer_rows, self.config.threads, only_fp32=True, few=True)
+        with self._trl(start) as peer:
+            self._load_trl(peer, start)
+            replies[peer.name] = peer.ask("train", steps=self.config.steps + 1).reply
+        losses, norms = ({name: [reply[what]] for name, reply in replies.items()} for what in ("losses", "norms"))
+        exact = set(losses) - {OURS}
+        self.in_fp32 = {
+            "losses": {name: rounds[0] for name, rounds in losses.items()},
+            **compare_losses(losses, OURS, exact),
+            "max_norm_difference": compare_norms(norms, OURS, exact),
+        }
+        self.screen.say(
+            f"losses within {self.in_fp32['max_loss_difference']:.1e} nats of TRL's, the gradient's norm within "
+            f"{self.in_fp32['max_norm_difference']:.2%}"
+        )
+
+    def _compare(self, losses: Losses, exact: set[str]) -> dict[str, Any]:
+        """Ours to the peers'; where all were compared in fp32 before, ours to those, and the peers' difference is only told."""
+        least = A_STEP_AT_LEAST[self.objective]
+        if not self.in_fp32:
+            return compare_losses(losses, OURS, exact, least)
+        found = compare_rounded(losses, OURS, self.in_fp32["losses"][OURS], exact, least)
+        return {**found, "in_fp32": self.in_fp32}
 
     def memory(self) -> dict[str, Any]:
         """Peak resident memory of a fresh process each, from its start to the end of its steps; on a GPU, of what torch held there."""
@@ -305,7 +339,7 @@ class _Bench:
             reply = peer.ask("train", steps=timed + 1, give_up=None if give_up is None else give_up * timed).reply
         taken = len(reply["losses"])
         alike = {OURS: [ours[:taken]], peer.name: [reply["losses"]]}
-        compare_losses(alike, OURS, {peer.name} if exact else set(), A_STEP_AT_LEAST[self.objective])
+        self._compare(alike, {peer.name} if exact else set())
         return sum(reply["seconds"]) / timed, taken == timed + 1
 
     def _ours(self) -> Contestant:
@@ -319,13 +353,13 @@ class _Bench:
         script = "bench.peers.trl_sft" if self.objective == "imitation" else "bench.peers.trl_updates"
         return Contestant("TRL", [self.python, "-m", script], folder=ROOT, environment=environment)
 
-    def _load_ours(self, ours: Contestant, *, adapter: bool = False, watch: bool = False) -> Answer:
+    def _load_ours(self, ours: Contestant, *, adapter: bool = False, watch: bool = False, dtype: str | None = None) -> Answer:
         return ours.ask(
             "load",
             watch=watch,
             model=str(self.model),
             device=self.config.device,
-            dtype=self.config.dtype,
+            dtype=dtype or self.config.dtype,
             rows=str(self.rows),
             adapter=str(self.adapter) if adapter else None,
             seed=self.config.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from bench.losses import EXACT_NATS, EXACT_NORM, ROUNDED_NORM, ROUNDED_SHARE, compare_losses, compare_norms
+from bench.losses import EXACT_NATS, EXACT_NORM, ROUNDED_NORM, ROUNDED_SHARE, compare_losses, compare_norms, compare_rounded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,3 +65,16 @@ def test_gradients_that_differ_are_no_result(exact: set[str], bound: float, side
 
 def test_without_a_peer_no_norm_differs() -> None:
     assert compare_norms({"ours": [[1.0]]}, "ours", set()) is None
+
+
+def test_after_an_agreement_in_fp32_ours_is_judged_by_it_and_a_peer_by_nobody() -> None:
+    losses = {"ours": [[1.0, 0.985], [1.0, 0.985]], "peer": [[1.0, 1.5], [1.0, 1.5]]}
+    found = compare_rounded(losses, "ours", [1.0, 1.0, 7.0], set())
+    assert found["max_relative_loss_difference_to_fp32"] == pytest.approx(0.015)
+    assert found["max_loss_difference"] == pytest.approx(0.515)
+    with pytest.raises(SapwoodError, match="ours in fp32"):
+        compare_rounded({**losses, "ours": [[1.0, 0.985], [1.0, 0.97]]}, "ours", [1.0, 1.0], set())
+    with pytest.raises(SapwoodError, match="peer"):
+        compare_rounded({**losses, "peer": [[1.0, math.nan], [1.0, 1.5]]}, "ours", [1.0, 1.0], set())
+    with pytest.raises(SapwoodError, match="peer"):  # in fp32 nothing is only told
+        compare_rounded(losses, "ours", [1.0, 1.0], {"peer"})

@@ -95,7 +95,8 @@ def test_the_page_names_the_workloads_and_the_keys_of_a_result(alone: Path) -> N
     table = page.partition("**The keys of the result.**")[2].strip().partition("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))))
     found = set(json.loads((alone / "found.json").read_text()))
-    assert named == (found | MEMORY | {"max_norm_difference"}) - {"workload", "profile"}
+    beside = {"max_norm_difference", "in_fp32", "max_relative_loss_difference_to_fp32"}
+    assert named == (found | MEMORY | beside) - {"workload", "profile"}
 
 
 @pytest.mark.slow
@@ -132,3 +133,15 @@ def test_the_real_trl_takes_the_same_updates(workload: str, tmp_path: Path) -> N
     assert found["contestants"]["TRL, tuned"]["adapters"] == ["float32"]
     losses = found["losses"]["TRL, tuned"]
     assert len(set(losses)) == len(losses) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (checkout() / ".venv-bench" / ".installed").is_file(), reason="`sapwood bench sft` makes the peers' environment")
+def test_pairs_that_round_are_compared_in_fp32_first(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", context=4096)
+    words = ("--workload", "pairs", "--against", "tuned", "--dtype", "bf16", "--rounds", "1", "--steps", "1", "--rows", "2")
+    found = measured(model, tmp_path, *words, "--memory", "False")
+    assert found["in_fp32"]["max_loss_difference"] < 1e-3
+    assert found["in_fp32"]["max_norm_difference"] < 1e-3
+    assert found["max_relative_loss_difference_to_fp32"] < 0.02
+    assert found["contestants"]["Sapwood"]["dtype"] == "bfloat16"
