@@ -6,6 +6,7 @@
     sapwood bench generate      writing text, against transformers' `generate` and llama.cpp
     sapwood bench sharing       a training pass as a forest, against the same rows with nothing shared
     sapwood bench growth        how the cost of a pass grows with rows, length, sharing and the model's width
+    sapwood bench memory        peak memory of training by unique tokens: predicted, and measured
     sapwood bench start         from the command to the first training step, and to the first word of an answer
     sapwood bench reason        cold-start SFT, then GRPO with a verifier, against as much time of more SFT
     sapwood bench eval          multiple-choice questions with few-shot examples, against lm-eval's own backend

@@ -2,9 +2,9 @@
 
     python -m bench.generate_page
 
-In: `bench/results/generate.json` (of `sapwood bench generate --against transformers,llamacpp`) and `same-answers.json` (of
-`python -m bench.same_answers`), as far as they are there. Out: what stands between the page's two marks. A result that is not there is
-said to be missing, and a test holds the page to that, too.
+In: `bench/results/generate.json` (of `sapwood bench generate --against transformers,llamacpp`), `same-answers.json` (of
+`python -m bench.same_answers`) and `constrained.json` (of `python -m bench.constrained`), as far as they are there. Out: what stands
+between the page's two marks. A result that is not there is said to be missing, and a test holds the page to that, too.
 """
 
 from __future__ import annotations
@@ -32,18 +32,30 @@ def result_of(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def lines(speed: dict[str, Any] | None, answers: dict[str, Any] | None) -> list[str]:
-    """What the page says of two results."""
+def lines(speed: dict[str, Any] | None, answers: dict[str, Any] | None, held: dict[str, Any] | None) -> list[str]:
+    """What the page says of the results."""
     if speed is None:
         found = ["No result of `sapwood bench generate` from a quiet machine is committed yet."]
     else:
         found = ["| | against | measured | aim |", "|---|---|---|---|"]
         found += [f"| {done} | {whom} | {speed[key]:.2f} | {aim:g} |" for key, done, whom, aim in ROWS]
+    if held is not None:
+        cost = ", ".join(f"{held[f'overhead_wall{end}']:.1%}" for end in ("_lowest", "", "_highest")).replace("%", " %")
+        found += [
+            "",
+            f"Constraints: {held['valid']:,} of {held['schemas']:,} answers to random JSON schemas ended and are valid; decoding takes so",
+        ]
+        found[-1] += f" much more time on the clock (least, median, most of the rounds; aim: 10 %): {cost}."
     if answers is None:
         return [*found, "", "No result of `python -m bench.same_answers` is committed yet."]
     told = f"{answers['tokens']} greedy tokens of {answers['prompts']} answers in fp32"
     told = f"{told}, {answers['ties']} ties, {answers['different']} different"
-    return [*found, "", f"{answers['model']}: {told}; log-probabilities within {answers['logprob_distance']:.1e} of training's."]
+    near = (
+        f"within {answers['logprob_distance_fp64']:.0e} of training's in fp64, and within {answers['logprob_distance']:.1e} in fp32, where"
+    )
+    near = f"{answers['logprob_distance']:.1e} from training's in fp32, where training's own are {answers['training_to_itself']:.1e}"
+    near = f"{near} from themselves when rows run in one pass or alone, and {answers['logprob_distance_fp64']:.0e} in fp64"
+    return [*found, "", f"{answers['model']}: {told}; log-probabilities are at most {near}."]
 
 
 def between(page: str) -> list[str]:
@@ -54,7 +66,7 @@ def between(page: str) -> list[str]:
 def main() -> None:
     """Write the lines into the page."""
     page = PAGE.read_text()
-    text = "\n".join(lines(result_of("generate"), result_of("same-answers")))
+    text = "\n".join(lines(result_of("generate"), result_of("same-answers"), result_of("constrained")))
     PAGE.write_text(page[: page.index(BEGIN)] + f"{BEGIN}\n\n{text}\n\n" + page[page.index(END) :])
 
 

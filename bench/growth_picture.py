@@ -19,10 +19,10 @@ from sapwood.run import write_atomic
 WIDTH, HEIGHT, GAP, LEFT, TOP, BOTTOM = 380, 250, 20, 46, 62, 40
 _INK, _FAINT, _RULE, _GREEN = "#1c2321", "#5c6663", "#e4e9e6", "#2e7d5b"
 TITLES = {
-    "sharing": ("By the share of tokens in common", "8 rows of 512 tokens; times as fast as apart"),
-    "rows": ("By rows under one prompt", "448 tokens in common, 64 of each row's own; times as fast"),
+    "sharing": ("By the share of tokens in common", "times as fast as apart; 8 rows of 512 tokens"),
+    "rows": ("By rows under one prompt", "times as fast; 448 tokens in common, 64 a row's own"),
     "length": ("By length of one row", "cost of a token, shortest row = 1; nothing to share"),
-    "width": ("By width of the model", "8 rows of 448 + 64 tokens; times as fast as apart"),
+    "width": ("By width of the model", "times as fast as apart; 8 rows of 448 + 64 tokens"),
 }
 
 

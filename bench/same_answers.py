@@ -3,7 +3,8 @@
     python -m bench.same_answers MODEL_FOLDER --json FILE
 
 In: a model folder. Out: tokens compared, until the first place where an answer differs; how many of those places are ties (transformers'
-own top two logits lie within 1e-4), and how many are not; the largest distance of a log-probability to the path that training takes.
+own top two logits lie within 1e-4), and how many are not; the largest distance of a log-probability to the path that training takes, in
+fp32 and in fp64; and that of training's own to themselves, all rows in one pass against one at a time, in fp32: so much is rounding.
 Half of the prompts share a system prompt, and all run in one batch; transformers answers them one at a time.
 """
 
@@ -11,17 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from sapwood.chat import Chat
 from sapwood.generate import Engine
 from sapwood.model import load_model
-from sapwood.records import Message, Prompt, Row, SamplingParams
+from sapwood.records import Completion, Message, Prompt, Row, SamplingParams
 
 TIE = 1e-4
 """Logits nearer than this are equal: sums in another order round them apart."""
@@ -57,7 +60,8 @@ def measure(folder: Path, new: int) -> dict[str, Any]:
     answers = Engine(model, chat).generate(prompts, SamplingParams(max_new_tokens=new))
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     compared = ties = different = 0
-    distances: list[float] = []
+    rows = [_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    alone = [model.logprobs([row])[0] for row in rows]
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([prompt.ids])
         with torch.inference_mode():
@@ -75,17 +79,33 @@ def measure(folder: Path, new: int) -> dict[str, Any]:
         if place is not None:
             top, next_to_it = found.logits[place][0].topk(2).values.tolist()
             ties, different = ties + (top - next_to_it < TIE), different + (top - next_to_it >= TIE)
-        row = Row(np.array(prompt.ids), np.array(answer.ids), np.ones(len(answer.ids), np.float32))
-        distances.append(float(np.abs(model.logprobs([row])[0] - np.array(answer.logprobs)).max()))
     return {
         "model": folder.name,
         "prompts": len(prompts),
         "tokens": compared,
         "ties": ties,
         "different": different,
-        "logprob_distance": max(distances),
+        "logprob_distance": _furthest([np.array(answer.logprobs) for answer in answers], alone),
+        "training_to_itself": _furthest(model.logprobs(rows), alone),
+        "logprob_distance_fp64": _in_fp64(folder, chat, prompts, min(new, 16)),
         "torch": torch.__version__,
     }
+
+
+def _row(prompt: Prompt, answer: Completion) -> Row:
+    return Row(np.array(prompt.ids), np.array(answer.ids), np.ones(len(answer.ids), np.float32))
+
+
+def _furthest(some: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]) -> float:
+    return max(float(np.abs(one - other).max()) for one, other in zip(some, others, strict=True))
+
+
+def _in_fp64(folder: Path, chat: Chat, prompts: list[Prompt], new: int) -> float:
+    """How far the engine's log-probabilities are from training's where rounding hides nothing."""
+    model = load_model(folder, "fp64")
+    answers = Engine(model, chat).generate(prompts, SamplingParams(max_new_tokens=new))
+    rows = [_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return _furthest([np.array(answer.logprobs) for answer in answers], [model.logprobs([row])[0] for row in rows])
 
 
 def main() -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +25,7 @@ from sapwood import kernels
 from sapwood.attention import TreeAttention, flash, register
 from sapwood.attention.interface import LayerCall
 from sapwood.forest import plant
+from sapwood.kernels import compiling
 from sapwood.model import LanguageModel, LoraConfig, add_lora, trainable_parameters
 from sapwood.model.attending import is_fused_attention
 from sapwood.model.gated import fuse_gates, is_fused_gate, unfuse_gates
@@ -258,9 +264,9 @@ def test_switched_off_or_without_a_compiler(variable: str, value: str, reason: s
 
 
 def test_a_compiler_that_refuses_leaves_nothing_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, served: Any) -> None:
-    broken = tmp_path / "cpu.cpp"
-    broken.write_text("this is not C++;")
-    monkeypatch.setattr(kernels, "SOURCE", broken)
+    for name in compiling.SOURCES:
+        (tmp_path / f"{name}.cpp").write_text("this is not C++;")
+    monkeypatch.setattr(compiling, "FOLDER", tmp_path)
     monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path / "cache"))
     found, why = kernels._load.__wrapped__()
     assert found is None
@@ -268,6 +274,52 @@ def test_a_compiler_that_refuses_leaves_nothing_behind(tmp_path: Any, monkeypatc
     assert "error" in why
     assert not list((tmp_path / "cache" / "kernels").iterdir())
     assert not kernels.is_compiled()
+
+
+def _small_sources(folder: Any) -> None:
+    for name in compiling.SOURCES:
+        (folder / f"{name}.cpp").write_text(f'extern "C" int {name}() {{ return 7; }}')
+
+
+def test_what_was_begun_is_finished_where_nobody_waits_for_it(tmp_path: Any, served: Any) -> None:
+    (tmp_path / "kernels").mkdir()
+    _small_sources(tmp_path / "kernels")
+    lines = "import pathlib, sys; from sapwood.kernels import compiling; compiling.FOLDER = pathlib.Path(sys.argv[1]); compiling.begin()"
+    subprocess.run(
+        [sys.executable, "-c", lines, str(tmp_path / "kernels")], check=True, env={**os.environ, "SAPWOOD_CACHE": str(tmp_path / "cache")}
+    )
+    until = time.monotonic() + 120
+    while not list((tmp_path / "cache" / "kernels").glob("*.so")) and time.monotonic() < until:
+        time.sleep(0.05)
+    (made,) = (tmp_path / "cache" / "kernels").glob("*.so")
+    assert ctypes.CDLL(str(made)).generation() == 7
+
+
+def test_two_that_wait_get_the_same(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, served: Any) -> None:
+    (tmp_path / "kernels").mkdir()
+    _small_sources(tmp_path / "kernels")
+    monkeypatch.setattr(compiling, "FOLDER", tmp_path / "kernels")
+    monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path / "cache"))
+    compiling.begin()
+    assert compiling.compiled() == ""
+    assert compiling.target().is_file()
+    assert compiling.compiled() == ""  # nothing is left to be done
+    assert [file.name for file in (tmp_path / "cache" / "kernels").iterdir()] == [compiling.target().name]
+
+
+def test_who_waits_for_a_first_word_does_without(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, served: Any) -> None:
+    said: list[str] = []
+    begun: list[int] = []
+    monkeypatch.setattr(kernels, "_put_off", [])
+    monkeypatch.setattr(kernels, "begin", lambda niceness: begun.append(niceness))
+    kernels.compile_beside(said.append)
+    assert (said, begun) == ([], [])
+    assert kernels._load.__wrapped__()[0] is not None
+    monkeypatch.setenv("SAPWOOD_CACHE", str(tmp_path / "cache"))
+    kernels.compile_beside(said.append)
+    assert begun == [10]
+    assert "in the background" in said[0]
+    assert kernels._load.__wrapped__() == (None, kernels.BESIDE)
 
 
 def test_people_hear_of_the_compiler_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, served: Any) -> None:

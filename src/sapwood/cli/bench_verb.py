@@ -18,6 +18,7 @@ WORKLOADS = {
     "grpo": ("grpo", "a whole step of reinforcement learning, sampling to update, against TRL"),
     "sharing": ("sharing", "a training pass as a forest, against the same rows with nothing shared"),
     "growth": ("growth", "how the cost of a pass grows with rows, length, sharing and the model's width"),
+    "memory": ("memory", "peak memory of training by unique tokens: predicted, and measured"),
     "start": ("start", "from the command to the first training step, and to the first word of an answer"),
     "generate": ("generate", "writing text, against transformers' `generate` and llama.cpp"),
     "parity": ("parity", "the losses of a training, step by step, against TRL"),

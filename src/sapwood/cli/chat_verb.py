@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from sapwood import kernels
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.chat.overflow import Overflow
@@ -83,6 +84,7 @@ def run(words: list[str]) -> None:
     tools, schemas = functions_of(config.tools) if config.tools is not None else ({}, ())
     screen = Screen(quiet=json.target == "-")
     name = _run_of(names[0]) if names else DEFAULT_MODEL
+    kernels.compile_beside(screen.say)
     model, chat = open_model(name, config, screen)
     if config.tools_in_system and not chat.tools_in_system:
         chat = chat.with_tools_in_system()

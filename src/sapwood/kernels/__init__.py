@@ -1,35 +1,31 @@
 """Kernels in C++ for training and generation on a CPU, compiled once for this processor, used where they are seen to agree with torch.
 
-In: `cpu.cpp` beside this file, and a C++ compiler. Out: operators under `torch.ops.sapwood_cpu`, or nothing and the reason. What
-they replace stays in the code: without a compiler, on another processor, or with `SAPWOOD_KERNELS=0` everything runs on torch's
-own operators, slower and with the same results up to rounding in bf16. fp64 never comes here, fp32 to the attention of a decode step alone.
-
-The compiled file lies in the cache under a name made from the source, torch's version, the processor and the compiler.
+In: the sources beside this file, and a C++ compiler (`compiling`). Out: operators under `torch.ops.sapwood_cpu`, or nothing and the
+reason. What they replace stays in the code: without a compiler, on another processor, or with `SAPWOOD_KERNELS=0` everything runs on
+torch's own operators, slower and with the same results up to rounding in bf16. fp64 never comes here, fp32 to the attention of a
+decode step alone.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from sapwood.assets import cache_root
+from sapwood.kernels.compiling import begin, compiled, may_serve, target
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
+BESIDE = "they are being compiled beside this program, and serve from the next start on"
+_put_off: list[bool] = []
+"""Whether this process goes on without them: said before anything has asked for them."""
 
 
 @cache
 def cpu_kernels() -> Any | None:
-    """`torch.ops.sapwood_cpu`, or None. The first call on a machine compiles, which takes some ten seconds."""
+    """`torch.ops.sapwood_cpu`, or None. The first call on a machine compiles, which takes ten to twenty seconds."""
     return _load()[0]
 
 
@@ -40,20 +36,41 @@ def why_not() -> str:
 
 def version() -> str:
     """A name of the kernels that serve here, made from all that they depend on; empty where none do."""
-    return _target().stem if cpu_kernels() is not None else ""
+    return target().stem if cpu_kernels() is not None else ""
 
 
 def is_compiled() -> bool:
     """Whether the next call needs no compiler."""
-    return not _may_serve() or _target().is_file()
+    return not may_serve() or target().is_file()
 
 
 def prepare(dtype: torch.dtype, say: Callable[[str], None]) -> None:
     """Compile before a model of this type trains, where that is to be done; `say` hears why it takes time, and if it failed."""
     if dtype == torch.bfloat16 and not is_compiled():
-        say("Compiling the training kernels for this processor: some ten seconds, once.")
+        say("Compiling the kernels for this processor: ten to twenty seconds, once.")
         if cpu_kernels() is None:
             say(f"They are left out, and training is slower: {why_not()}.")
+
+
+def begin_early() -> None:
+    """Start to compile, where that is to be done and the processor computes in bf16, while the program is still loading."""
+    in_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if in_bf16 is not None and in_bf16() and not is_compiled():
+        with contextlib.suppress(OSError):  # who needs them hears of it
+            begin()
+
+
+def compile_beside(say: Callable[[str], None]) -> None:
+    """Where they are not compiled yet, do without them in this process, and let the next one have them: for who waits for a first word.
+
+    Must be called before anything has asked for them.
+    """
+    if is_compiled():
+        return
+    with contextlib.suppress(OSError):
+        begin(niceness=10)
+        _put_off.append(True)
+        say("The kernels for this processor are being compiled in the background, once: answers are slower until you start this again.")
 
 
 def serves(*tensors: torch.Tensor) -> Any | None:
@@ -63,76 +80,23 @@ def serves(*tensors: torch.Tensor) -> Any | None:
     return cpu_kernels()
 
 
-def _may_serve() -> bool:
-    wanted = os.environ.get("SAPWOOD_KERNELS", "1") != "0"
-    return wanted and platform.system() == "Linux" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _compiler() is not None
-
-
 @cache
 def _load() -> tuple[Any | None, str]:
     if os.environ.get("SAPWOOD_KERNELS", "1") == "0":
         return None, "SAPWOOD_KERNELS is 0"
-    if not _may_serve():
+    if _put_off:
+        return None, BESIDE
+    if not may_serve():
         return None, "they need Linux, a processor with AVX-512, and a C++ compiler (c++, g++ or clang++, or the one that CXX names)"
-    target = _target()
-    if not target.is_file() and (words := _compile(target)):
+    if words := compiled():
         return None, f"the compiler refused: {words}"
     try:
-        torch.ops.load_library(str(target))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(target()))  # type: ignore[no-untyped-call]
         kernels = torch.ops.sapwood_cpu
         agrees = _agrees(kernels)
     except (OSError, RuntimeError) as error:  # another torch, or a processor that has no such products
         return None, f"they do not run here: {error}".splitlines()[0]
     return (kernels, "") if agrees else (None, "they do not give what torch gives")
-
-
-def _compiler() -> str | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
-def _target() -> Path:
-    facts = (
-        SOURCE.read_text(),
-        *(header.read_text() for header in sorted(SOURCE.parent.glob("*.h"))),
-        torch.__version__,
-        _processor(),
-        _compiler(),
-        FLAGS,
-    )
-    return cache_root() / "kernels" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.so"
-
-
-def _processor() -> str:
-    """What decides which instructions `-march=native` takes: a cache may lie on a disk that several machines share."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), platform.processor())
-
-
-def _compile(target: Path) -> str:
-    """Compile to a name of this process, then move into place, so that no other sees a half; the compiler's words where it fails."""
-    from torch.utils.cpp_extension import include_paths  # brings setuptools, which only those who compile need
-
-    command = [_compiler() or "c++", *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    command += ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", *(f"-I{path}" for path in include_paths())]
-    library = Path(torch.__file__).parent / "lib"
-    part = target.with_suffix(f".{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            [*command, str(SOURCE), "-o", str(part), f"-L{library}", "-ltorch_cpu", "-lc10"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            return next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
-        os.replace(part, target)
-    except OSError as error:
-        return str(error)
-    finally:
-        part.unlink(missing_ok=True)
-    return ""
 
 
 def _agrees(kernels: Any) -> bool:

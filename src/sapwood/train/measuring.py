@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import scipy.optimize
 import torch
 from torch import Tensor, nn
 
@@ -287,7 +286,9 @@ def _fitted(samples: list[Work], seconds: list[float]) -> tuple[float, float, fl
     """Seconds a pass, a token and a pair that explain what was measured, none of them negative."""
     features = np.array([[work.passes, work.tokens, work.pairs] for work in samples], dtype=float)
     scale = features.max(axis=0)
-    found, _ = scipy.optimize.nnls(features / scale / np.array(seconds)[:, None], np.ones(len(seconds)))
+    from scipy.optimize import nnls  # half a second, which only a first measurement takes
+
+    found, _ = nnls(features / scale / np.array(seconds)[:, None], np.ones(len(seconds)))
     pass_seconds, token_seconds, pair_seconds = (float(value) for value in found / scale)
     return pass_seconds, token_seconds, pair_seconds
 

@@ -1,0 +1,161 @@
+"""The tables of docs/performance.md that follow from committed results, and a command that writes them anew.
+
+    python -m bench.performance_page
+
+In: `bench/results/sft-WORKLOAD.json`, `eval.json`, `growth.json`, `memory.json` and `start.json`, as far as they are there. Out: what
+stands between the page's marks: of each workload the share of the limit, the ratios to TRL, memory and losses beside their aims, and
+where the time of a step goes where a profile was made; how cost grows; memory by unique tokens; how long a start takes. A result that
+is not there is said to be missing, and a test holds the page to all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.generate_page import result_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- {}: written by `python -m bench.performance_page` -->", "<!-- end of {} -->"
+MISSING = "No result is committed yet."
+PROFILED, PROFILED_SHARE = 7, 0.02
+"""Operations of a profile that the page names, and the share from which it names one."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a workload was to reach; None where nothing was named."""
+
+    share: float
+    tuned: float
+    defaults: float | None = None
+
+
+AIMS = {
+    "tools": Aim(0.70, 7, 20),
+    "chat": Aim(0.75, 2.2, 5),
+    "multiturn": Aim(0.70, 2.2, 5),
+    "multiturn-reasoning": Aim(0.65, 5),
+    "group": Aim(0.60, 6),
+    "pairs": Aim(0.60, 2.5),
+}
+
+
+def lines(results: dict[str, dict[str, Any] | None], choices: dict[str, Any] | None) -> list[str]:
+    """What the page says."""
+    told = [
+        "| workload | share of the limit | times as fast as TRL tuned | as TRL's defaults | memory, into TRL tuned's | "
+        "into its defaults' | loss differs by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, aim in AIMS.items():
+        found = results.get(name)
+        told.append(f"| `{name}` | no result is committed yet | | | | | |" if found is None else _row(name, found, aim))
+    if choices is not None:
+        told.append(
+            f"| 100 multiple-choice questions, 5 examples | | {choices['ratio']:.1f} × lm-eval (6) | | | | "
+            f"{choices['largest_difference_nats']:.1e} nats |"
+        )
+    told += ["", "In brackets: the aim.", ""]
+    for name, found in results.items():
+        if found is not None and found.get("profile"):
+            told += _profile(name, found)
+    return told
+
+
+def _row(name: str, found: dict[str, Any], aim: Aim) -> str:
+    memory, defaults = found.get("memory_ratio"), found.get("memory_ratio_to_defaults")
+    alike = found["max_relative_loss_difference_to_fp32"] if found.get("in_fp32") else found["max_relative_loss_difference"]
+    cells = [
+        f"`{name}`",
+        f"**{found['share_of_limit']:.1%}** ({aim.share:.0%})",
+        _times(found["ratio_to_tuned"], aim.tuned),
+        _times(found["ratio_to_defaults"], aim.defaults),
+        "" if memory is None else f"{memory:.2f}",
+        "" if defaults is None else f"{defaults:.2f}",
+        "" if alike is None else f"{alike:.2%}" + (" (to fp32)" if found.get("in_fp32") else ""),
+    ]
+    return f"| {' | '.join(cells)} |".replace("%", " %")
+
+
+def _times(ratio: float | None, aim: float | None) -> str:
+    return "" if ratio is None else f"**{ratio:.2f}**" + ("" if aim is None else f" ({aim:g})")
+
+
+def _profile(name: str, found: dict[str, Any]) -> list[str]:
+    named = [line for line in found["profile"] if line["share"] >= PROFILED_SHARE][:PROFILED]
+    rest = 1 - sum(line["share"] for line in named)
+    table = [f"| {line['share']:.1%} | `{line['operation']}` |" for line in named]
+    table.append(f"| {rest:.1%} | everything else |")
+    return [f"Where a step of `{name}` goes:", "", "| share | operation |", "|---|---|", *(row.replace("%", " %") for row in table), ""]
+
+
+def growth(found: dict[str, Any] | None) -> list[str]:
+    """How the gain grows along each axis, beside what the number of tokens alone would give."""
+    if found is None:
+        return [MISSING]
+    told = ["| axis | | times as fast as apart (by tokens alone) |", "|---|---|---|"]
+    for axis, words in (("sharing", "tokens in common"), ("rows", "rows under one prompt"), ("width", "width of the model")):
+        at = [f"{point['at']:.0%}".replace("%", " %") if axis == "sharing" else f"{point['at']:,}" for point in found[axis]]
+        ratios = [f"{point['ratio']:.1f} ({point['token_ratio']:.1f})" for point in found[axis]]
+        told.append(f"| {words} | {', '.join(at)} | {', '.join(ratios)} |")
+    cost = [point["seconds"]["forest"] / point["unique_tokens"] for point in found["length"]]
+    lengths = ", ".join(f"{point['at']:,}" for point in found["length"])
+    costs = ", ".join(f"{each / cost[0]:.2f}" for each in cost)
+    return [*told, "", f"A token of one row of {lengths} tokens, where nothing is shared, costs {costs} of what it costs in the shortest."]
+
+
+def memory(found: dict[str, Any] | None) -> list[str]:
+    """Peak memory by unique tokens: predicted, and measured."""
+    if found is None:
+        return [MISSING]
+    told = ["| rows | unique tokens of a pass | row tokens | predicted | measured | off by |", "|---|---|---|---|---|---|"]
+    for point in found["points"]:
+        sizes = f"{point['predicted_bytes'] / 2**30:.2f} GiB | {point['peak_bytes'] / 2**30:.2f} GiB | {point['off']:+.0%}".replace(
+            "%", " %"
+        )
+        told.append(f"| {point['kind']} | {point['unique_tokens']:,} | {point['row_tokens']:,} | {sizes} |")
+    return told
+
+
+def start(found: dict[str, Any] | None) -> list[str]:
+    """How long people wait."""
+    if found is None:
+        return [MISSING]
+    told = ["| from the command to | Sapwood | the first time on a machine | the peer's script | peer into ours |", "|---|---|---|---|---|"]
+    for kind, words, peer in (("train", "the first step", "TRL"), ("answer", "the first word", "transformers")):
+        seconds = [f"{found[kind][name]['median_seconds']:.1f} s" for name in ("Sapwood", "Sapwood, the first time", peer)]
+        told.append(f"| {words} | {' | '.join(seconds)} ({peer}) | {found[f'ratio_{kind}']:.2f} |")
+    return told
+
+
+def blocks() -> dict[str, list[str]]:
+    """What stands between each pair of marks, from what is committed."""
+    steps = lines({name: result_of(f"sft-{name}") for name in AIMS}, result_of("eval"))
+    return {
+        "steps": "\n".join(steps).strip().splitlines(),
+        "growth": growth(result_of("growth")),
+        "memory": memory(result_of("memory")),
+        "start": start(result_of("start")),
+    }
+
+
+def between(page: str, name: str) -> list[str]:
+    """What stands between the marks of a block."""
+    begin, end = BEGIN.format(name), END.format(name)
+    return page[page.index(begin) + len(begin) : page.index(end)].strip().splitlines()
+
+
+def main() -> None:
+    """Write the blocks into the page."""
+    page = PAGE.read_text()
+    for name, told in blocks().items():
+        begin, end = BEGIN.format(name), END.format(name)
+        text = "\n".join(told)
+        page = page[: page.index(begin)] + f"{begin}\n\n{text}\n\n" + page[page.index(end) :]
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
