@@ -21,6 +21,7 @@ from sapwood.errors import CheckpointError
 from sapwood.evaluate.report_files import read_run
 from sapwood.evaluate.rewards import Reward
 from sapwood.recipes import Screen
+from sapwood.recipes.course import Course, up_to
 from sapwood.recipes.learning_course import PREFERENCES, REWARDS, LearningCourse, Subject, first_and_last
 from sapwood.recipes.learning_live import Told, answer_lines, both_ends, phase_lines, watching_learning
 from sapwood.recipes.prefer import PreferConfig, prefer
@@ -287,3 +288,21 @@ def test_preferences_leave_a_page_too(model: Path, tmp_path: Path) -> None:
     assert result.summary()["report"] == str(result.report)
     assert "╭─ Training" in plain(file)
     assert set(detail_of(tmp_path / "dpo").figures) == {"right", "margin"}
+
+
+@pytest.mark.parametrize("course", [Course(), LearningCourse(REWARDS)], ids=["of a fine-tuning", "of rewards"])
+def test_every_course_is_where_its_last_step_or_evaluation_was(course: Course | LearningCourse) -> None:
+    course.evaluated(4)
+    assert (course.pace.step, course.pace.planned) == (4, 0)
+    course.stepped(5, 9, 1.0)
+    assert (course.pace.step, course.pace.planned) == (5, 9)
+    course.evaluated(5)
+    assert course.pace.step == 5
+    course.evaluated(3)  # of the state that was chosen in the end
+    assert course.pace.step == 3
+
+
+def test_what_a_lost_sitting_knew_of_later_steps_is_gone_in_a_dictionary_of_its_own() -> None:
+    known = {1: "a", 2: "b", 3: "c"}
+    assert up_to(2, known) == {1: "a", 2: "b"}
+    assert known == {1: "a", 2: "b", 3: "c"}, "the old one may be drawn meanwhile"

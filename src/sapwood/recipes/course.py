@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Record = dict[str, Any]
+V = TypeVar("V")
 
 LINES = 10
 """Lines of a log at least: one every tenth of the run."""
@@ -66,11 +69,38 @@ class Pace:
         return self.elapsed() / done * (self.planned - self.step) if done > 0 and self.planned > self.step else None
 
 
-class Course:
-    """What is known of a run's training. Steps are counted from 1; those behind the present one are of a sitting that was lost."""
+class Followed(ABC):
+    """A training that is followed step by step. Steps are counted from 1; those behind the present one are of a sitting that was lost."""
 
     def __init__(self) -> None:
         self.pace = Pace()
+
+    def stepped(self, step: int, planned: int, seconds: float) -> None:
+        """A step of this sitting is finished."""
+        if self.pace.stepped(step, planned, seconds):
+            self._forget_behind(step - 1)
+
+    def evaluated(self, step: int) -> None:
+        """The model is evaluated in front of step `step` + 1, or was."""
+        if self.pace.began_behind(step):
+            self._forget_behind(step)
+        self.pace.step = step
+
+    @abstractmethod
+    def _forget_behind(self, step: int) -> None:
+        """A sitting begins: what an earlier one recorded of later steps is made anew."""
+
+
+def up_to(step: int, known: Mapping[int, V]) -> dict[int, V]:
+    """What is known of no later step, as a dictionary of its own: the old one may be drawn by another thread meanwhile."""
+    return {at: value for at, value in known.items() if at <= step}
+
+
+class Course(Followed):
+    """What is known of a fine-tuning."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.losses: dict[int, float] = {}
         self.held_out: dict[int, float] = {}
         self._last: Record = {}
@@ -99,23 +129,9 @@ class Course:
             self._recent = [*self._recent, record][-RECENT:]
             self._tokens += record.get("unique_tokens", 0)
 
-    def stepped(self, step: int, planned: int, seconds: float) -> None:
-        """A step of this sitting is finished."""
-        if self.pace.stepped(step, planned, seconds):
-            self._forget_behind(step - 1)
-
-    def evaluated(self, step: int) -> None:
-        """The model was evaluated in front of step `step` + 1."""
-        if self.pace.began_behind(step):
-            self._forget_behind(step)
-        self.pace.step = step
-
     def _forget_behind(self, step: int) -> None:
-        """A sitting begins: what an earlier one recorded of later steps is made anew."""
         self._said_step, self._tokens, self._recent = step, 0, []
-        for known in (self.losses, self.held_out):
-            for later in [other for other in known if other > step]:
-                del known[later]
+        self.losses, self.held_out = up_to(step, self.losses), up_to(step, self.held_out)
 
     def is_worth_a_line(self) -> bool:
         """Whether a log gets a line now: by steps and tokens, never by the clock."""

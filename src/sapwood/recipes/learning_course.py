@@ -13,7 +13,7 @@ from typing import Any
 from sapwood.evaluate.grpo_signs import WINDOW, Sign, signs
 from sapwood.evaluate.learning_figures import ACCURACY, PREFERENCE_FIGURES, REWARD_FIGURES, SOLVED, Figure, about_the_loss, seconds_by_phase
 from sapwood.evaluate.preference_signs import preference_signs
-from sapwood.recipes.course import RECENT, Pace, Record
+from sapwood.recipes.course import RECENT, Followed, Record, up_to
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ REWARDS = Subject(
 PREFERENCES = Subject(PREFERENCE_FIGURES, preference_signs, ("accuracy", ACCURACY))
 
 
-class LearningCourse:
-    """What is known of a run. Steps are counted from 1; those behind the present one are of a sitting that was lost."""
+class LearningCourse(Followed):
+    """What is known of a learning from rewards or preferences."""
 
     def __init__(self, subject: Subject) -> None:
-        self.subject, self.pace = subject, Pace()
+        super().__init__()
+        self.subject = subject
         self._steps: dict[int, Record] = {}
         self._evals: dict[int, Record] = {}
         self.version = 0
@@ -51,21 +52,9 @@ class LearningCourse:
         for record in records:
             (self._evals if record["kind"] == "eval" else self._steps)[record["step"]] = record
 
-    def stepped(self, step: int, planned: int, seconds: float) -> None:
-        """A step is finished."""
-        if self.pace.stepped(step, planned, seconds):
-            self._forget_behind(step - 1)
-
-    def evaluated(self, step: int) -> None:
-        """The model is evaluated in front of step `step` + 1."""
-        if self.pace.began_behind(step):
-            self._forget_behind(step)
-            self.pace.step = step
-
     def _forget_behind(self, step: int) -> None:
         self.version += 1
-        self._steps = {known: record for known, record in self._steps.items() if known <= step}
-        self._evals = {known: record for known, record in self._evals.items() if known <= step}
+        self._steps, self._evals = up_to(step, self._steps), up_to(step, self._evals)
 
     @property
     def steps(self) -> list[Record]:
