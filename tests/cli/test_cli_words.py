@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from sapwood.cli import chat_verb
-from sapwood.cli.main import main
-from sapwood.cli.options import parse
+from sapwood.cli.main import VERBS, main
+from sapwood.cli.options import NAMES, parse
 from sapwood.recipes import QUICKSTART, Screen, TuneConfig
 from tiny.folder import write_model, write_rows
 
@@ -35,6 +36,41 @@ def test_switches_and_empty_lists() -> None:
     assert config.train.optim.lr == 1e-4
     assert parse(TuneConfig(), "sft", ["--rslora"], "").train.lora.rslora
     assert not parse(QUICKSTART, "sft", ["--full", "False"], "").train.full
+
+
+VERBS_WITHOUT_FLAGS = ("pull", "bench")
+"""They print a usage of their own."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([verb] for verb in VERBS if verb not in (*VERBS_WITHOUT_FLAGS, "ab", "items", "runs")),
+        *(name.split() for name in NAMES if " " in name),
+        ["eval", "--benchmarks"],
+    ],
+    ids=" ".join,
+)
+def test_help_says_what_stands_in_front_and_keeps_to_the_terminal(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = [word for word in words if not word.startswith("-")]
+    usage = f"usage: {' '.join(['sapwood', *named, NAMES[' '.join(named)]])}".rstrip() + " [-h]"
+    assert len([line for line in lines if line.startswith(usage)]) == 1
+    assert [line for line in lines if len(line) > 80 and not line.startswith("usage: ")] == []
+    inside = [line.strip("│ ") for line in lines]
+    assert ("", "") not in itertools.pairwise(inside), "two empty lines in a row"
+
+
+def test_the_list_of_verbs_keeps_to_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert " ".join(VERBS["sweep"].split()) in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(

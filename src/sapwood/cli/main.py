@@ -31,8 +31,10 @@ Exit codes: 0 done, 1 an error that a person can act on, 2 a wrong command line,
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -66,6 +68,8 @@ VERBS = {
     "pull": "fetch a model or a data set by name",
     "bench": "measured side by side with other tools (from a checkout)",
 }
+WIDEST = 120
+"""Columns of the list of verbs at most."""
 
 COMPUTES = frozenset({"quickstart", "sft", "dpo", "grpo", "distill", "reason", "sweep", "decide", "eval", "study", "serve", "plan"})
 """Verbs that load a model: where kernels are yet to be compiled, that begins while the program is still loading."""
@@ -125,8 +129,11 @@ def _sigterm_stops() -> Iterator[None]:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<12}{what}" for verb, what in VERBS.items())
+    width = max(40, min(shutil.get_terminal_size().columns, WIDEST))
+    verbs = "\n".join(
+        textwrap.fill(what, width, initial_indent=f"  {verb:<12}", subsequent_indent=" " * 14) for verb, what in VERBS.items()
+    )
     return (
         f"Sapwood {__version__} fine-tunes language models and proves that they got better.\n\n{verbs}\n\n"
-        "Every verb takes --help, and --json [FILE.json] for machines. Begin with: sapwood quickstart"
+        "Every verb takes --help, and --json [FILE.json] for machines.\nBegin with: sapwood quickstart"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +19,43 @@ from sapwood.recipes import Screen
 from sapwood.run import write_atomic
 
 C = TypeVar("C")
+
+NAMES = {
+    "ab report": "PLAN.yaml | TEST",
+    "ab resume": "PLAN.yaml ARM",
+    "ab size": "PLAN.yaml",
+    "ab stop": "PLAN.yaml ARM",
+    "chat": "[RUN | MODEL]",
+    "compare": "A B …",
+    "decide": "FILES | RUN …",
+    "distill": "FILES | CONFIG.yaml | RUN",
+    "doctor": "[FILES]",
+    "dpo": "FILES | CONFIG.yaml | RUN",
+    "eval": "FILES | RUN …",
+    "eval init": "[FILES]",
+    "export": "RUN …",
+    "grpo": "FILES | CONFIG.yaml | RUN",
+    "items build": "LOGS …",
+    "plan": "FILES | CONFIG.yaml | RUN",
+    "quickstart": "",
+    "reason": "RECIPE.yaml",
+    "review": "[RUN | FILE]",
+    "review close": "BATCH …",
+    "review export": "[BATCH …]",
+    "runs": "[FOLDER]",
+    "runs compare": "A B …",
+    "runs delete": "RUN …",
+    "runs prune": "[RUN …]",
+    "runs show": "RUN",
+    "serve": "[RUN | MODEL]",
+    "sft": "FILES | CONFIG.yaml | RUN",
+    "study": "RUN … | FILES",
+    "sweep": "FILES | SWEEP",
+    "template": "A [B]",
+}
+"""Verb → what stands between it and its options, for its help: the flag parser never sees them."""
+WIDEST = 100
+"""Columns of a help's sentences at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +123,14 @@ def take_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse(config: C, verb: str, words: Sequence[str], description: str) -> C:
     """Flags over defaults. Raises `ConfigError` for unknown flags and values that do not fit."""
     words = _with_values(words, config)
+    asked, names = {"-h", "--help"} & {*words}, NAMES[verb]
+    if asked:
+        order = " Names come first, options after them." if names else ""
+        print(_wrapped(f"{description}{order} --json [FILE.json] gives the result to machines.") + "\n")
     parsed, unknown = tyro.cli(
         type(config),
-        prog=f"sapwood {verb}",
-        description=f"{description} Names come first, options after them. --json [FILE.json] gives the result to machines.",
+        prog=f"sapwood {verb} {names}".rstrip() if asked else f"sapwood {verb}",
+        description="",
         default=config,
         args=words,
         return_unknown_args=True,
@@ -96,11 +139,16 @@ def parse(config: C, verb: str, words: Sequence[str], description: str) -> C:
     if unknown:
         if not unknown[0].startswith("-"):
             raise ConfigError(f"`{unknown[0]}` stands after an option. Files and names come first: sapwood {verb} {unknown[0]} --option …")
-        names = [key.rsplit(".", 1)[-1].replace("_", "-") for key in known_keys(type(config))]
+        known = [key.rsplit(".", 1)[-1].replace("_", "-") for key in known_keys(type(config))]
         word = unknown[0].lstrip("-").split("=")[0].rpartition(".")[2]  # rooms, as in a sweep's knobs, are left out
-        suggestion = did_you_mean(word.replace("_", "-"), names)
+        suggestion = did_you_mean(word.replace("_", "-"), known)
         raise ConfigError(f"unknown option `{unknown[0]}`.{suggestion} All options: sapwood {verb} --help")
     return parsed
+
+
+def _wrapped(text: str) -> str:
+    """Sentences in lines that the terminal holds: the flag parser wraps what it says of options, and nothing else."""
+    return textwrap.fill(text, max(20, min(shutil.get_terminal_size().columns, WIDEST)), break_long_words=False, break_on_hyphens=False)
 
 
 def _with_values(words: Sequence[str], config: Any) -> list[str]:

@@ -40,12 +40,10 @@ class TuneConfig:
 
     data: tuple[str, ...] = ()
     """Files of rows (JSON Lines, CSV, Parquet, …), folders or patterns of them, or data sets by name, here or on the hub.
-
     `'a.jsonl*2' 'b.jsonl*0.5'` trains the rows of a twice an epoch, and of b every second one.
     """
     from_review: tuple[str, ...] = ()
     """Review databases, such as `runs/review.db`: the answers that experts corrected are trained beside the data.
-
     They are written to a file that bears the hash of its rows, which the run then names under `data`.
     """
     model: str = DEFAULT_MODEL
