@@ -36,6 +36,31 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     assert "could not be read" in said(tmp_path / "train.jsonl" / "x", StorageError)
 
 
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "train").symlink_to("gone.jsonl")
+    (tmp_path / "here").symlink_to("there")
+    (tmp_path / "there").symlink_to("here")
+    assert "a link to gone.jsonl, which does not exist" in said(tmp_path / "train")
+    assert "symbolic links" in said(tmp_path / "here", StorageError)
+
+
+def test_a_link_without_an_ending_is_not_taken_for_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sarcasm").symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match=r"a link to gone\.jsonl"):
+        read("sarcasm")
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    try:
+        assert "a pipe or a device" in said(pipe)
+    finally:
+        pipe.unlink()  # whoever looks through what tests leave would wait for it
+    assert "a pipe or a device" in said(Path("/dev/zero"))
+
+
 def test_nothing_in_it(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"")

@@ -261,6 +261,7 @@ DEEP = '{"x":' + "[" * 300 + "]" * 300 + "}"
     ("row", "said"),
     [
         (chat(("usr", "q"), ("assistant", "a")), "unknown role: turn 1 has 'usr' | Did you mean 'user'?"),
+        (chat(("moderator", "q"), ("assistant", "a")), "Known: system, user, assistant, tool"),
         (chat({"content": "q"}, ("assistant", "a")), "no role: turn 1"),
         (
             chat({"role": "user", "contnet": "q"}, ("assistant", "a")),

@@ -61,6 +61,8 @@ def parsed_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES, notes: Counter
     last: Source | None = None
     notes = Counter() if notes is None else notes
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(_stream(path))
         with unpacked(path) as (file, packing):
             try:
                 for last, value in _rows(path, file, packing, max_line_bytes, notes):
@@ -214,8 +216,17 @@ def _refuse_foreign(path: Path, inside: Path, head: bytes) -> None:
         raise DataError(f"{path}: the file is empty. Write one JSON object a line into it, or choose another file.")
 
 
+def _stream(path: Path) -> str:
+    return (
+        f"{path}: a pipe or a device, not a file. Rows are read more than once, which a pipe cannot give. Write them to a file, "
+        "such as rows.jsonl, and name that."
+    )
+
+
 def _missing(path: Path) -> str:
     folder = path.parent
+    if path.is_symlink():
+        return f"{path}: a link to {path.readlink()}, which does not exist. Mend the link, or name the file itself."
     if not folder.is_dir():
         return f"{path}: no such file, and no folder {folder}. Check the path."
     names = sorted(entry.name for entry in itertools.islice(folder.iterdir(), 5000))

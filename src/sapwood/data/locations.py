@@ -85,7 +85,7 @@ def _one(name: Path | str, report: Report | None) -> tuple[list[Path], str]:
         return hub_files(text, report)
     if os.path.isdir(path):
         return _in_folder(path)
-    if os.path.exists(path):  # False, not an error, in folders that may not be read: opening says it better
+    if os.path.lexists(path):  # False, not an error, in folders that may not be read; what is wrong with a link, opening says better
         return [path], ""
     if glob.has_magic(text):
         return _matching(text)

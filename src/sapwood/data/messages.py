@@ -145,7 +145,7 @@ def _role(spelt: Any, turn: int) -> str:
     word = _word(spelt)
     if word in ROLE_NAMES:
         return ROLE_NAMES[word]
-    hint = did_you_mean(word, list(ROLE_NAMES)).strip() or "use system, user, assistant or tool"
+    hint = f"{did_you_mean(word, list(ROLE_NAMES)).strip()} Known: system, user, assistant, tool, and what ShareGPT calls them.".strip()
     raise Refused(f"unknown role: turn {turn} has {shown(spelt)}", hint)
 
 
