@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+from rich.console import Console
+
 from sapwood.recipes import Screen
 
 HOSTILE = "a\x1b[31mred\x1b[0m \u202egnirts\u2066 b\x07"
@@ -35,3 +37,21 @@ def test_a_quiet_screen_says_nothing_and_a_log_gets_no_bars() -> None:
     with Screen(file=file).progress("work") as advance:
         advance(1, 2)
     assert file.getvalue() == ""
+
+
+def test_a_bar_counts_only_where_something_can_be_counted() -> None:
+    screen = Screen()
+    screen.console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with screen.progress("measuring"):
+        pass
+    assert "measuring" in shown(screen)
+    assert "0/" not in shown(screen)
+    with screen.progress("asking") as advance:
+        advance(1_000, 2_000)
+    assert "1,000/2,000" in shown(screen)
+
+
+def shown(screen: Screen) -> str:
+    """All that the screen's terminal was sent."""
+    assert isinstance(screen.console.file, io.StringIO)
+    return screen.console.file.getvalue()

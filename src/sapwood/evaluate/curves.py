@@ -253,7 +253,9 @@ def _settled(c: Curves, windows: list[Window]) -> CurveFinding | None:
     if late < FALLING:
         return None
     text += f"and still falls: the last {1 - LATE:.0%} of the training brought {late:.0%} of that."
-    return CurveFinding("still learning", False, text, "More --epochs would lower it further.", None, evidence)
+    return CurveFinding(
+        "still learning", False, text, "More --epochs (or --max-steps, where that was given) would lower it further.", None, evidence
+    )
 
 
 def _late_share(c: Curves, windows: list[Window]) -> float | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
 
 from sapwood import kernels
@@ -21,6 +20,7 @@ from sapwood.config import load_yaml, save_yaml, to_dict
 from sapwood.data import Ledger
 from sapwood.errors import CheckpointError, ConfigError
 from sapwood.model import Dtype, LanguageModel, learn_tokens, load_adapter, load_model
+from sapwood.recipes.chain import type_and_place
 from sapwood.recipes.prepare import DataConfig
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import day_of, fetch_model, flat, load_chat
@@ -71,7 +71,7 @@ class Opened:
     def load(self, screen: Screen) -> LanguageModel:
         """The weights; with the adapter that the run starts from, which is trained on."""
         model = load_model(self.folder, self.config.dtype)
-        screen.say(f"{str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
+        screen.say(type_and_place(model))
         tokens = learn_tokens(model, self.chat.new_tokens.values(), self.chat.known_tokens.values()) if self.adapter is None else []
         for note in (*model.notes, *self.chat.notes, *self.chat.warnings, *tokens):
             screen.say(note)

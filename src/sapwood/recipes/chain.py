@@ -171,8 +171,7 @@ def prove(
     model = load_model(folder, dtype)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     size = f"{parameters / 1e6:,.0f} M" if parameters >= 1e6 else f"{parameters:,}"
-    where = f"{torch.get_num_threads()} threads" if model.device.type == "cpu" else device_name(model.device)
-    screen.say(f"{size} parameters, {str(model.dtype).removeprefix('torch.')}, {where}")
+    screen.say(f"{size} parameters, {type_and_place(model)}")
     for note in (*model.notes, *chat.notes, *chat.warnings, *learn_tokens(model, chat.new_tokens.values(), chat.known_tokens.values())):
         screen.say(note)
     if model.device.type == "cpu":
@@ -200,6 +199,13 @@ def prove(
     line, verdict = _conclude(chain, scores, changes)
     write_report(run.path)
     return TuneResult(run.path, line, verdict, changes, result, time.perf_counter() - began)
+
+
+def type_and_place(model: LanguageModel) -> str:
+    """What a model is computed in and by, in words."""
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads != 1)}" if model.device.type == "cpu" else device_name(model.device)
+    return f"{str(model.dtype).removeprefix('torch.')}, {where}"
 
 
 def _show_rows(chain: _Chain) -> None:

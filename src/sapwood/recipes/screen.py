@@ -13,7 +13,7 @@ from typing import TextIO
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from sapwood.chat.colour import UNPRINTABLE
@@ -58,7 +58,7 @@ class Screen:
             SpinnerColumn(),
             TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}", style="progress.download", markup=False),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[state]}", style="dim", markup=False),
             console=self.console,
@@ -66,9 +66,9 @@ class Screen:
             disable=not self.console.is_terminal,  # a log is no place for a bar
         )
         with bar:
-            task = bar.add_task(what, total=None, state="")
+            task = bar.add_task(what, total=None, count="", state="")
 
             def advance(done: int, total: int, state: str = "") -> None:
-                bar.update(task, completed=done, total=total or None, state=state)
+                bar.update(task, completed=done, total=total or None, count=f"{done:,}/{total:,}" if total else "", state=state)
 
             yield advance
