@@ -12,6 +12,8 @@ import yaml
 
 from sapwood.cli.main import main
 from sapwood.errors import CheckpointError, ConfigError
+from sapwood.evaluate.stages_page import write_stages
+from sapwood.evaluate.study_text import interval
 from sapwood.recipes.reason import MeasureConfig, ReasonConfig, _settings, figures, plan_stages, read_recipe, reason, takes_back
 from sapwood.recipes.reinforce import TaskConfig
 from sapwood.records import Score
@@ -55,6 +57,9 @@ def test_all_stages_end_to_end_then_nothing_again(tmp_path: Path, capsys: pytest
             assert {"greedy", "pass@1", "pass@2", "maj@2"} <= stage["measured"].keys()
             assert stage["measured"]["greedy"]["low"] <= stage["measured"]["greedy"]["mean"] <= stage["measured"]["greedy"]["high"]
     assert (tmp_path / "run" / "5-grpo" / "adapter").is_dir()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "5 of 5 stages are finished" in page
+    assert all(f'href="{name}/report.html"' in page for name in ("1-sft", "2-grpo", "4-sft", "5-grpo"))
     before = (tmp_path / "run" / "2-grpo" / "metrics.jsonl").stat().st_mtime_ns
     assert main(["reason", str(path)]) == 0
     assert (tmp_path / "run" / "2-grpo" / "metrics.jsonl").stat().st_mtime_ns == before
@@ -79,6 +84,29 @@ def test_stages_follow_each_other(tmp_path: Path) -> None:
     assert third.start_from.start == second.out
     assert fourth.data == (str(third.out / "rows.jsonl"),)
     assert fifth.start_from.start == fourth.out
+
+
+def test_the_page_shows_what_was_measured_and_leads_to_the_pages_that_are_there(tmp_path: Path) -> None:
+    right, wrong = Score(1.0, "2", ""), Score(0.0, "3", "")
+    found = {**figures([right, wrong, wrong], [[right, wrong]] * 3), "tokens": 12.4, "self_corrections": 0.25}
+    stages = {
+        "base": {"kind": "base", "measured": found},
+        "1-sft": {"kind": "sft", "line": "3 < 4 & all is well", "measured": found},
+        "2-distill": {"kind": "distill", "line": "7 rows", "measured": None},
+    }
+    (tmp_path / "1-sft").mkdir()
+    (tmp_path / "1-sft" / "report.html").write_text("")
+    write_stages(tmp_path / "report.html", stages, 4)
+    page = (tmp_path / "report.html").read_text()
+    assert "2 of 4 stages are finished" in page
+    assert page.count("33.3 %") == 2
+    assert page.count(interval(found["greedy"])) == 2
+    assert "3 &lt; 4 &amp; all is well" in page
+    assert 'href="1-sft/report.html"' in page
+    assert "2-distill/report.html" not in page
+    write_stages(tmp_path / "report.html", {"1-sft": {"kind": "sft", "line": "done", "measured": None}}, 1)
+    assert "1 of 1 stages is finished" in (tmp_path / "report.html").read_text()
+    assert "Nothing was measured" in (tmp_path / "report.html").read_text()
 
 
 def test_a_recipe_that_changed_after_a_stage_was_finished_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_the_snippet_of_the_course(folder: Path, tmp_path: Path) -> None:
     )
     before = weights_of(trainer.model)
     output = trainer.train()
+    assert 'id="alarms"' in (trainer.run_path / "report.html").read_text()
     first, last, _ = trainer.state.log_history
     assert first["loss"] == pytest.approx(0.6931, abs=1e-3), "the policy is the reference"
     assert last["loss"] < first["loss"]

@@ -51,6 +51,7 @@ def test_section_4_as_the_page_has_it(folder: Path, tmp_path: Path) -> None:
     trainer = GRPOTrainer(model=str(folder), args=training_args, train_dataset=ROWS[:2], reward_funcs=reward_len)
     before = weights_of(trainer.model)
     output = trainer.train()
+    assert 'id="alarms"' in (trainer.run_path / "report.html").read_text()
     assert output.global_step == trainer.state.max_steps == 2, "8 answers a step are one prompt's"
     assert any(not torch.equal(before[name], value) for name, value in weights_of(trainer.model).items())
     line = trainer.state.log_history[0]

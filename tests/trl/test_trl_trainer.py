@@ -89,6 +89,8 @@ def test_history_has_the_lines_that_trl_s_has(folder: Path, rows: Rows, tmp_path
     again = trainer.evaluate()
     assert again["eval_loss"] == pytest.approx(last, rel=1e-6)
     assert trainer.evaluate(rows[:2], metric_key_prefix="mine")["mine_loss"] != again["eval_loss"]
+    page = (trainer.run_path / "report.html").read_text()
+    assert f"{last:.3f}" in page, "the held-out loss stands on the run's page"
 
 
 def test_an_adapter_loads_in_peft_and_computes_the_same(folder: Path, rows: Rows, tmp_path: Path) -> None:

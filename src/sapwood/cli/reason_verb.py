@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.errors import ConfigError
-from sapwood.recipes.reason import FILE, read_recipe, reason
+from sapwood.recipes.reason import FILE, PAGE, read_recipe, reason
 
 DESCRIPTION = "Run the stages of a recipe, or go on with them: sft, grpo, distill and dpo, each measured on the same unseen prompts."
 
@@ -39,5 +39,5 @@ def run(words: list[str]) -> None:
         if found is not None:
             several = "   ".join(f"{key} {value['mean']:.1%}" for key, value in found.items() if isinstance(value, dict))
             screen.lines([f"{name:<12}{several}"])
-    screen.lines([f"Everything   {config.out / FILE}"])
+    screen.lines([f"Report       {config.out / PAGE}", f"Everything   {config.out / FILE}"])
     json.write(done)

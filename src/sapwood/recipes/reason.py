@@ -8,8 +8,9 @@
       - {kind: grpo, task: chain_sum, rewards: [gym, format*0.1, tokens:50-400*0.1]}
 
 DeepSeek-R1, arXiv:2501.12948, §2.3. In: a recipe, whose stages take the knobs of their verbs by plain names. Out: a folder with a run for
-each stage, and `stages.json`: greedy accuracy, pass@1, pass@k and maj@k with intervals before and after each. A stage that is finished is
-not run again, and one that was stopped goes on. A recipe that was changed where it has been followed already is refused.
+each stage, `stages.json` with greedy accuracy, pass@1, pass@k and maj@k with intervals before and after each, and a page of all. A stage
+that is finished is not run again, and one that was stopped goes on. A recipe that was changed where it has been followed already is
+refused.
 Left out on purpose: stages that branch. A recipe is a line.
 """
 
@@ -26,8 +27,9 @@ import yaml
 
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.config import did_you_mean, from_dict, to_dict, with_knobs
-from sapwood.errors import CheckpointError, ConfigError, storage
+from sapwood.errors import CheckpointError, ConfigError, SapwoodError, storage
 from sapwood.evaluate.repeated import maj_at_k, pass_at_k
+from sapwood.evaluate.stages_page import write_stages
 from sapwood.generate import Engine
 from sapwood.recipes.beginning import StartConfig, opened
 from sapwood.recipes.distill import DistillConfig, distill
@@ -44,7 +46,7 @@ Kind = Literal["sft", "grpo", "distill", "dpo"]
 KINDS: Mapping[str, Any] = {"sft": TuneConfig, "grpo": ReinforceConfig, "distill": DistillConfig, "dpo": PreferConfig}
 DISTILLED = "distilled"
 """As a name of data: the rows of the last `distill` stage before."""
-FILE = "stages.json"
+FILE, PAGE = "stages.json", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ def reason(config: ReasonConfig, *, screen: Screen | None = None) -> dict[str, A
     _refuse_others(done, settings, config.out)
     if config.measure.gym.task is not None and "base" not in done:
         done["base"] = {"kind": "base", "settings": settings["base"], "measured": measured(config, None, screen)}
-        _keep(file, done)
+        _keep(file, done, len(stages), screen)
     for stage in stages:
         if stage.name in done:
             screen.say(f"{stage.name} is finished: {done[stage.name]['line']}")
@@ -162,7 +164,7 @@ def reason(config: ReasonConfig, *, screen: Screen | None = None) -> dict[str, A
             "line": line,
             "measured": measured(config, stage.config.out, screen) if trained else None,
         }
-        _keep(file, done)
+        _keep(file, done, len(stages), screen)
     return done
 
 
@@ -253,5 +255,10 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "low": interval.low, "high": interval.high}
 
 
-def _keep(file: Path, done: Mapping[str, Any]) -> None:
+def _keep(file: Path, done: Mapping[str, Any], planned: int, screen: Screen) -> None:
+    """What is known so far, and its page. One that cannot be written is said and ends nothing: all of it is in the file."""
     write_atomic(file, orjson.dumps(done, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str))
+    try:
+        write_stages(file.parent / PAGE, read_json(file), planned)
+    except SapwoodError as error:
+        screen.say(f"The page of the stages could not be written: {error}", "yellow")

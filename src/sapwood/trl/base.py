@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NoReturn
@@ -19,6 +19,7 @@ from sapwood.config import did_you_mean
 from sapwood.errors import CheckpointError, ConfigError, storage
 from sapwood.model import Dtype, LanguageModel, LoraConfig, save_adapter
 from sapwood.recipes import Screen
+from sapwood.recipes.reporting import page_kept
 from sapwood.run import Run, new_run_path, open_run, saved_steps, step_records
 from sapwood.train.result import save_whole
 from sapwood.trl.models import forest_attention, opened
@@ -116,7 +117,7 @@ class Face(Generic[Kind]):
         began = time.perf_counter()
         with self._run(resume) as run:
             try:
-                with forest_attention(self._model):
+                with forest_attention(self._model), page_kept(run, self._screen) if self._name else nullcontext():
                     result = fit(run)
             finally:
                 self._remember(plan, share)
@@ -124,6 +125,8 @@ class Face(Generic[Kind]):
         output = self._output(result.steps, rows_a_step, time.perf_counter() - began)
         loss = f", mean loss {output.training_loss:.3f}" if says_loss else ""
         self._screen.say(f"{output.global_step} steps{loss}. Everything about this run lies in {self.run_path}.")
+        if self._name and self.run_path is not None:
+            self._screen.say(f"Its page, with curves and what they say: {self.run_path / 'report.html'}")
         if self.args.push_to_hub:
             self.push_to_hub()
         return output
