@@ -102,7 +102,7 @@ def run(words: list[str], json: Json) -> None:
         torch.set_num_threads(config.threads)
     folder = resolve_model(config.model)
     asked = requests(config)
-    ours = ForestLM(load_model(folder, "fp32"), Chat.load(folder))
+    ours = ForestLM(load_model(folder, "fp32", device="cpu"), Chat.load(folder))
     theirs, batch = _peer(folder, config, asked, screen.say)
     answers: dict[str, Any] = {}
 

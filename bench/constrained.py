@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    chat, model = Chat.load(given.model), load_model(given.model, given.dtype)
+    chat, model = Chat.load(given.model), load_model(given.model, given.dtype, device="cpu")
     engine = Engine(model, chat, slots=given.slots)
     found: dict[str, Any] = {"model": given.model.name, "dtype": str(model.dtype), "slots": given.slots, "new_tokens": given.new}
     if given.schemas:

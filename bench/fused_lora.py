@@ -59,7 +59,11 @@ def run(words: list[str], json: Json) -> None:
     screen = screen_for(json)
     if config.threads:
         torch.set_num_threads(config.threads)
-    base = load_model(config.model, config.dtype) if config.model else random_model(torch_dtype(config.dtype))
+    base = (
+        load_model(config.model, config.dtype, device="cpu")
+        if config.model
+        else random_model(torch_dtype(config.dtype, torch.device("cpu")))
+    )
     model = add_lora(base, LoraConfig(), 0)
     forest = micro_batch(config.rows, config.tokens, model.vocabulary)
     work = {arm: partial(one_arm, model, forest, arm) for arm in ARMS}

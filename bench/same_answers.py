@@ -55,7 +55,7 @@ def first_difference(ours: tuple[int, ...], theirs: list[int]) -> int | None:
 def measure(folder: Path, new: int) -> dict[str, Any]:
     """All numbers."""
     chat = Chat.load(folder)
-    model = load_model(folder, "fp32")
+    model = load_model(folder, "fp32", device="cpu")
     prompts = prompts_of(chat)
     answers = Engine(model, chat).generate(prompts, SamplingParams(max_new_tokens=new))
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

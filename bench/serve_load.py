@@ -123,7 +123,7 @@ def alone(folder: Path, asked: list[str], tokens: int) -> tuple[Chat, list[Promp
     """What the engine answers without a server."""
     chat = load_chat(folder, None)
     prompts = [chat.prompt([Message("user", text)]) for text in asked]
-    found = Engine(load_model(folder, "fp32"), chat).generate(prompts, SamplingParams(max_new_tokens=tokens, top_logprobs=2))
+    found = Engine(load_model(folder, "fp32", device="cpu"), chat).generate(prompts, SamplingParams(max_new_tokens=tokens, top_logprobs=2))
     return chat, prompts, [expected_of(completion, chat.decode) for completion in found]
 
 

@@ -51,7 +51,11 @@ def run(words: list[str], json: Json) -> None:
     """Measure, show, write."""
     config = parse(SharingBench(), "bench sharing", words, "A training pass as a forest, and with nothing shared.")
     screen = screen_for(json)
-    base = load_model(config.model, config.dtype) if config.model else random_model(torch_dtype(config.dtype))
+    base = (
+        load_model(config.model, config.dtype, device="cpu")
+        if config.model
+        else random_model(torch_dtype(config.dtype, torch.device("cpu")))
+    )
     model = add_lora(base, LoraConfig(), seed=0)
     shared, apart = trees(model.vocabulary, config)
     difference = largest_difference(model, shared, apart)

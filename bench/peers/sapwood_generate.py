@@ -29,7 +29,7 @@ def load(request: Request) -> dict[str, Any]:
     folder = Path(request["model"])
     chat = copy.copy(Chat.load(folder))
     chat.stop_ids = frozenset()
-    model = load_model(folder, request["dtype"])
+    model = load_model(folder, request["dtype"], device="cpu")
     _now[:] = [(model, chat)]
     return {"dtype": str(model.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
 

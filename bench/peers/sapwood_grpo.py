@@ -52,7 +52,7 @@ def load(request: Request) -> dict[str, Any]:
         torch.set_num_threads(request["threads"])
     folder = Path(request["model"])
     steps = read_steps(Path(request["rows"]))
-    model = add_lora(load_model(folder, request["dtype"]), LoraConfig(), request["seed"])
+    model = add_lora(load_model(folder, request["dtype"], device="cpu"), LoraConfig(), request["seed"])
     save_adapter(model, Path(request["adapter"]))
     chat = copy.copy(Chat.load(folder))
     chat.stop_ids = frozenset()  # every answer has as many tokens as it may

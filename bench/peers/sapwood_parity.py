@@ -22,7 +22,9 @@ from sapwood.trl import SFTConfig, SFTTrainer
 
 def adapter(request: Request) -> dict[str, Any]:
     """Save a fresh adapter into `adapter`."""
-    save_adapter(add_lora(load_model(Path(request["model"]), "fp32"), LoraConfig(), request["seed"]), Path(request["adapter"]))
+    save_adapter(
+        add_lora(load_model(Path(request["model"]), "fp32", device="cpu"), LoraConfig(), request["seed"]), Path(request["adapter"])
+    )
     return {}
 
 

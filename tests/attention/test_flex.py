@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_forest_equals_rows import forest_of_depth_four, forest_pass, row_by_row, worst
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
+from torch.utils.checkpoint import checkpoint
 
 from sapwood.attention import TreeAttention, flex, plan
 from sapwood.attention.dense import _ancestor_mask
@@ -93,6 +94,8 @@ def test_blocks_are_what_the_whole_mask_says(seed: int, tokens: int, window: int
 
 @settings(max_examples=50)
 @given(length=st.integers(1, 100_000))
+@example(length=3 * BLOCK)
+@example(length=1)
 def test_padding_is_less_than_a_block_or_two(length: int) -> None:
     padded = padded_length(length)
     assert padded % BLOCK == 0
@@ -219,3 +222,19 @@ def test_the_trial_passes_what_is_right_alone(dtype: torch.dtype, call: LayerCal
     assert "differs from the dense mask" in flex._refusal(*states, call)
     monkeypatch.setattr(flex, "_attend", lambda *_: 1 / 0)
     assert flex._refusal(*states, call) == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.usefixtures("gradients_on_a_cpu")
+def test_a_trial_inside_an_activation_checkpoint_leaves_it_alone() -> None:
+    states = [torch.zeros(1, heads, 9, 32) for heads in (6, 2, 2)]
+    tried = []
+
+    def layer(x: Tensor) -> Tensor:
+        if not tried:  # as `flex_serves` does: once
+            tried.append(flex._refusal(*states, CALLS["window"]))
+        return x.exp() * x
+
+    x = torch.randn(5, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert tried == [""]
+    torch.testing.assert_close(x.grad, (x.exp() * (1 + x)).detach())

@@ -196,7 +196,9 @@ def _refusal(query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> str:
     forest = _trial_forest()
     window = None if call.window is None else 40
     sinks = None if call.sinks_H is None else call.sinks_H.detach().clone()
-    with torch.inference_mode(False), torch.enable_grad():
+    # hooks of an activation checkpoint around this call would take the trial's way back for their own
+    own = torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept)
+    with torch.inference_mode(False), torch.enable_grad(), own:
         trial = replace(call, window=window, sinks_H=sinks)
         generator = torch.Generator("cpu").manual_seed(0)
         shapes = [(1, forest.num_tokens, part.shape[1], part.shape[3]) for part in (query, key, value)]
