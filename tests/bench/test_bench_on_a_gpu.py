@@ -12,7 +12,7 @@ from bench.limit import Limit, products_of
 from bench.setting import ON_A_GPU, _pins
 from bench.sweep import ATTENTIONS, TrlSetting, candidates_on_a_gpu, search, words_of
 
-from bench import random_model
+from bench import limit, random_model
 from sapwood.cli.main import main
 from sapwood.errors import ConfigError
 from sapwood.model import LoraConfig, add_lora, load_model
@@ -72,12 +72,19 @@ def test_a_gpu_s_sweep_tries_attentions_and_kernels_and_no_threads() -> None:
     assert asdict(small)["accumulation"] == 1
 
 
-def test_the_limit_is_measured_where_it_is_told(tmp_path: Path) -> None:
-    model = add_lora(load_model(write_model(tmp_path / "model"), "fp32", device="cpu"), LoraConfig(r=4), 0)
-    limit = Limit(products_of(model), torch.device("meta"))
-    with pytest.raises(KeyError, match="meta"):
-        limit._fastest(("any",), (2, 3), (3, 4))
-    assert Limit(products_of(model))._fastest(("any",), (2, 3), (3, 4)) > 0
+def test_the_limit_is_measured_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = products_of(add_lora(load_model(write_model(tmp_path / "model"), "fp32", device="cpu"), LoraConfig(r=4), 0))
+    asked: list[tuple[str, torch.dtype]] = []
+
+    def clocked(left: object, right: object, kind: torch.dtype, device: torch.device) -> float:
+        asked.append((device.type, kind))
+        return 1.0
+
+    assert Limit(products)._fastest(("any",), (2, 3), (3, 4)) > 0, "by the clock"
+    monkeypatch.setattr(limit, "_clocked", clocked)
+    for device in ("cpu", "cuda"):
+        Limit(products, torch.device(device))._fastest(("any",), (2, 3), (3, 4))
+    assert set(asked) == {("cpu", torch.bfloat16), ("cpu", torch.float32), ("cuda", torch.bfloat16)}
 
 
 def test_the_peers_on_a_gpu_are_those_on_a_cpu_and_liger() -> None:
