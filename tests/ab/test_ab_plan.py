@@ -63,6 +63,20 @@ ARMS = PLAN.arms
         ({"metrics": (Metric(name="resolved", missing=2), PLAN.metrics[1])}, "outside of"),
         ({"metrics": (Metric(name="resolved", missing=0), PLAN.metrics[1])}, "`missing` needs a `window`"),
         ({"metrics": (Metric(name="resolved", margin=1), PLAN.metrics[1])}, "`margin` is 1"),
+        ({"metrics": (*PLAN.metrics, Metric(name="failed"))}, "arms that fail and wait would win"),
+        ({"metrics": (PLAN.metrics[0], Metric(name="seconds", high=9, clip=True))}, "arms that fail and wait would win"),
+        ({"metrics": (PLAN.metrics[0], Metric(name="seconds", high=9, better="lower"))}, "and `clip: true`"),
+        ({"metrics": (*PLAN.metrics, Metric(name="answer_tokens", high=9))}, "and `clip: true`"),
+        *(
+            ({"arms": (ARMS[0], Arm(name="b", share=0.5, **wrong))}, f"arm 'b' would answer nobody: {name}")
+            for wrong, name in (
+                ({"temperature": -1}, "temperature"),
+                ({"top_p": 3}, "top_p"),
+                ({"max_tokens": 0}, "max_new_tokens"),
+                ({"min_p": 2}, "min_p"),
+                ({"repetition_penalty": 0}, "repetition_penalty"),
+            )
+        ),
         ({"effect": 0.0}, "worth shipping"),
         ({"effect": 1.0}, "below 1"),
         ({"alpha": 0.0}, "`alpha`"),

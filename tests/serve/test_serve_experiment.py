@@ -23,10 +23,12 @@ from sapwood.ab.analysis import analyse  # noqa: E402
 from sapwood.ab.assign import unit_of  # noqa: E402
 from sapwood.ab.plan import Arm, Metric, Override, Plan  # noqa: E402
 from sapwood.ab.records import Book, begin  # noqa: E402
+from sapwood.chat import Chat  # noqa: E402
 from sapwood.errors import ConfigError  # noqa: E402
 from sapwood.serve.asking import Served  # noqa: E402
 from sapwood.serve.experiment import Experiment, Watch, fall_back, shape, share_changed  # noqa: E402
 from sapwood.serve.fields import RefusalError  # noqa: E402
+from sapwood.serve.limits import ServeLimits  # noqa: E402
 from serve.serving import TOKEN, Serving, serving  # noqa: E402
 from tiny.folder import write_model  # noqa: E402
 
@@ -35,7 +37,8 @@ METRICS = (
     Metric(name="resolved"),
     Metric(name="thumbs"),
     Metric(name="edit", better="lower"),
-    *(Metric(name="failed", better="lower"), Metric(name="seconds", high=100, clip=True), Metric(name="answer_tokens", high=1000)),
+    *(Metric(name="failed", better="lower"), Metric(name="seconds", high=100, clip=True, better="lower")),
+    Metric(name="answer_tokens", high=1000, clip=True),
 )
 LOCAL = replace(
     PLAN,
@@ -302,8 +305,25 @@ def test_every_setting_of_an_arm_takes_the_place_of_the_requests() -> None:
     assert shape(body, Arm(name="a"), LOCAL, True) == {**body, "model": "tiny"}
 
 
-def test_units_are_found_where_the_plan_says(tmp_path: Path) -> None:
-    served = Served({"tiny": None}, None, None, {})  # type: ignore[arg-type]
+def test_an_arm_that_would_answer_nobody_is_refused_at_the_start(model: Path, tmp_path: Path) -> None:
+    """A request of its units would be refused for what the plan says, and the split would be broken."""
+    served = Served({"tiny": None}, Chat.load(model), ServeLimits(), {})
+    for number, (wrong, words) in enumerate(
+        [
+            ({"temperature": 2.5}, "from 0 to 2"),
+            ({"max_tokens": 10_000}, "writes at most"),
+            ({"system": "word " * 600}, "context holds 512"),
+        ]
+    ):
+        arms = (LOCAL.arms[0], Arm(name="far", share=0.5, **wrong))  # type: ignore[arg-type]
+        book = begin(replace(LOCAL, arms=arms, overrides=()), tmp_path / f"{number}.db")
+        with pytest.raises(ConfigError, match=f"arm 'far' would answer nobody: .*{words}"):
+            Experiment(book, served)
+        book.close()
+
+
+def test_units_are_found_where_the_plan_says(model: Path, tmp_path: Path) -> None:
+    served = Served({"tiny": None}, Chat.load(model), ServeLimits(), {})
     body = {"user": "u", "metadata": {"session": "s"}, "safety_identifier": "i"}
     for unit, name in [("user", "u"), ("safety_identifier", "i"), ("metadata:session", "s"), ("header:x-user", "h"), ("metadata:no", None)]:
         book = begin(replace(LOCAL, unit=unit), tmp_path / f"{name}.db")

@@ -116,6 +116,15 @@ def test_texts_are_continued_as_they_are(server: Serving, client: Any) -> None:
     assert "".join(c.text for chunk in pieces for c in chunk.choices if c.index == 1) == expected.text
 
 
+def test_what_changes_no_answer_is_taken(client: Any) -> None:
+    more: dict[str, Any] = {"user": "u", "metadata": {"a": "b"}, "store": False, "modalities": ["text"]}
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASK, "max_tokens": 4, "temperature": 0}
+    plain = client.chat.completions.create(**asked).choices
+    assert client.chat.completions.create(**asked, **more, extra_body={"prompt_cache_retention": "24h"}).choices == plain
+    with pytest.raises(openai.BadRequestError, match="modalities"):
+        client.chat.completions.create(**asked, modalities=["text", "audio"])
+
+
 def test_what_is_wrong_is_said_in_the_clients_own_errors(server: Serving, client: Any) -> None:
     def create(**more: Any) -> Any:
         return client.chat.completions.create(**{"model": "tiny", "messages": ASK, "max_tokens": 4, **more})

@@ -119,6 +119,32 @@ def test_one_call_alone_where_no_more_are_wanted(client: Any) -> None:
     assert set(calls(tool_choice="required", parallel_tool_calls=False)) == {1}
 
 
+def allowed(mode: str, *names: str) -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_some_of_the_tools_alone_are_called(server: Serving, client: Any) -> None:
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": ASK,
+        "tools": [TOOL, OTHER],
+        "max_tokens": 200,
+        "temperature": 1,
+        "n": 8,
+        "seed": 3,
+    }
+    choices = client.chat.completions.create(**asked, tool_choice=allowed("required", "rest")).choices
+    assert {call.function.name for choice in choices for call in choice.message.tool_calls} == {"rest"}
+    prompts = [
+        read_chat({**asked, "n": 1, "tool_choice": choice}, server.front.served).prompts for choice in ("auto", allowed("auto", "rest"))
+    ]
+    assert prompts[0] == prompts[1], "all are told"
+    for wrong in (allowed("auto"), allowed("auto", "none"), allowed("any", "rest"), {"type": "allowed_tools"}):
+        with pytest.raises(openai.BadRequestError, match="allowed_tools"):
+            client.chat.completions.create(**asked, tool_choice=wrong)
+
+
 def test_when_free_answers_are_held(server: Serving) -> None:
     """A promise of the tools (`strict`) or of the request holds calls that the model need not make; nothing else does."""
     strict = {**TOOL, "function": {**TOOL["function"], "strict": True}}
@@ -129,6 +155,9 @@ def test_when_free_answers_are_held(server: Serving) -> None:
         ({"tools": [TOOL], "parallel_tool_calls": True, "tool_choice": "auto"}, None),
         ({"tools": [strict], "tool_choice": "none"}, None),
         ({"parallel_tool_calls": False}, None),
+        ({"tools": [TOOL, OTHER], "tool_choice": allowed("auto", "rest")}, "calls or text"),
+        ({"tools": [TOOL, OTHER], "tool_choice": allowed("required", "rest", "look_up")}, "calls"),
+        ({"tools": [TOOL, OTHER], "tool_choice": allowed("auto", "rest"), "parallel_tool_calls": False}, "call or text"),
     ):
         asked = read_chat({"model": "tiny", "messages": ASK, **more}, server.front.served)
         assert (asked.params.constraint and asked.params.constraint.kind) == kind

@@ -18,6 +18,7 @@ import orjson
 
 from sapwood.config import did_you_mean, from_dict, load_yaml, to_dict
 from sapwood.errors import ConfigError
+from sapwood.records import SamplingParams
 
 MEASURED = ("failed", "seconds", "answer_tokens")
 """Metrics that the server measures itself; no feedback is taken for them."""
@@ -25,6 +26,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNITS = re.compile(r"user|safety_identifier|header:[\w-]+|metadata:[\w.-]+")
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens")
 """Fields of an arm that take the place of a request's own."""
+_PARAMETERS = {"max_tokens": "max_new_tokens"}
+"""What `SamplingParams` calls them, where it has another name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +258,10 @@ def _problems_of_arms(plan: Plan) -> Iterator[str]:
             yield f"arm {arm.name!r}: `url` is {arm.url!r}; give https://HOST/v1."
         if arm.url is not None and arm.model is None:
             yield f"arm {arm.name!r} is remote: give `model`, the name that its server knows."
+        try:
+            SamplingParams(**{_PARAMETERS.get(name, name): given for name in SETTINGS if (given := getattr(arm, name)) is not None})
+        except ConfigError as error:
+            yield f"arm {arm.name!r} would answer nobody: {error}"
     for override in plan.overrides:
         if override.arm not in names or not override.unit:
             yield f"`overrides` sends {override.unit!r} to {override.arm!r}.{did_you_mean(override.arm, names)} Arms: {', '.join(names)}."
@@ -279,6 +286,15 @@ def _problems_of_metrics(plan: Plan) -> Iterator[str]:
             yield f"metric {metric.name!r}: `missing` is {metric.missing}, outside of {metric.low} to {metric.high}."
         if not 0 <= metric.margin < metric.high - metric.low:
             yield f"metric {metric.name!r}: `margin` is {metric.margin}; give 0 or more, and less than its range."
+        yield from _problems_of_measured(metric)
     span = plan.metric(plan.primary).high - plan.metric(plan.primary).low
     if not 0 < plan.effect < span:
         yield f"`effect` is {plan.effect}; give the smallest gain in {plan.primary!r} that is worth shipping, above 0 and below {span:g}."
+
+
+def _problems_of_measured(metric: Metric) -> Iterator[str]:
+    """Of what the server itself measures it is known which way is good, and that it may be any size."""
+    if metric.name in ("failed", "seconds") and metric.better == "higher":
+        yield f"metric {metric.name!r} is better where it is less: give `better: lower`, or arms that fail and wait would win."
+    if metric.name in ("seconds", "answer_tokens") and not metric.clip:
+        yield f"metric {metric.name!r} may be any size: give the most that matters as `high`, and `clip: true`."

@@ -21,6 +21,7 @@ from sapwood.data.messages import read_messages, read_tools
 from sapwood.data.refusal import Refused
 from sapwood.errors import SapwoodError
 from sapwood.records import Completion, Constraint, Message, Prompt, SamplingParams
+from sapwood.records.sampling import ConstraintKind
 from sapwood.serve.fields import RefusalError, bias, flag, number, stop_ids, stops, whole
 from sapwood.serve.limits import ServeLimits
 
@@ -45,7 +46,7 @@ _CHAT = _BOTH | {
     *("chat_template_kwargs", "reasoning_effort", "overflow"),
 }
 _TEXT = _BOTH | {"prompt", "echo"}
-_NO_MATTER = frozenset(("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"))
+_NO_MATTER = frozenset(("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"))
 _MESSAGE_EXTRAS = ("refusal", "annotations", "audio")
 """What clients send back of an answer they got; empty where there was nothing."""
 
@@ -210,6 +211,8 @@ def _check_fields(body: Any, known: frozenset[str], served: Served) -> None:
     if not isinstance(body, dict):
         raise RefusalError("The body of a request is a JSON object.")
     for field, value in body.items():
+        if field == "modalities" and value == ["text"]:
+            continue
         if field not in known and field not in _NO_MATTER and value is not None:
             near = did_you_mean(field, sorted(known))
             raise RefusalError(f"`{field}` is not served here.{near} Leave it out.", field, code="unsupported_parameter")
@@ -258,6 +261,8 @@ def _tool_choice(body: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) ->
         return tools, held
     if choice == "none":
         return (), None
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return tools, _allowed(choice.get("allowed_tools"), tools, one)
     if choice == "required":
         return tools, Constraint("call" if one else "calls", list(tools))
     name = choice.get("function", {}).get("name") if isinstance(choice, dict) and isinstance(choice.get("function"), dict) else None
@@ -265,6 +270,21 @@ def _tool_choice(body: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) ->
     if not named:
         raise RefusalError(f"`tool_choice` is none, auto, required, or names one of `tools`; {name!r} is none of them.", "tool_choice")
     return tools, Constraint("call" if one else "calls", named)
+
+
+def _allowed(given: Any, tools: Sequence[Mapping[str, Any]], one: bool) -> Constraint:
+    """OpenAI's way to name some of the tools: all are told, these alone are called."""
+    asked = given if isinstance(given, dict) else {}
+    names = {tool.get("function", {}).get("name") for tool in asked.get("tools") or () if isinstance(tool, dict)}
+    some = [tool for tool in tools if tool["function"]["name"] in names]
+    if asked.get("mode") not in ("auto", "required") or not names or len(some) < len(names):
+        raise RefusalError(
+            "`tool_choice.allowed_tools` is {mode: auto or required, tools: [{type: function, function: {name: NAME}}]}, each of `tools`.",
+            "tool_choice",
+        )
+    called: ConstraintKind = "call" if one else "calls"
+    either: ConstraintKind = "call or text" if one else "calls or text"
+    return Constraint(called if asked["mode"] == "required" else either, some)
 
 
 def _response_format(given: Any, constraint: Constraint | None) -> Constraint | None:

@@ -228,6 +228,12 @@ def _check_models(plan: Plan, served: Served) -> None:
                 f"The plan {plan.name!r}: arm {arm.name!r} is answered by {model!r}, which this server does not have."
                 f"{did_you_mean(model, names)} It has {', '.join(names)}; --adapters NAME=FOLDER adds one."
             )
+    for arm in plan.arms:
+        try:
+            if arm.url is None:
+                read_chat(shape({"messages": [{"role": "user", "content": "?"}]}, arm, plan, of_chat=True), served)
+        except RefusalError as refusal:  # found now, and not by every unit of the arm
+            raise ConfigError(f"The plan {plan.name!r}: arm {arm.name!r} would answer nobody: {refusal.message}") from None
 
 
 def _where(plan: Plan) -> str:
