@@ -108,6 +108,11 @@ def engine(name: str, chat: Letters | None = None, **schedule: Any) -> Engine:
     return Engine(model(name), chat or Letters(), **schedule)
 
 
+def row_of(limit: int, step: str) -> int:
+    """Tokens of memory that an answer of so many tokens takes beside its prompt, in tests of short prompts."""
+    return limit if step == "static" else 128
+
+
 def ids_of(completions: Sequence[Completion]) -> list[list[int]]:
     return [list(completion.ids) for completion in completions]
 

@@ -66,7 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def constrained(folder: Path) -> Engine:
+def constrained(folder: Path, step: str) -> Engine:
+    """Made anew for each kind of `step`."""
     return Engine(load_model(folder, "fp32"), Chat.load(folder))
 
 

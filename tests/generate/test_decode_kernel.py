@@ -15,6 +15,7 @@ from sapwood.attention import register
 from sapwood.attention.interface import LayerCall
 from sapwood.generate import Engine, decode
 from sapwood.generate.decode import WIDTHS, DecodeAttention, OwnCache
+from sapwood.generate.kept import Apart
 from sapwood.generate.tree import Node
 from sapwood.model import LanguageModel
 from sapwood.records import Row, SamplingParams
@@ -40,7 +41,7 @@ def step(dtype: torch.dtype, width: int, heads: tuple[int, int], window: int | N
     groups = []
     for index, length in enumerate(above):
         node = Node(np.zeros(length, np.int64), depth, None)
-        node.layers = [(draw(heads[1], length, width), draw(heads[1], length, width))]
+        node.layers = Apart([(draw(heads[1], length, width), draw(heads[1], length, width))])
         groups.append((node, torch.arange(index, num, 2) if index else None))
         depth += length
     attention = DecodeAttention(cache, length_N, torch.full_like(length_N, depth), groups)

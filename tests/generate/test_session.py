@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generate.prompts_and_engines import Letters, engine, greedy_by_transformers, ids_of, model, nested_prompts, prompts
+from generate.prompts_and_engines import Letters, engine, greedy_by_transformers, ids_of, model, nested_prompts, prompts, row_of
 from sapwood.generate import Answer, Engine, Session
 from sapwood.model import LanguageModel
 from sapwood.records import Ended, SamplingParams
@@ -146,8 +146,8 @@ def test_samples_of_one_prompt_share_its_cache_and_draw_apart() -> None:
     assert answers[2].ids == list(engine("llama").generate(prompts([ids] * 4), params)[2].ids)
 
 
-def test_what_was_used_longest_ago_is_dropped_first() -> None:
-    made, seen = counted("llama", memory=(3 * 30 + 128) * TOKEN_BYTES)
+def test_what_was_used_longest_ago_is_dropped_first(step: str) -> None:
+    made, seen = counted("llama", memory=(3 * 30 + row_of(1, step)) * TOKEN_BYTES)
     once = SamplingParams(max_new_tokens=1)
     first, second, third, fourth = ([start, *range(40, 69)] for start in (12, 13, 14, 15))
     for ids in (first, second, third, first, fourth, first, third):

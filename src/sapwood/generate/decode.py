@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sapwood import kernels
 from sapwood.attention.interface import LayerCall
+from sapwood.generate.kept import Kept, Layers
 from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
-from sapwood.generate.tree import Layers, Node
+from sapwood.generate.tree import Node
 
 BLOCK = 128
 """Tokens by which the cache grows."""
@@ -62,9 +63,8 @@ class OwnCache:
         for node in nodes:
             assert node.layers is not None, "a node is computed before it is copied"
             end = length + len(node.tokens_T)
-            for layer, (key, value) in enumerate(node.layers):
-                self.keys[layer][row, :, length:end] = key
-                self.values[layer][row, :, length:end] = value
+            for layer in range(len(self.keys)):
+                self.keys[layer][row, :, length:end], self.values[layer][row, :, length:end] = node.layers[layer]
             length = end
         return length
 
@@ -168,7 +168,7 @@ class DecodeAttention:
         return self._above[name]
 
 
-def _layers(node: Node) -> Layers:
+def _layers(node: Node) -> Kept:
     assert node.layers is not None, "a kept node lives as long as a sequence below it"
     return node.layers
 

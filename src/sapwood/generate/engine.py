@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -20,13 +21,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from sapwood.errors import ModelError
 from sapwood.forest import MIN_SAVING
 from sapwood.generate.answer import ChatLike
-from sapwood.generate.forest_rows import ForestRows, Limits
+from sapwood.generate.forest_rows import ForestRows
+from sapwood.generate.kept import Apart, Layers
 from sapwood.generate.media import PromptInput
+from sapwood.generate.padded import PaddedStep
 from sapwood.generate.prefill import compute
 from sapwood.generate.row_by_row import PlainRows
 from sapwood.generate.session import Rows, Session, check_ids, evaluating
+from sapwood.generate.static import StaticMemory, StaticStep
 from sapwood.generate.steering import Steerer
-from sapwood.generate.tree import KEEP_FROM, Layers, Node, Tree
+from sapwood.generate.steps import DecodeStep
+from sapwood.generate.tree import KEEP_FROM, Node, Tree
 from sapwood.model import LanguageModel, packed
 from sapwood.model.attending import fuse_attention
 from sapwood.model.gated import fuse_gates
@@ -39,6 +44,9 @@ from sapwood.records.protocols import OnToken
 
 SHARE_OF_MEMORY = 0.25
 """Share of the free memory that keys and values may take, and packed weights, where nothing else is said."""
+
+StepKind = Literal["padded", "static"]
+"""How one token of each running sequence is computed: in shapes that are needed, or in few shapes that a CUDA graph can hold."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +65,14 @@ class Engine:
         min_saving: int = MIN_SAVING,
         keep_from: int = KEEP_FROM,
         pack: bool | None = None,
+        step: StepKind | None = None,
     ) -> None:
         """At most `slots` sequences run at a time (fewer where memory is short); a prefill holds at most `budget` tokens.
 
         `memory` is what keys and values may take, in bytes; None is a share of what is free when a session opens.
         `min_saving` and `keep_from` trade speed only: see `generate.tree`. `pack` lays a second copy of the weights out for inference
-        on a CPU (`model.packed`), which is faster; None does so where that takes less than a quarter of the free memory.
+        on a CPU (`model.packed`), which is faster; None does so where that takes less than a quarter of the free memory. `step` None is
+        "static" on a GPU, and takes all of `memory` with the first token; else it is "padded".
         """
         assert slots > 0, "there is at least one slot"
         assert budget > 0, "a prefill holds at least one token"
@@ -78,6 +88,9 @@ class Engine:
                 fuse_layers(model.module)
         self.routes = Routes(model)
         """How adapters share a batch."""
+        self.kind = step or step_for(model.device)
+        self._static: StaticMemory | None = None
+        self._addresses: Hashable = None
         self._tree = Tree(longest=budget, min_saving=min_saving)
         self._weights: tuple[Hashable, Hashable] | None = None
 
@@ -113,6 +126,8 @@ class Engine:
     def release(self) -> None:
         """Give back the memory of what was computed. Raises `ModelError` while sequences run."""
         self._empty_tree()
+        if self._static is not None:
+            self._static.release()
 
     def forget(self) -> None:
         """Drop what was computed, and copies of weights. Needed only after weights were written in a way that torch does not see, through
@@ -126,6 +141,10 @@ class Engine:
     def check_weights(self) -> None:
         """Forget what was computed with other weights. For sessions, where nothing runs."""
         base, adapters = _state(self.model)
+        addresses = _addresses(self.model)
+        if self._static is not None and addresses != self._addresses:
+            self._static.graphs.drop()
+        self._addresses = addresses
         if (base, adapters) != self._weights:
             self._empty_tree()
             if self._weights is None or base != self._weights[0]:  # copies of the base outlive a step of its adapter
@@ -142,11 +161,29 @@ class Engine:
             logger.info("%s cannot share prefixes: it generates one prompt at a time, which is slower.", type(self.model.base).__name__)
             return PlainRows(self.model, self.routes)
         token_bytes = sum(side.nbytes for layer in self._one_token for side in layer)
+        step = self._static_step(token_bytes) if self.kind == "static" else self._padded_step(token_bytes)
+        return ForestRows(self.model, self._tree, self.routes, step, slots=self.slots, budget=self.budget, token_bytes=token_bytes)
+
+    def _padded_step(self, token_bytes: int) -> DecodeStep:
+        tokens = self._tokens(token_bytes, self._tree.held())
+        limits = {"slots": self.slots, "keep_from": self.keep_from, "tokens": tokens}
+        return PaddedStep(self.model, self._tree, self.routes, self._one_token, **limits)
+
+    def _static_step(self, token_bytes: int) -> DecodeStep:
+        """The memory is that of the engine, and outlives its sessions; its size is chosen anew where none of it is taken."""
+        if self._static is None:
+            tokens, longest = self._tokens(token_bytes, 0), self.chat_like.context_length
+            self._static = StaticMemory(self._one_token, self.model.device, slots=self.slots, tokens=tokens, longest=longest)
+        elif not self._static.arena.keys:
+            self._static.arena.tokens = self._tokens(token_bytes, 0)
+        return StaticStep(self.model, self._tree, self.routes, self._static)
+
+    def _tokens(self, token_bytes: int, held: int) -> int:
+        """Tokens whose keys and values may be in memory, of which `held` are there."""
         memory = self.memory
         if memory is None:
-            memory = int(SHARE_OF_MEMORY * (_free_memory(self.model.device) + self._tree.held() * token_bytes))
-        limits = Limits(slots=self.slots, budget=self.budget, keep_from=self.keep_from, tokens=memory // token_bytes)
-        return ForestRows(self.model, self._tree, self.routes, self._one_token, limits)
+            memory = int(SHARE_OF_MEMORY * (_free_memory(self.model.device) + held * token_bytes))
+        return memory // token_bytes
 
     @cached_property
     def steerer(self) -> Steerer:
@@ -158,9 +195,14 @@ class Engine:
         """Keys and values of one token in every layer: what the cache of a token looks like."""
         node = Node(np.zeros(1, dtype=np.int64), 0, None)
         with evaluating(self.model), torch.inference_mode():
-            compute(self.model, {node: PromptInput(Prompt((), (0,), ""))}, self.routes)
-        assert node.layers is not None, "compute gives a node its layers"
-        return node.layers
+            compute(self.model, {node: PromptInput(Prompt((), (0,), ""))}, self.routes, Apart)
+        assert isinstance(node.layers, Apart), "compute gives a node its layers"
+        return node.layers.layers
+
+
+def step_for(device: torch.device) -> StepKind:
+    """What is taken where nothing is said."""
+    return "static" if device.type == "cuda" else "padded"
 
 
 def _state(model: LanguageModel) -> tuple[Hashable, Hashable]:
@@ -169,11 +211,22 @@ def _state(model: LanguageModel) -> tuple[Hashable, Hashable]:
     sides: tuple[list[Hashable], list[Hashable]] = [], []
     for name, weight in model.module.named_parameters():
         sides["lora_" in name].append((weight.data_ptr(), -1 if weight.is_inference() else weight._version))
+    return (tuple(sides[0]), _switches(model)), tuple(sides[1])
+
+
+def _addresses(model: LanguageModel) -> Hashable:
+    """What a captured step holds of the model: where its tensors lie, and which adapters are in force. Training changes neither."""
+    tensors = (*model.module.parameters(), *model.module.buffers())
+    return tuple(tensor.data_ptr() for tensor in tensors), _switches(model)
+
+
+def _switches(model: LanguageModel) -> Hashable:
     tuners = (module for module in model.module.modules() if isinstance(module, BaseTunerLayer))
-    switches = tuple((tuple(tuner.active_adapters), tuple(tuner.merged_adapters), tuner.disable_adapters) for tuner in tuners)
-    return (tuple(sides[0]), switches), tuple(sides[1])
+    return tuple((tuple(tuner.active_adapters), tuple(tuner.merged_adapters), tuner.disable_adapters) for tuner in tuners)
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    """Bytes. On a GPU those that torch holds for later are free as well."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

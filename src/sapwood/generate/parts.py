@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from sapwood.attention import flash_is_available
 from sapwood.attention.flash import join
 from sapwood.attention.interface import LayerCall
 
-__all__ = ["Sight", "attend_part", "drain_into_sinks", "join", "sees", "within"]
+__all__ = ["BACKENDS", "Sight", "attend_part", "attend_written", "drain_into_sinks", "join", "sees", "within"]
+
+BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+"""Of torch's own operator, where a mask is given: on a GPU the first serves and the last, on a CPU the second. cuDNN is left out, for it
+makes a plan for each new shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def attend_part(
         mask = None if sight is None else sight.mask
         out, lse = operator(query, key, value, 0.0, causal, attn_mask=mask, scale=call.scale)
     else:
-        out, lse = _written_out(query, key, value, call, causal, sight)
+        out, lse = attend_written(query, key, value, call, causal, sight)
     if sight is not None and sight.blind is not None:
         out = out.masked_fill(sight.blind[..., None], 0.0)
         lse = lse.masked_fill(sight.blind, float("-inf"))
@@ -84,7 +89,10 @@ def _flash_serves(query: Tensor, value: Tensor, call: LayerCall) -> bool:
     )
 
 
-def _written_out(query: Tensor, key: Tensor, value: Tensor, call: LayerCall, causal: bool, sight: Sight | None) -> tuple[Tensor, Tensor]:
+def attend_written(
+    query: Tensor, key: Tensor, value: Tensor, call: LayerCall, causal: bool = False, sight: Sight | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend_part` by plain operators, for any device; blind queries are left to the caller."""
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     stacked = query.reshape(batch, key.shape[1], groups * length, width)  # heads of one group are more queries to one key head

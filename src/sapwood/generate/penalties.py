@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.generate.crossing import onto
 from sapwood.records import SamplingParams
 
 
@@ -82,12 +83,12 @@ def edited(logits_NV: Tensor, rows: Sequence[int], seen: Sequence[Seen], params:
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
 
     def joined(parts: Sequence[NDArray[np.generic]], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(logits_NV.device, dtype)
+        return onto(logits_NV.device, np.concatenate(parts)).to(dtype)
 
     def each(values: Sequence[float]) -> Tensor:
-        return torch.from_numpy(np.repeat(np.array(values, dtype=np.float64), counts)).to(logits_NV.device, wide)
+        return onto(logits_NV.device, np.repeat(np.array(values, dtype=np.float64), counts)).to(wide)
 
-    row_E = torch.from_numpy(np.repeat(np.array(rows, dtype=np.int64), counts)).to(logits_NV.device)
+    row_E = onto(logits_NV.device, np.repeat(np.array(rows, dtype=np.int64), counts))
     id_E, times_E = joined([one.ids_E for one in seen], torch.int64), joined([one.times_E for one in seen], wide)
     repetition_E = each([one.repetition_penalty for one in params])
     found_E = logits_NV[row_E, id_E].to(wide) + joined([one.bias_E for one in seen], wide)

@@ -2,7 +2,8 @@
 
 The new nodes lie in one flat row in depth-first order. Each attends causally inside itself, and to each of its ancestors:
 new ones by a slice of the row, computed ones by their stored keys and values. In bf16 on a CPU the kernel that training uses goes through
-all of that at once, where it serves (`sapwood.kernels`); elsewhere the parts are computed one by one and joined by log-sum-exp.
+all of that at once, where it serves (`sapwood.kernels`); elsewhere the parts are computed one by one and joined by log-sum-exp. On a GPU
+all of it is one call under a mask (`masked`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from sapwood import kernels
 from sapwood.attention.interface import LayerCall
-from sapwood.errors import ModelError
+from sapwood.generate.kept import Store
+from sapwood.generate.masked import MaskedPrefill, in_one_call, record
 from sapwood.generate.media import Stretches, adapters_of, media_of, positions_of, tokens_of
 from sapwood.generate.parts import Sight, attend_part, drain_into_sinks, join, sees, within
 from sapwood.generate.tree import Node
@@ -24,22 +26,20 @@ from sapwood.model import LanguageModel
 from sapwood.model.routes import Routes
 
 
-def compute(model: LanguageModel, stretches: Stretches, routes: Routes) -> None:
-    """Give each node its layers and its last hidden state. Every ancestor is among the nodes or computed already."""
+def compute(model: LanguageModel, stretches: Stretches, routes: Routes, store: Store) -> None:
+    """Give each node its layers, if it has none, and its last hidden state. Every ancestor is among the nodes or computed already."""
     stretches = _depth_first(stretches)
     nodes = list(stretches)
-    depth_T = np.concatenate([np.arange(node.depth, node.end) for node in nodes])
-    attention = PrefillAttention(nodes, torch.from_numpy(depth_T).to(model.device))
+    attention = MaskedPrefill(nodes, model.device) if in_one_call(model.device) else PrefillAttention(nodes, model.device)
     with routes.of(adapters_of(stretches)):
         hidden_TD = model.hidden(tokens_of(stretches), positions_of(stretches), attention, media_of(stretches))
+    new = [node for node in nodes if node.layers is None]
+    if new:
+        found = store.keep([attention.found[layer] for layer in sorted(attention.found)], [attention.places[node] for node in new])
+        for node, layers in zip(new, found, strict=True):
+            node.layers = layers
     for node in nodes:
-        start, end = attention.places[node]
-        # a slice would keep the whole row in memory for as long as one node lives, and with it the queries that stand beside its keys
-        node.layers = [
-            (_copied(key[:, start:end]), _copied(value[:, start:end]))
-            for key, value in (attention.found[layer] for layer in sorted(attention.found))
-        ]
-        node.end_hidden_D = hidden_TD[end - 1].clone()
+        node.end_hidden_D = hidden_TD[attention.places[node][1] - 1].clone()
 
 
 def _depth_first(stretches: Stretches) -> Stretches:
@@ -49,10 +49,6 @@ def _depth_first(stretches: Stretches) -> Stretches:
         for ancestor in node.path:
             seen.setdefault(ancestor, len(seen))
     return {node: stretches[node] for node in sorted(stretches, key=lambda node: [seen[ancestor] for ancestor in node.path])}
-
-
-def _copied(side_HTK: Tensor) -> Tensor:
-    return side_HTK.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +63,12 @@ class _Reach:
 class PrefillAttention:
     """The keyword `forest` of a prefill. Records every layer's keys and values in `found`."""
 
-    def __init__(self, nodes: Sequence[Node], depth_T: Tensor) -> None:
+    def __init__(self, nodes: Sequence[Node], device: torch.device) -> None:
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
         """Keys (Hkv, T, K) and values of the flat row, by layer."""
         self.places: dict[Node, tuple[int, int]] = {}
         """Start and end of each new node in the flat row."""
-        self._depth_T = depth_T
+        self._depth_T = torch.from_numpy(np.concatenate([np.arange(node.depth, node.end) for node in nodes])).to(device)
         self._sights: dict[tuple[int, int | None], Sight | None] = {}
         start = 0
         reaches: dict[Node, _Reach] = {}
@@ -100,12 +96,7 @@ class PrefillAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
         """(1, H, T, K) → (1, T, H, K of the values)."""
-        if call.layer in self.found:
-            raise ModelError(
-                f"Two attention layers of this model call themselves layer {call.layer}, so their keys cannot be told apart. "
-                "Choose a model whose layers are numbered."
-            )
-        self.found[call.layer] = (key[0], value[0])
+        record(self.found, key, value, call)
         if (kernel := self._kernel(query, key, value, call)) is not None:
             behind = [ancestor.layers[call.layer] for ancestor in self._behind if ancestor.layers is not None]
             keys, values = key[0], value[0]

@@ -8,6 +8,7 @@ swaps the ranks of two nearly equal tokens, the order of ids stays, so that only
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood import kernels
+from sapwood.generate.crossing import onto
 from sapwood.generate.penalties import Edits
 from sapwood.records import SamplingParams
 
@@ -42,15 +44,38 @@ def sample(
     Tokens are drawn from `edited_NV` (penalties and constraints done) where that is given; the log-probabilities are those of the
     logits as the model made them. That of a row whose logits hold a NaN or plus infinity is NaN, and its token has no meaning.
     """
+    found = sample_from_few(logits_NV, params, uniform_N, edited_NV)
+    if bool(found.unsure):
+        found = sample_from_few(logits_NV, params, uniform_N, edited_NV, few=logits_NV.shape[1])
+    return found.token_N, found.logprob_N
+
+
+class Sampled(NamedTuple):
+    """What was drawn, and whether it counts: nothing of it was looked at yet."""
+
+    token_N: Tensor
+    logprob_N: Tensor
+    unsure: Tensor
+    """() did a filter of some row keep more tokens than were looked at? Then all are to be drawn anew from the whole vocabulary."""
+
+
+def sample_from_few(
+    logits_NV: Tensor, params: SamplingParams, uniform_N: NDArray[np.float64], edited_NV: Tensor | None = None, few: int | None = None
+) -> Sampled:
+    """`sample` that asks nothing of the host: filters look at the `few` most likely tokens (None: `CANDIDATES`)."""
     scaled_NV = tempered(logits_NV, params)
     drawn_NV = scaled_NV if edited_NV is None else tempered(edited_NV, params)
+    unsure = torch.zeros((), dtype=torch.bool, device=logits_NV.device)
     if params.temperature == 0:
         token_N = _argmax(drawn_NV)
     else:
-        uniform = torch.from_numpy(uniform_N).to(drawn_NV.device)
-        token_N = _filtered(drawn_NV, params, uniform) if _is_filtered(params) else _inverse(_probabilities(drawn_NV), uniform)
+        uniform = onto(drawn_NV.device, uniform_N)
+        if _is_filtered(params):
+            token_N, unsure = _filtered(drawn_NV, params, uniform, few or CANDIDATES)
+        else:
+            token_N = _inverse(_probabilities(drawn_NV), uniform)
     logprob_N = scaled_NV.gather(1, token_N[:, None])[:, 0] - scaled_NV.logsumexp(-1)
-    return token_N, logprob_N
+    return Sampled(token_N, logprob_N, unsure)
 
 
 def sample_at_once(
@@ -102,35 +127,37 @@ def _argmax(logits_NV: Tensor) -> Tensor:
 
 def kept(scaled_NV: Tensor, params: SamplingParams) -> Tensor:
     """(N, V) booleans: which tokens the filters leave. Equal tokens rank in order of their ids."""
-    ids_NC, _, keep_NC = _candidates(scaled_NV, params)
+    ids_NC, _, keep_NC, unsure = _candidates(scaled_NV, params, CANDIDATES)
+    if bool(unsure):
+        ids_NC, _, keep_NC, _ = _candidates(scaled_NV, params, scaled_NV.shape[1])
     return torch.zeros_like(scaled_NV, dtype=torch.bool).scatter_(1, ids_NC, keep_NC)
 
 
-def _filtered(scaled_NV: Tensor, params: SamplingParams, uniform_N: Tensor) -> Tensor:
-    ids_NC, scaled_NC, keep_NC = _candidates(scaled_NV, params)
+def _filtered(scaled_NV: Tensor, params: SamplingParams, uniform_N: Tensor, few: int) -> tuple[Tensor, Tensor]:
+    """Tokens (N,), and whether more than `few` were kept somewhere ()."""
+    ids_NC, scaled_NC, keep_NC, unsure = _candidates(scaled_NV, params, few)
     by_id = ids_NC.argsort(-1)
     ids_NC, scaled_NC, keep_NC = (part.gather(1, by_id) for part in (ids_NC, scaled_NC, keep_NC))
     picked = _inverse(_probabilities(scaled_NC.masked_fill(~keep_NC, float("-inf"))), uniform_N)
-    return ids_NC.gather(1, picked[:, None])[:, 0]
+    return ids_NC.gather(1, picked[:, None])[:, 0], unsure
 
 
-def _candidates(scaled_NV: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and logits (N, C) in order of falling probability, then rising id, and which of them are kept; none kept is left out."""
+def _candidates(scaled_NV: Tensor, params: SamplingParams, few: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids and logits (N, C) in order of falling probability, then rising id; which of them are kept; and () whether one that is kept may
+    be left out, which is never so where all tokens are looked at."""
     width = scaled_NV.shape[1]
     lse_N1 = scaled_NV.logsumexp(-1, keepdim=True)
-    if width > CANDIDATES and params.top_k <= CANDIDATES:
-        top_NC, ids_NC = scaled_NV.topk(CANDIDATES, dim=-1)
-        by_id = ids_NC.argsort(-1)
-        ids_NC, top_NC = ids_NC.gather(1, by_id), top_NC.gather(1, by_id)
-        top_NC, by_rank = top_NC.sort(dim=-1, descending=True, stable=True)
-        ids_NC = ids_NC.gather(1, by_rank)
-        keep_NC = _keep(top_NC, lse_N1, params)
-        # tokens equal to the last candidate may be missing: then nothing from there on may be kept
-        unsure_NC = top_NC <= top_NC[:, -1:]
-        if not bool((keep_NC & unsure_NC).any()):
-            return ids_NC, top_NC, keep_NC
-    top_NC, ids_NC = scaled_NV.sort(dim=-1, descending=True, stable=True)
-    return ids_NC, top_NC, _keep(top_NC, lse_N1, params)
+    if width <= few or params.top_k > few:
+        top_NC, ids_NC = scaled_NV.sort(dim=-1, descending=True, stable=True)
+        return ids_NC, top_NC, _keep(top_NC, lse_N1, params), torch.zeros((), dtype=torch.bool, device=scaled_NV.device)
+    top_NC, ids_NC = scaled_NV.topk(few, dim=-1)
+    by_id = ids_NC.argsort(-1)
+    ids_NC, top_NC = ids_NC.gather(1, by_id), top_NC.gather(1, by_id)
+    top_NC, by_rank = top_NC.sort(dim=-1, descending=True, stable=True)
+    ids_NC = ids_NC.gather(1, by_rank)
+    keep_NC = _keep(top_NC, lse_N1, params)
+    # tokens equal to the last candidate may be missing: then nothing from there on may be kept
+    return ids_NC, top_NC, keep_NC, (keep_NC & (top_NC <= top_NC[:, -1:])).any()
 
 
 def _keep(top_NC: Tensor, lse_N1: Tensor, params: SamplingParams) -> Tensor:

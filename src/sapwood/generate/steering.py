@@ -42,13 +42,9 @@ class Steering:
             self.job.result()
         return self.bits_W
 
-    def allowed(self, vocabulary: int) -> NDArray[np.bool_]:
-        """(V,) which tokens may come next. Waits like `bits`."""
-        return np.unpackbits(self.bits().view(np.uint8), bitorder="little", count=vocabulary).view(np.bool_)
-
     @property
     def problem(self) -> str | None:
-        """Why the grammar cannot be followed any further, if it cannot. Waits like `allowed`."""
+        """Why the grammar cannot be followed any further, if it cannot. Waits like `bits`."""
         if self.job is not None:
             self.job.result()
         return f"The constraint cannot be followed any further: {self.matcher.get_error()}" if self.matcher.is_error() else None

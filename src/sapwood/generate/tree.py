@@ -5,8 +5,9 @@ prompt hangs itself below the longest beginning that is there, and splits a node
 drops what was used longest ago and no running sequence attends to; a node without keys is computed again when it is next needed.
 Sequences that run with different adapters have different keys, so each adapter has a root of its own.
 
-A sequence attends to the upper part of its path in place, up to its *anchor*, and the keys and values below are copied into its own
-row, because one more attention call a layer costs more than reading a short stretch several times.
+On a CPU a sequence attends to the upper part of its path in place, up to its *anchor*, and the keys and values below are copied into its
+own row, because one more attention call a layer costs more than reading a short stretch several times. On a GPU all of its path stays in
+place (see `static`).
 The order of nodes and the meaning of "shares a beginning" are those of `sapwood.forest`.
 """
 
@@ -21,10 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.forest import common_prefix, sort_key
+from sapwood.generate.kept import Kept
 
 Ints = NDArray[np.int64]
-Layers = list[tuple[Tensor, Tensor]]
-"""Keys (Hkv, L, K) and values (Hkv, L, K of the values) of each layer, for L tokens."""
 
 KEEP_FROM = 2048
 """Tokens of one node, counted once for each sequence that can run below it at a time, from which it is attended to in place.
@@ -50,8 +50,8 @@ class Node:
     """Running sequences that attend to it in place."""
     used: int = 0
     """When it was last used, on the tree's clock."""
-    layers: Layers | None = None
-    """None before it is computed and after it was evicted."""
+    layers: Kept | None = None
+    """Its keys and values. None before it is computed and after it was evicted."""
     end_hidden_D: Tensor | None = None
     """The last hidden state of its last token, from which a prompt that ends here is continued."""
 
@@ -131,9 +131,8 @@ class Tree:
         siblings[siblings.index(node)] = upper
         node.tokens_T, node.depth, node.parent = node.tokens_T[length:], node.depth + length, upper
         upper.hang(node)
-        if node.layers is not None:  # copies: a slice would keep the whole in memory for as long as one part lives
-            upper.layers = [(key[:, :length].clone(), value[:, :length].clone()) for key, value in node.layers]
-            node.layers = [(key[:, length:].clone(), value[:, length:].clone()) for key, value in node.layers]
+        if node.layers is not None:
+            upper.layers, node.layers = node.layers.split(length)
         return upper
 
     def held(self) -> int:
@@ -151,6 +150,8 @@ class Tree:
             if excess <= 0:
                 break
             excess -= len(node.tokens_T)
+            assert node.layers is not None, "only nodes with keys are free"
+            node.layers.drop()
             node.layers = node.end_hidden_D = None
         for root in self._roots.values():
             _prune(root)

@@ -80,24 +80,26 @@ class LanguageModel:
         """Rows of the output head."""
         return int(bare(self.base.get_output_embeddings()).weight.shape[0])
 
-    def placed(self, values: NDArray[np.int64]) -> Tensor:
-        """Numbers on the model's device. The copy waits for nothing that is under way there: pages are staged before it returns."""
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+    def placed(self, values: NDArray[np.int64] | Tensor) -> Tensor:
+        """Numbers on the model's device, where tensors are already. The copy waits for nothing that is under way there: pages are staged
+        before it returns."""
+        return values if isinstance(values, Tensor) else torch.from_numpy(values).to(self.device, non_blocking=True)
 
     def hidden(
         self,
-        tokens_T: NDArray[np.int64],
-        positions_T: NDArray[np.int64],
+        tokens_T: NDArray[np.int64] | Tensor,
+        positions_T: NDArray[np.int64] | Tensor,
         attention: Attention | None,
         media: Sequence[ForestMedia] = (),
     ) -> Tensor:
-        """Last hidden states (T, D) of one flat row; `attention` is what the keyword `forest` carries.
+        """Last hidden states (T, D) of one flat row; `attention` is what the keyword `forest` carries. Tensors on the model's device are
+        taken as they are.
 
         `positions_T` may be (3, T), for models that count in time, height and width. `media` stands at its places in the row.
         """
         extra: dict[str, Any] = {} if attention is None else {"forest": attention}
         if media:
-            extra |= embed(self.base, tokens_T, media)
+            extra |= embed(self.base, np.asarray(tokens_T), media)
         else:
             extra["input_ids"] = self.placed(tokens_T)[None]
         positions = self.placed(positions_T)

@@ -8,7 +8,7 @@ and layers that do not see the flat batch as it is (experts); they are refused b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,20 +62,33 @@ class Routes:
     @contextmanager
     def of(self, names: Sequence[str | None]) -> Iterator[None]:
         """Rows go through these adapters, in the order of the flat batch: `BASE` through none, None through those in force."""
-        kinds = dict.fromkeys(names)
-        if all(name is None for name in kinds):
+        device = self._model.device
+        places: dict[str | None, list[int]] = {}
+        for row, name in enumerate(names):
+            places.setdefault(name, []).append(row)
+        apart = len(places) > 1
+        rows = {name: torch.tensor(some, device=device) if apart else None for name, some in places.items()}
+        with self._in_place(rows, len(names)):
+            yield
+
+    @contextmanager
+    def masked(self, masks: Mapping[str | None, Tensor | None]) -> Iterator[None]:
+        """The same by masks (N,) of booleans, one an adapter; None is every row. Shapes do not depend on who goes where: all rows go
+        through all adapters, and take what is theirs."""
+        with self._in_place(masks, next((len(mask) for mask in masks.values() if mask is not None), 0)):
+            yield
+
+    @contextmanager
+    def _in_place(self, rows: Mapping[str | None, Tensor | None], count: int) -> Iterator[None]:
+        """LoRA layers go by these rows; what is in force alone needs no detour."""
+        if all(name is None for name in rows):
             yield
             return
-        device = self._model.device
-        rows = {
-            kind: torch.tensor([row for row, name in enumerate(names) if name == kind], device=device) if len(kinds) > 1 else None
-            for kind in kinds
-        }
         layers = self._layers
         before = [layer.__dict__.get("forward") for layer in layers]
         try:
             for layer in layers:
-                layer.__dict__["forward"] = _Routed(layer, rows, len(names))
+                layer.__dict__["forward"] = _Routed(layer, rows, count)
             with packed.nothing_known():
                 yield
         finally:
@@ -89,7 +102,8 @@ class Routes:
 class _Routed:
     """The forward of one layer during one pass."""
 
-    def __init__(self, layer: Any, rows: dict[str | None, Tensor | None], count: int) -> None:
+    def __init__(self, layer: Any, rows: Mapping[str | None, Tensor | None], count: int) -> None:
+        """`rows` of each adapter are places, or a mask, or None for all."""
         self._layer, self._rows, self._count = layer, rows, count
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -100,11 +114,13 @@ class _Routed:
             raise ModelError("A layer with adapters sees other rows than the batch has (experts do): name no adapter for this model.")
         for kind, rows in self._rows.items():
             for name in self._adapters(kind):
-                mine_NI = x_NI if rows is None else x_NI[rows]
+                mine_NI = x_NI if rows is None or rows.dtype == torch.bool else x_NI[rows]
                 A_RI, B_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
                 added = ((mine_NI.to(A_RI.dtype) @ A_RI.T) @ B_OR.T) * layer.scaling[name]
                 if rows is None:
                     out_NO = (out_NO + added).to(out.dtype)
+                elif rows.dtype == torch.bool:
+                    out_NO = torch.where(rows[:, None], (out_NO + added).to(out.dtype), out_NO)
                 else:
                     out_NO[rows] = (out_NO[rows] + added).to(out.dtype)
         return out_NO.view(out.shape)
