@@ -19,7 +19,7 @@ from generate.recorded_graph import Recorded, Traced
 from generate.test_session import SETTINGS
 from sapwood.attention.interface import LayerCall
 from sapwood.errors import ModelError
-from sapwood.generate import Answer, Engine, Session, capture, drawing
+from sapwood.generate import Answer, Engine, Session, capture, drawing, sampling
 from sapwood.generate import static as static_step
 from sapwood.generate.arena import NOTHING, PADDING, Arena
 from sapwood.generate.capture import Graphs, HostAskedError
@@ -269,6 +269,16 @@ def test_a_step_of_mixed_settings_is_one_read(monkeypatch: pytest.MonkeyPatch) -
         for steps in range(1, 4):
             session.step()
             assert len(reads) == steps
+
+
+def test_a_filter_that_keeps_more_than_was_looked_at_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts([[5, 6], [7], [8, 9]])
+    params = SamplingParams(max_new_tokens=8, temperature=1.5, top_p=0.99, seed=3, top_logprobs=2)
+    expected = static("llama", Letters([])).generate(asked, params)
+    monkeypatch.setattr(sampling, "CANDIDATES", 3)
+    assert [(one.ids, one.logprobs) for one in static("llama", Letters([])).generate(asked, params)] == [
+        (one.ids, one.logprobs) for one in expected
+    ]
 
 
 class Graph:
