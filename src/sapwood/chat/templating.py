@@ -27,6 +27,7 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
+from sapwood.chat.bounds import Bounded, Overspent, TooLarge, check_call, check_format, check_operation, guarded
 from sapwood.chat.probes import ASK, TELL
 from sapwood.chat.stepwise import MARK, marked
 from sapwood.chat.turns import taken_apart
@@ -36,7 +37,8 @@ from sapwood.records import Message, ToolCall
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 """Names that the renderer itself gives to a template."""
 
-_CAUSES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+WIDEST_INDENT = 1000
+_CAUSES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 """What a template can raise while it renders: its own refusals, and its bugs."""
 
 
@@ -84,6 +86,8 @@ class Template:
         self._marked = marked(environment, source)
         self._globals = dict(self._compiled.globals)
         self._usual = False
+        self._overspent: Overspent | None = None
+        """What a rendering was stopped for: the next would take as long."""
         self.form = Form()
         self.form = self._learned_form(special or {})
         without_ids = replace(self.form, short_ids=False, needs_ids=False)
@@ -142,6 +146,8 @@ class Template:
         if self.form.needs_ids:
             messages = _with_ids(messages)
         try:
+            if self._overspent is not None:
+                raise self._overspent
             variables = {
                 **self._globals,
                 **special,
@@ -153,8 +159,10 @@ class Template:
             }
             # what `jinja2.Template.render` does, with the globals made a plain dictionary once and not at every rendering
             context = jinja2.runtime.new_context(compiled.environment, compiled.name, compiled.blocks, variables, shared=True)
-            return "".join(compiled.root_render_func(context))
+            with Bounded():
+                return "".join(compiled.root_render_func(context))
         except _CAUSES as error:
+            self._overspent = error if isinstance(error, Overspent) else None
             roles = ", ".join(message.role for message in messages) or "none"
             cause = str(error).rstrip(".") or type(error).__name__
             raise TemplateError(
@@ -282,7 +290,23 @@ _OF_LOOPS = frozenset(("first", "last", "index", "index0", "length"))
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox. An entry of a plain dictionary, or where a loop is, is looked up at once: neither needs guarding."""
+    """Jinja's sandbox, within bounds. An entry of a plain dictionary, or where a loop is, is looked up at once: neither needs guarding."""
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        check_operation(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: jinja2.runtime.Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        check_call(obj, args)
+        return super().call(context, obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            check_format(value.__self__)
+        return wrapped
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is jinja2.runtime.LoopContext and attribute in _OF_LOOPS:
@@ -303,10 +327,12 @@ def _environment(today: datetime) -> jinja2.sandbox.ImmutableSandboxedEnvironmen
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
+        if indent is not None and indent > WIDEST_INDENT:
+            raise TooLarge(f"lines that begin with {indent:,} spaces")
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = tojson
+    environment.filters |= {**guarded(environment.filters), "tojson": tojson}
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = today.strftime
     environment.globals["namespace"] = _Namespace
