@@ -209,11 +209,12 @@ def _mend_last_line(file: IO[bytes]) -> None:
 
 
 def open_run(path: Path) -> Run:
-    """Create the folder if needed and take its lock. Raises `StorageError` if it cannot be written or is in use."""
+    """Create the folder if needed and take its lock. Raises `StorageError` if it cannot be written, is in use, or holds runs."""
     try:
         with storage(path, "create the run folder"):
             path.mkdir(parents=True, exist_ok=True)
             require_known(path)
+            _refuse_home(path)
             lock = (path / LOCK).open("ab")
     except FileExistsError as error:
         raise StorageError(f"Could not create the run folder {path}: a file has that name. Choose another folder with --out.") from error
@@ -228,6 +229,17 @@ def open_run(path: Path) -> Run:
     if not (path / MARK).exists() and not (path / "config.yaml").exists():
         run.write_json(MARK.removesuffix(".json"), {"begun": datetime.now(UTC).isoformat(timespec="seconds")})
     return run
+
+
+def _refuse_home(path: Path) -> None:
+    """Raise `StorageError` for a folder that holds runs and is none: whoever names it means it as their home."""
+    if (path / MARK).exists() or (path / "config.yaml").exists():
+        return
+    if inside := sorted(mark.parent.name for mark in path.glob(f"*/{MARK}")):
+        there = ", ".join(inside[:3]) + (", …" if len(inside) > 3 else "")
+        raise StorageError(
+            f"{path} holds runs ({there}), and a run's files would lie among them. Name a folder of its own, such as --out {path / 'mine'}."
+        )
 
 
 def run_named(names: Sequence[str]) -> Path | None:

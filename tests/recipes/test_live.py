@@ -18,7 +18,8 @@ from sapwood.recipes import Screen
 from sapwood.recipes.blocks import BLOCKS, chart, sparkline
 from sapwood.recipes.course import Course, clock
 from sapwood.recipes.feed import Feed
-from sapwood.recipes.live import PANEL, Watch, WatchConfig, answer_lines, show_course, watching
+from sapwood.recipes.learning_live import both_ends
+from sapwood.recipes.live import PANEL, Watch, WatchConfig, answer_lines, one_line, show_course, watching
 from sapwood.recipes.samples import Answer, evenly, what_differs
 from sapwood.run import open_run
 from sapwood.train import StepReport
@@ -256,3 +257,11 @@ def test_times_and_questions() -> None:
     assert [list(evenly(items, count)) for count in (0, 1, 3, 10, 99)] == [[], [0], [0, 3, 6], items, items]
     with pytest.raises(ConfigError, match="samples is -1"):
         WatchConfig(samples=-1)
+
+
+@pytest.mark.parametrize("text", ["🐶" * 60, "木の年輪" * 20, "a🐶" * 40, "word " * 30, "e\u0301" * 50, "🐶"])
+@pytest.mark.parametrize("length", [1, 2, 7, 40])
+def test_a_line_is_cut_by_what_it_takes_on_the_screen(text: str, length: int) -> None:
+    for cut in (one_line(text, length), both_ends(text, length)):
+        assert cell_len(cut) <= max(1, length)
+    assert one_line(text, 400) == both_ends(text, 400) == text.strip()

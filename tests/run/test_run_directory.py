@@ -129,3 +129,13 @@ def test_records_are_replaced_whole_or_not_at_all(run: Run, monkeypatch: pytest.
     with pytest.raises(StorageError):
         run.replace("kept", {"n": 0})
     assert [record["n"] for record in run.read("kept")] == [11, 12]
+
+
+def test_a_folder_of_runs_is_not_made_a_run(tmp_path: Path) -> None:
+    open_run(tmp_path / "runs" / "mine-1").close()
+    with pytest.raises(StorageError, match=r"holds runs \(mine-1\).*--out .*runs/mine"):
+        open_run(tmp_path / "runs")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine-1"], "nothing was written"
+    open_run(tmp_path / "sweep").close()
+    open_run(tmp_path / "sweep" / "lr=1").close()
+    open_run(tmp_path / "sweep").close()  # what is a run itself may hold others

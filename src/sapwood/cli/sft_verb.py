@@ -9,6 +9,7 @@ from pathlib import Path
 from sapwood.cli.options import parse, screen_for, take_json, take_names
 from sapwood.config import load_yaml
 from sapwood.errors import ConfigError
+from sapwood.evaluate.charts import signed
 from sapwood.recipes import Screen, TuneConfig, TuneResult, tune
 from sapwood.recipes.tune import config_of
 from sapwood.run import require_known
@@ -56,7 +57,7 @@ def show(result: TuneResult, screen: Screen) -> None:
     for name, change in result.bits.items():
         screen.say(
             f"{name}: {change.before.mean:.3f} → {change.after.mean:.3f} bits a token "
-            f"({change.mean:+.3f} [{change.interval.low:+.3f}, {change.interval.high:+.3f}])"
+            f"({signed(change.mean, 3)} [{signed(change.interval.low, 3)}, {signed(change.interval.high, 3)}])"
         )
     if result.verdict:
         screen.say(result.verdict.caveats[0], "dim")

@@ -53,9 +53,11 @@ def split_keys(key_B: Keys, label_B: Keys | None, *, wanted: int, seed: int, clu
     groups = int(group_B.max()) + 1 if len(group_B) else 0
     if groups < 2:
         together = f"the same prompt or the same `{cluster}`" if cluster else "the same prompt"
+        other = ", choose another cluster column" if cluster else ""
         raise DataError(
             f"Cannot hold anything out: all {len(key_B)} conversations belong together (they share {together}), and what "
-            "belongs together must stay on one side. Add other conversations, or choose another cluster column."
+            f"belongs together must stay on one side. Add other conversations{other}, or hold nothing out (--held-out 0): then "
+            "nothing is judged."
         )
     first_G = np.full(groups, len(rank_P), dtype=np.int64)  # a group's prompt of the least key decides its rank
     np.minimum.at(first_G, group_B, prompt_B)

@@ -40,6 +40,7 @@ from sapwood.evaluate import (
     items_from,
 )
 from sapwood.evaluate.bits import STATEMENT
+from sapwood.evaluate.charts import signed
 from sapwood.evaluate.curves import read_curves
 from sapwood.evaluate.report import html_fragment, write_report
 from sapwood.generate import Engine
@@ -305,7 +306,7 @@ def _conclude(chain: _Chain, scores: list[ArmScore], changes: dict[str, BitsChan
         change = changes[HELD_OUT]
         line = (
             f"Held-out answers take {change.before.mean:.3f} → {change.after.mean:.3f} bits a token "
-            f"({change.mean:+.3f} [{change.interval.low:+.3f}, {change.interval.high:+.3f}]). {STATEMENT}"
+            f"({signed(change.mean, 3)} [{signed(change.interval.low, 3)}, {signed(change.interval.high, 3)}]). {STATEMENT}"
         )
     bits = {name: change.to_dict() for name, change in changes.items()}
     chain.run.write_json(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.panel import Panel
@@ -223,11 +224,11 @@ def answer_lines(answers: Sequence[Record], width: int) -> Text:
 
 def both_ends(text: str, length: int) -> str:
     """A text in one line: all of it, or its beginning and its end. What tells questions apart may stand at either."""
-    whole = one_line(text, max(len(text), 1))
-    if len(whole) <= length:
+    whole = one_line(text, 2 * len(text))
+    if cell_len(whole) <= length:
         return whole
     tail = length // 2
-    return f"{one_line(whole, length - tail)}{whole[len(whole) - tail :] if tail else ''}"
+    return f"{one_line(whole, length - tail)}{set_cell_size(whole[::-1], tail)[::-1].lstrip()}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.panel import Panel
@@ -230,17 +230,17 @@ def _asked(lines: Sequence[str], length: int) -> str:
     if not lines:
         return "(nothing was asked)"
     whole, last = " ".join(lines), lines[-1]
-    room = length - len(last) - 1
-    if len(whole) <= length or room < length // 4:
-        return one_line(whole if len(whole) <= length or len(lines) < 2 else last, length)
+    room, fits = length - cell_len(last) - 1, cell_len(whole) <= length
+    if fits or room < length // 4:
+        return one_line(whole if fits or len(lines) < 2 else last, length)
     return f"{one_line(whole, room)} {one_line(last, length)}"
 
 
 def one_line(text: str, length: int) -> str:
-    """A text without line breaks and control letters, cut with an ellipsis."""
+    """A text without line breaks and control letters, cut with an ellipsis to so many columns: some letters take two."""
     text = " ".join(text.split()).translate(UNPRINTABLE)
     length = max(1, length)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return text if cell_len(text) <= length else set_cell_size(text, length - 1).rstrip() + "…"
 
 
 def _when(step: int) -> str:

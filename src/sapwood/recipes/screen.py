@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.text import Text
 
 from sapwood.chat.colour import UNPRINTABLE
+from sapwood.recipes.course import clock
 
 Advance = Callable[[int, int, str], None]
 """Called with (done, in all, a few words on the state)."""
@@ -31,8 +32,7 @@ class Screen:
 
     def title(self, text: str) -> None:
         """A heading: what happens next, and how far into the run we are."""
-        seconds = int(time.monotonic() - self._began)
-        self.console.print(f"\n[bold]{escape(text)}[/bold]  [dim]{seconds // 60}:{seconds % 60:02d}[/dim]")
+        self.console.print(f"\n[bold]{escape(text)}[/bold]  [dim]{clock(time.monotonic() - self._began)}[/dim]")
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence, taken literally: wrapped below its own beginning on a terminal, one line in a file."""
