@@ -191,7 +191,7 @@ def test_weights_are_not_needed(place: Path) -> None:
 
 
 def test_what_does_not_fit_is_told_with_what_would(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "resident_memory", lambda: 1 << 20)
+    monkeypatch.setattr(measuring, "resident_memory", lambda *_: 1 << 20)
     wide = plan(PlanConfig(tune=config(budget=600, batch=40, full=True)))
     room = (wide.estimate.peak(wide.largest // 2) + 1) / 2**30
     tight = plan(PlanConfig(tune=config(budget=600, batch=40, full=True), memory=room))
