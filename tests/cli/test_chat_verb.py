@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from remote.scripted_server import serving
+from remote.test_remote_stream import chunks
 from sapwood.chat import Delta
 from sapwood.cli.chat_shown import InTurn, SideBySide
 from sapwood.cli.main import main
@@ -81,6 +83,37 @@ def test_a_row_is_added_whole_or_not_at_all_and_the_conversation_goes_on(
     assert f"Could not save into {place}" in shown.err
     assert "Could not save into /dev/full: the disk is full" in shown.err
     assert len(json.loads(shown.out)["messages"]) == 4
+
+
+def test_a_server_answers_alone_or_beside_a_model(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(lambda body, _: chunks({"content": f"You said {body['messages'][-1]['content']}."})) as server:
+        far = ("--hosted-url", server.url, "--hosted-model", "big", "--max-new-tokens", "5", "--json")
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"sky\n/save {place / 'far.jsonl'}\n"))
+        assert main(["chat", *far, "--system", "be brief", "--temperature", "0.5", "--hosted-leave-out", "seed"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said == {"messages": json.loads((place / "far.jsonl").read_text())["messages"]}
+        assert [message["content"] for message in said["messages"]] == ["be brief", "sky", "You said sky."]
+        assert {"temperature": 0.5, "max_tokens": 5, "stream": True}.items() <= server.bodies[0].items()
+        assert "seed" not in server.bodies[0]
+        monkeypatch.setattr("sys.stdin", io.StringIO("grass\n"))
+        assert main(["chat", str(place / "model"), "--dtype", "fp32", *far]) == 0
+        arms = json.loads(capsys.readouterr().out)["arms"]
+        assert list(arms) == ["model", "big"]
+        assert arms["big"][1]["content"] == "You said grass."
+        for words, told in (
+            (["chat", *far, "--beside", "base"], "beside belongs to a model of this machine"),
+            (["chat", *far, "--dtype", "fp32"], "dtype belongs to a model of this machine"),
+            (["chat", *far, "--overflow", "drop oldest"], "overflow needs a model's own tokenizer"),
+            (["chat", "--hosted-url", server.url], "both hosted_url and hosted_model"),
+            (
+                ["chat", str(place / "model"), "--dtype", "fp32", "--hosted-url", server.url, "--hosted-model", "model"],
+                "Give one of them another name",
+            ),
+        ):
+            assert main(words) != 0
+            assert told in capsys.readouterr().err
+    assert main(["chat", *far]) != 0
+    assert "Check that the server runs" in capsys.readouterr().err, "before anything is typed"
 
 
 def test_base_needs_an_adapter_that_stands_on_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remote.scripted_server import serving as far_server
+from remote.test_remote_stream import chunks
 from sapwood.chat import Chat
 from sapwood.data import read
 from sapwood.errors import ConfigError
@@ -17,6 +22,7 @@ from sapwood.model import load_model
 from sapwood.recipes.functions import functions_of
 from sapwood.recipes.talk import CALLS, Heard, Talk
 from sapwood.records import Completion, Ended, Message, Prompt, SamplingParams
+from sapwood.remote import Remote, RemoteSampler
 from serve.test_serve_tools import HERMES
 from tiny.folder import write_model
 
@@ -213,3 +219,74 @@ def test_a_summary_is_sent_where_the_conversation_outgrows_the_context(tmp_path:
         assert talk.ask("the colour of grass is green and that of the sky is blue, says the owl", heard)
     assert "a summary is sent in place of its oldest" in notes[0]
     assert talk.said["one"][-1].role == "assistant"
+
+
+def far_talk(url: str, functions: Any = ({}, ()), **more: Any) -> Talk:
+    remote = Remote(url=url, model="big", backoff=0.01, tries=2, timeout=5.0)
+    params = SamplingParams(max_new_tokens=50, temperature=0.5)
+    given = {"engine": None, "chat": None, "arms": {}} | more
+    return Talk(**given, params=params, servers={"big": RemoteSampler(remote)}, tools=functions[0], schemas=functions[1])
+
+
+def test_a_server_answers_beside_the_engine_and_calls_the_same_functions(chat: Chat, functions: Any) -> None:
+    made = [{"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]
+    replies = [
+        chunks({"tool_calls": made}, reason="tool_calls"),
+        chunks({"content": "It is "}, {"content": "18."}),
+        chunks({"content": "Yes."}),
+    ]
+    engine: Any = Scripted(chat, {None: [call("Oslo"), "Cold.", "No."]})
+    with far_server(lambda body, before: replies[before]) as server:
+        log: list[str] = []
+        talk = far_talk(server.url, functions, engine=engine, chat=chat, arms={"mine": None})
+        assert talk.ask("the weather in Rome?", heard_in(log))
+        assert talk.ask("sure?", heard_in(log))
+    assert [message.role for message in talk.said["big"]] == ["user", "assistant", "tool", "assistant", "user", "assistant"]
+    assert [message.content for message in talk.said["big"][3:]] == ["It is 18.", "sure?", "Yes."]
+    assert [message.content for message in talk.said["mine"][3:]] == ["Cold.", "sure?", "No."]
+    assert "big: It is " in log, "as it came"
+    assert any(line.startswith('big called weather: {"city":"Rome"') for line in log)
+    assert server.bodies[1]["messages"][2]["tool_call_id"] == "c1"
+    assert server.bodies[2]["messages"][-1] == {"role": "user", "content": "sure?"}
+    assert (server.bodies[0]["temperature"], server.bodies[0]["tools"][0]["function"]["name"]) == (0.5, "weather")
+    row = talk.row("big")
+    assert [message["role"] for message in row["messages"]] == [message.role for message in talk.said["big"]]
+    assert row["tools"]
+
+
+def test_a_server_that_breaks_or_is_gone_is_told_and_the_question_forgotten() -> None:
+    replies = [chunks({"content": "Fine."}), chunks({"content": "Half"}, reason=None, done=False)]
+    with far_server(lambda body, before: replies[before]) as server:
+        talk, log = far_talk(server.url), list[str]()
+        assert talk.ask("first", heard_in(log))
+        said = list(talk.said["big"])
+        assert not talk.ask("second", heard_in(log))
+        assert "big: Half" in log
+        assert "in the middle of the answer" in log[-1]
+        assert talk.said["big"] == said
+    assert not talk.ask("third", heard_in(log))
+    assert log[-1].startswith("big note: ")
+    assert talk.said["big"] == said
+
+
+def test_stopping_does_not_wait_for_a_server() -> None:
+    let_go = threading.Event()
+
+    def hangs(body: Any, before: int) -> bytes:
+        if before:
+            let_go.wait(20)
+        return chunks({"content": "Fine."})
+
+    with far_server(hangs) as server:
+        talk, log = far_talk(server.url), list[str]()
+        assert talk.ask("first", heard_in(log))
+        threading.Timer(0.5, _thread.interrupt_main).start()  # as Ctrl-C
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            talk.ask("second", heard_in(log))
+        assert time.monotonic() - began < 10
+        assert [message.content for message in talk.said["big"]] == ["first", "Fine."]
+        told = len(log)
+        let_go.set()
+        time.sleep(0.3)
+        assert len(log) == told, "what comes later is for nobody"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from sapwood.recipes.functions import functions_of
 from sapwood.recipes.talk import Talk, save_row
 from sapwood.recipes.tune import config_of, fetch_model, load_chat
 from sapwood.records import Message, SamplingParams
+from sapwood.remote import Remote, RemoteSampler
 
 DESCRIPTION = (
-    "Talk to a run's model or to any model. /reset forgets the conversation, /save FILE [ARM] adds it to a file that `sapwood sft` "
-    "reads, /quit (or Ctrl-D) ends it."
+    "Talk to a run's model, to any model, or to a server's (--hosted-url, --hosted-model). /reset forgets the conversation, /save FILE "
+    "[ARM] adds it to a file that `sapwood sft` reads, /quit (or Ctrl-D) ends it."
 )
 COMMANDS = "/reset, /save FILE [ARM], /quit"
 
@@ -66,6 +67,37 @@ class ChatConfig:
     overflow: Overflow = "refuse"
     """A conversation that outgrows the model's context: `refuse` the question, `drop oldest` turns, or `summarise` them, and say so."""
 
+    hosted_url: str | None = None
+    """A server that answers too, or alone where no model is named: vLLM, SGLang, llama.cpp, `sapwood serve`, or a paid one."""
+    hosted_model: str | None = None
+    """The name of the model there."""
+    hosted_key: str | None = None
+    """The environment variable that holds the key. The key itself is written nowhere."""
+    hosted_timeout: float = 120.0
+    """Seconds until the server goes on with its answer."""
+    hosted_leave_out: tuple[str, ...] = ()
+    """Fields of a request that the server refuses, such as `temperature`; its own defaults hold then."""
+
+    def servers(self) -> dict[str, RemoteSampler]:
+        """Who answers elsewhere, by its name. Raises `ConfigError`."""
+        if self.hosted_url is None or self.hosted_model is None:
+            if self.hosted_url is not self.hosted_model:
+                raise ConfigError("A hosted model takes both hosted_url and hosted_model: its server, and its name there.")
+            return {}
+        if self.overflow != "refuse":
+            raise ConfigError("overflow needs a model's own tokenizer, and a hosted model's is elsewhere. Leave it out.")
+        return {
+            self.hosted_model: RemoteSampler(
+                Remote(
+                    url=self.hosted_url,
+                    model=self.hosted_model,
+                    key=self.hosted_key,
+                    timeout=self.hosted_timeout,
+                    leave_out=self.hosted_leave_out,
+                )
+            )
+        }
+
     @property
     def sampling(self) -> SamplingParams:
         """How answers are drawn. Raises `ConfigError` for settings without a meaning."""
@@ -83,29 +115,36 @@ def run(words: list[str]) -> None:
     params = config.sampling  # odd settings are refused before the model loads
     tools, schemas = functions_of(config.tools) if config.tools is not None else ({}, ())
     screen = Screen(quiet=json.target == "-")
-    name = _run_of(names[0]) if names else DEFAULT_MODEL
-    kernels.compile_beside(screen.say)
-    model, chat = open_model(name, config, screen)
-    if config.tools_in_system and not chat.tools_in_system:
-        chat = chat.with_tools_in_system()
-    if tools:  # a template that has no place for them says so now
-        chat.prompt([Message("user", "What can you do?")], schemas, trained_arguments(Path(name)), where=str(config.tools))
-    model, arms = _arms(model, Path(name).resolve().name if Path(name).exists() else name, config.beside)
-    talk = Talk(
-        Engine(model, chat),
-        chat,
-        arms,
-        params,
-        start=(Message("system", config.system),) if config.system else (),
-        tools=tools,
-        schemas=schemas,
-        arguments=trained_arguments(Path(name)),
-        overflow=config.overflow,
-    )
+    servers = config.servers()
+    if servers and not names:
+        for knob in ("beside", "template", "tools_in_system", "dtype"):
+            if getattr(config, knob) != getattr(ChatConfig, knob):
+                raise ConfigError(f"{knob} belongs to a model of this machine, and none is named. Name one, or leave it out.")
+    for sampler in servers.values():
+        sampler.check()
+    start = (Message("system", config.system),) if config.system else ()
+    talk = Talk(None, None, {}, params, servers, start, tools, schemas, overflow=config.overflow)
+    if names or not servers:
+        talk = _with_model(talk, _run_of(names[0]) if names else DEFAULT_MODEL, config, screen)
     screen.say(DESCRIPTION, "dim")
     _converse(talk, json, screen)
     said = {arm: [message.for_template() for message in messages] for arm, messages in talk.said.items()}
     json.write({"messages": next(iter(said.values())), **({"arms": said} if len(said) > 1 else {})})
+
+
+def _with_model(talk: Talk, name: str, config: ChatConfig, screen: Screen) -> Talk:
+    """The same with a model of this machine, and what stands beside it on its weights."""
+    kernels.compile_beside(screen.say)
+    model, chat = open_model(name, config, screen)
+    if config.tools_in_system and not chat.tools_in_system:
+        chat = chat.with_tools_in_system()
+    arguments = trained_arguments(Path(name))
+    if talk.tools:  # a template that has no place for them says so now
+        chat.prompt([Message("user", "What can you do?")], talk.schemas, arguments, where=str(config.tools))
+    model, arms = _arms(model, Path(name).resolve().name if Path(name).exists() else name, config.beside)
+    if both := arms.keys() & talk.servers.keys():
+        raise ConfigError(f"{min(both)!r} names a model here and one on the server. Give one of them another name.")
+    return replace(talk, engine=Engine(model, chat), chat=chat, arms=arms, arguments=arguments)
 
 
 def _arms(model: LanguageModel, called: str, beside: tuple[str, ...]) -> tuple[LanguageModel, Mapping[str, str | None]]:
@@ -120,7 +159,7 @@ def _arms(model: LanguageModel, called: str, beside: tuple[str, ...]) -> tuple[L
 
 def _converse(talk: Talk, json: Json, screen: Screen) -> None:
     out = sys.stderr if json.target == "-" else sys.stdout
-    together = len(talk.arms) > 1 and out.isatty()
+    together = len(talk.said) > 1 and out.isatty()
     for line in _lines():
         if line == "/quit":
             return
@@ -130,7 +169,7 @@ def _converse(talk: Talk, json: Json, screen: Screen) -> None:
             except SapwoodError as error:
                 print(error, file=sys.stderr)
             continue
-        shown = SideBySide(list(talk.arms), out) if together else InTurn(list(talk.arms), out)
+        shown = SideBySide(list(talk.said), out) if together else InTurn(list(talk.said), out)
         try:
             with shown:
                 talk.ask(line, shown.heard)
@@ -158,8 +197,8 @@ def _reset(talk: Talk, screen: Screen) -> None:
 def _save(words: list[str], talk: Talk, screen: Screen) -> None:
     """Add the conversation to a file of rows. Raises `SapwoodError` where that cannot be."""
     if not 1 <= len(words) <= 2:
-        raise ConfigError(f"/save takes a file, and the arm if there are several: /save my.jsonl [{' | '.join(talk.arms)}].")
-    file, arm = Path(words[0]), words[1] if len(words) > 1 else next(iter(talk.arms))
+        raise ConfigError(f"/save takes a file, and the arm if there are several: /save my.jsonl [{' | '.join(talk.said)}].")
+    file, arm = Path(words[0]), words[1] if len(words) > 1 else next(iter(talk.said))
     save_row(file, talk.row(arm))
     screen.say(f"Saved in {file}, as a row. Mend what should have been said, then: sapwood sft {file}", "dim")
 
