@@ -123,7 +123,7 @@ def take_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse(config: C, verb: str, words: Sequence[str], description: str) -> C:
     """Flags over defaults. Raises `ConfigError` for unknown flags and values that do not fit."""
     words = _with_values(words, config)
-    asked, names = {"-h", "--help"} & {*words}, NAMES[verb]
+    asked, names = {"-h", "--help"} & {*words}, NAMES.get(verb, "")  # benches take options alone
     if asked:
         order = " Names come first, options after them." if names else ""
         print(_wrapped(f"{description}{order} --json [FILE.json] gives the result to machines.") + "\n")
