@@ -14,6 +14,7 @@ import pytest
 from chat.chat_folders import CHATML, TEMPLATES, load, write_folder
 from data.chat_rows import conversations, write
 from sapwood.chat import Chat
+from sapwood.data import preparing
 from sapwood.data import workers as workers_module
 from sapwood.data.packed import PARTS
 from sapwood.data.preparing import Preparer, batches
@@ -49,16 +50,16 @@ def test_a_planned_chat_is_the_same(tmp_path: Path) -> None:
             assert Chat.planned(plan).fingerprint == one.fingerprint
 
 
-# A template that fails in a way that no template is foreseen to: it asks for more memory than there is.
-GREEDY = CHATML.replace("{%- for m", "{%- if messages[-1].content == 'greedy' %}{{ 'x' * 10 ** 15 }}{% endif %}{%- for m", 1)
-
-
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_row_that_fails_unforeseen_is_named(tmp_path: Path, count: int) -> None:
-    chat = Chat.load(write_folder(tmp_path / "model", GREEDY))
-    rows = [{"prompt": f"q{number}", "completion": "a"} for number in range(700)]
-    rows[432]["completion"] = "greedy"
-    found = scan([write(tmp_path / "rows.jsonl", rows)])
+def test_a_row_that_fails_unforeseen_is_named(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = load(tmp_path / "model", "chatml")
+    greedy = "from sapwood.data import preparing, workers\n"
+    greedy += "made = preparing.made_of\n"
+    greedy += "preparing.made_of = lambda chat, record: made(chat, record) if record.source.line != 433 else bytearray(10 ** 15)\n"
+    monkeypatch.setattr(workers_module, "COMMAND", greedy + "workers.serve()")
+    made = preparing.made_of
+    monkeypatch.setattr(preparing, "made_of", lambda chat, record: made(chat, record) if record.source.line != 433 else bytearray(10**15))
+    found = scan([write(tmp_path / "rows.jsonl", [{"prompt": f"q{number}", "completion": "a"} for number in range(700)])])
     with pytest.raises(DataError, match=r"rows\.jsonl:433: preparing this row failed with MemoryError") as caught:
         list(prepared_chunks(Preparer(chat, {}, None), batches(found.recipe.rows()), count))
     assert "Traceback" not in str(caught.value)

@@ -131,7 +131,7 @@ def test_the_processor_is_used_where_asked(folder: Path, monkeypatch: pytest.Mon
 
     def load(path: Path, dtype: str, *, device: str) -> Any:
         asked.append(device)
-        return load_model(path, dtype)
+        return load_model(path, dtype, device="cpu")
 
     monkeypatch.setattr("sapwood.trl.models.load_model", load)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
