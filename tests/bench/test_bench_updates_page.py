@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 
@@ -17,27 +15,12 @@ def result(name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("workload", ["group", "group-short"])
-def test_the_page_gives_what_was_measured_of_an_update(workload: str) -> None:
-    found = result(f"sft-{workload}")
-    row = (
-        f"| `{workload}` | **{found['ratio_to_tuned']:.1f}** | {found['share_of_limit']:.0%} | "
-        f"{found['max_relative_loss_difference']:.2%} | {found['max_norm_difference']:.1%} |"
-    ).replace("%", " %")
-    assert row in PAGE
-
-
-def test_the_peers_setting_is_the_one_that_the_page_names() -> None:
+def test_short_updates() -> None:
     short, group = result("sft-group-short"), result("sft-group")
-    assert group["sweep"]["of"] == "group-short"
-    assert group["sweep"]["best"] == short["sweep"]["best"]
+    assert f"**{short['ratio_to_tuned']:.1f} times** as fast as TRL tuned, {short['share_of_limit'] * 100:.0f} % of the limit" in PAGE
+    assert (short["settings"]["rounds"], short["settings"]["steps"]) == (1, 1), "the page says that it was one round of one step"
+    assert short["sweep"]["best"].items() <= group["sweep"]["best"].items(), "taken over; a later field is at its default"
     assert (short["sweep"]["best"]["precision"], short["sweep"]["best"]["rows"]) == ("autocast", 2)
-    assert {found["settings"]["rounds"] for found in (short, group)} == {1}, "the page says that it was one round"
-
-
-def test_where_the_time_goes_is_what_was_profiled() -> None:
-    for line in result("sft-group")["profile"][:5]:
-        assert f"| `{line['operation']}` | {line['share'] * 100:.1f} % |" in PAGE
 
 
 def test_whole_steps_of_grpo() -> None:
@@ -55,10 +38,8 @@ def test_whole_steps_of_grpo() -> None:
     assert (best["long"]["precision"], best["long"]["rows"]) == ("autocast", 1)
 
 
-def test_preferences_alone() -> None:
+def test_pairs_were_compared_in_fp32() -> None:
     found = result("sft-pairs")
-    assert f"**{100 * found['share_of_limit']:.0f} % of\nthe limit**" in PAGE
-    assert (found["settings"]["rounds"], found["settings"]["steps"], found["settings"]["against"]) == (1, 2, "none")
-    first, second, _ = found["losses"]["Sapwood"]
-    assert abs(first - 0.6931) < 1e-4
-    assert f"the second step is {second:.3f} here" in PAGE
+    assert found["in_fp32"]["max_loss_difference"] < 1e-3
+    assert found["max_relative_loss_difference_to_fp32"] < 0.02
+    assert f"The rate is {found['settings']['learning_rate']:.0e}.".replace("e-0", "e-") in PAGE
