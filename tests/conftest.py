@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,3 +23,14 @@ if "SAPWOOD_PREPARED" not in os.environ:  # a folder of this session's own: rows
 
 settings.register_profile("sapwood", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("sapwood")
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_not_put_off() -> Iterator[None]:
+    """A chat with an empty cache does without the kernels for the rest of its process; the tests behind it do not."""
+    yield
+    kernels = sys.modules.get("sapwood.kernels")
+    if kernels is not None and kernels._put_off:
+        kernels._put_off.clear()
+        kernels._load.cache_clear()
+        kernels.cpu_kernels.cache_clear()

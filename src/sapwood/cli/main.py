@@ -71,9 +71,6 @@ VERBS = {
 WIDEST = 120
 """Columns of the list of verbs at most."""
 
-COMPUTES = frozenset({"quickstart", "sft", "dpo", "grpo", "distill", "reason", "sweep", "decide", "eval", "study", "serve", "plan"})
-"""Verbs that load a model: where kernels are yet to be compiled, that begins while the program is still loading."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
@@ -88,8 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ConfigError(f"There is no verb {verb!r}.{did_you_mean(verb, list(VERBS))} Verbs: {', '.join(VERBS)}.")
-        if verb in COMPUTES and not {"-h", "--help"} & set(rest):
-            import_module("sapwood.kernels").begin_early()
         run: Callable[[list[str]], None] = import_module(f"sapwood.cli.{verb}_verb").run
         with _sigterm_stops():
             run(rest)

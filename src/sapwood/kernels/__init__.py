@@ -52,14 +52,6 @@ def prepare(dtype: torch.dtype, say: Callable[[str], None]) -> None:
             say(f"They are left out, and training is slower: {why_not()}.")
 
 
-def begin_early() -> None:
-    """Start to compile, where that is to be done and the processor computes in bf16, while the program is still loading."""
-    in_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    if in_bf16 is not None and in_bf16() and not is_compiled():
-        with contextlib.suppress(OSError):  # who needs them hears of it
-            begin()
-
-
 def compile_beside(say: Callable[[str], None]) -> None:
     """Where they are not compiled yet, do without them in this process, and let the next one have them: for who waits for a first word.
 
