@@ -119,12 +119,14 @@ def test_no_permission(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from sapwood.data import read\n"
         "from sapwood.errors import StorageError\n"
+        "from sapwood.recipes.prepare import DataConfig, scan_files\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
-        "try: read([Path(sys.argv[1])])\n"
-        "except StorageError as error: print(error)\n"
+        "for way in (lambda: read([Path(sys.argv[1])]), lambda: scan_files([sys.argv[1]], DataConfig(), lambda *_: None)):\n"
+        "    try: way()\n"
+        "    except StorageError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{path}: this user may not read it. Change its permissions")
+    assert done.stdout.count(f"{path}: this user may not read it. Change its permissions") == 2
 
 
 def test_a_gigabyte_without_a_line_end_costs_little_memory_and_time(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,20 @@ def test_a_plan_holds_the_steps_that_training_takes(place: Path) -> None:
     assert not made.ways
     checkpoints = sum(file.stat().st_size for file in (place / "run" / "checkpoints").rglob("state.safetensors"))
     assert made.disk.checkpoints * 2 / 3 == pytest.approx(checkpoints, rel=0.2)
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_model_is_loaded(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sft", "rows.jsonl", "--model", "model", "--held-out", "8", "--dtype", "fp32", "--scorer", "exact", "--max-steps", "1"]
+    needed = plan(PlanConfig(tune=config(max_steps=1))).disk
+    assert needed.checkpoints < plan(PlanConfig(tune=config(max_steps=9))).disk.checkpoints, "one step leaves one checkpoint"
+    monkeypatch.setattr("sapwood.recipes.plan.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, 10_000))
+    assert main([*words, "--out", "small"]) == 1
+    said = capsys.readouterr().err
+    assert "9.8 KiB are free" in said or "10 KiB are free" in said
+    assert "--keep 1" in said
+    assert "Model" not in said
 
 
 def test_the_same_is_measured_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from sapwood.model import load_model
 from sapwood.recipes import Screen
 from sapwood.recipes.other_rows import pairs_to_prefer, scan
 from sapwood.recipes.prepare import DataConfig
-from sapwood.run import open_run, step_records
+from sapwood.run import open_run, read_records, step_records
 from sapwood.train import DpoConfig, OptimConfig, dpo
 from sapwood.trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig
 from tiny.trainers import model_of, tokenizer_of, weights_of
@@ -54,6 +54,7 @@ def test_the_snippet_of_the_course(folder: Path, tmp_path: Path) -> None:
     before = weights_of(trainer.model)
     output = trainer.train()
     assert 'id="alarms"' in (trainer.run_path / "report.html").read_text()
+    assert read_records(trainer.run_path / "ledger.jsonl")[-1]["rows_in"] > 0
     first, last, _ = trainer.state.log_history
     assert first["loss"] == pytest.approx(0.6931, abs=1e-3), "the policy is the reference"
     assert last["loss"] < first["loss"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sapwood.errors import ConfigError, DataError, TrainingError
+from sapwood.run import read_records
 from sapwood.trl import GRPOConfig, GRPOTrainer
 from sapwood.trl.prompts import taken
 from tiny.trainers import model_of, tokenizer_of, weights_of
@@ -52,6 +53,7 @@ def test_section_4_as_the_page_has_it(folder: Path, tmp_path: Path) -> None:
     before = weights_of(trainer.model)
     output = trainer.train()
     assert 'id="alarms"' in (trainer.run_path / "report.html").read_text()
+    assert read_records(trainer.run_path / "ledger.jsonl")[-1]["rows_in"] > 0
     assert output.global_step == trainer.state.max_steps == 2, "8 answers a step are one prompt's"
     assert any(not torch.equal(before[name], value) for name, value in weights_of(trainer.model).items())
     line = trainer.state.log_history[0]

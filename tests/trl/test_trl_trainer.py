@@ -20,7 +20,7 @@ from sapwood.recipes.prepare import DataConfig, prepare_files
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import config_of
 from sapwood.records import Message
-from sapwood.run import open_run, step_records
+from sapwood.run import open_run, read_records, step_records
 from sapwood.train import OptimConfig, SftConfig, sft
 from sapwood.trl import SFTTrainer
 from sapwood.trl.models import forest_attention
@@ -91,6 +91,10 @@ def test_history_has_the_lines_that_trl_s_has(folder: Path, rows: Rows, tmp_path
     assert trainer.evaluate(rows[:2], metric_key_prefix="mine")["mine_loss"] != again["eval_loss"]
     page = (trainer.run_path / "report.html").read_text()
     assert f"{last:.3f}" in page, "the held-out loss stands on the run's page"
+    records = read_records(trainer.run_path / "ledger.jsonl")
+    assert [record["status"] for record in records[:-1]].count("held_out") == 5
+    assert records[-1] | {"rows_in": len(rows), "trained": len(rows) - 5, "held_out": 5} == records[-1], "one summary of both sides"
+    assert "does not agree" not in page
 
 
 def test_an_adapter_loads_in_peft_and_computes_the_same(folder: Path, rows: Rows, tmp_path: Path) -> None:

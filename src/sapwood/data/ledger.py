@@ -10,7 +10,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -213,18 +213,20 @@ class Ledger:
             for fix in dict.fromkeys(refusal.fix for refusal in members[:_EXAMPLES] if refusal.fix):
                 yield f"      fix: {fix}"
 
+    def as_held_out(self) -> Ledger:
+        """Of rows that were prepared like others, and are judged instead of trained on."""
+        return replace(self, trained=self.held_out, held_out=self.trained, trained_tokens=0, prompt_tokens=0)
+
     def records(self) -> Iterator[dict[str, Any]]:
         """For `ledger.jsonl`: one record a row (status, file, line, reason, fix), then a summary that adds up."""
-        self.assert_whole()
-        return self._records()
+        return records_of(self)
 
-    def _records(self) -> Iterator[dict[str, Any]]:
+    def _rows(self) -> Iterator[dict[str, Any]]:
         for status, places in (("trained", self.trained), ("held_out", self.held_out)):
             for source in places:
                 yield _record(status, source)
         for refusal in self.refused if self._elsewhere is None else self._elsewhere():
             yield {**_record("refused", refusal.source), "reason": refusal.reason, "fix": refusal.fix}
-        yield {"kind": "summary", **self.counts()}
 
     def counts(self) -> dict[str, int]:
         """The numbers of the summary."""
@@ -237,6 +239,21 @@ class Ledger:
             "trained_tokens": self.trained_tokens,
             "prompt_tokens": self.prompt_tokens,
         }
+
+
+def records_of(*ledgers: Ledger) -> Iterator[dict[str, Any]]:
+    """The rows of several ledgers, then one summary of all. Raises `AssertionError` where one does not add up, before any is written."""
+    for ledger in ledgers:
+        ledger.assert_whole()
+    return _records_of(ledgers)
+
+
+def _records_of(ledgers: Sequence[Ledger]) -> Iterator[dict[str, Any]]:
+    counts: Counter[str] = Counter()
+    for ledger in ledgers:
+        yield from ledger._rows()
+        counts.update(ledger.counts())
+    yield {"kind": "summary", **counts}
 
 
 def _record(status: str, source: Source | None) -> dict[str, Any]:

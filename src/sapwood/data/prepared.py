@@ -6,6 +6,7 @@ and the refusals of all others. Left out on purpose: who is held out, which need
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -49,7 +50,8 @@ def kept_scan(
 ) -> Scan:
     """`scan`, or what it found in these very files before. Raises as `scan` does. `report` hears of rows read and their speed."""
     paths = located.files
-    key = _scan_key(paths, format, columns, only, allow_urls) if keep and all(path.is_file() for path in paths) else None
+    readable = all(os.path.isfile(path) and os.access(path, os.R_OK) for path in paths)
+    key = _scan_key(paths, format, columns, only, allow_urls) if keep and readable else None
     kept = scan_entry(key) if key is not None else None
     if kept is not None:
         found = _scan_from(kept, columns, only, allow_urls)

@@ -65,7 +65,12 @@ class Disk:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.checkpoints + self.result + self.rows
+        return self.written + self.rows
+
+    @property
+    def written(self) -> int:
+        """What comes into the run directory."""
+        return self.checkpoints + self.result
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def plan_of(
         longest_at=worst[0].where,
         room=int(memory * GIB) if memory is not None else room(device_for()),
         evaluation_seconds=_evaluations(found, paper, prepared.watched_examples, train, budget, steps),
-        disk=_disk(found, prepared, train, out or Path("runs")),
+        disk=_disk(found, prepared, train, steps, out or Path("runs")),
         price_per_hour=price_per_hour,
         ways=(),
     )
@@ -239,7 +244,7 @@ def _evaluations(found: Estimate, paper: LanguageModel, held_out: Sequence[Examp
     return once * (2 + 1 + -(-steps // every))
 
 
-def _disk(found: Estimate, prepared: Prepared, train: SftConfig, out: Path) -> Disk:
+def _disk(found: Estimate, prepared: Prepared, train: SftConfig, steps: int, out: Path) -> Disk:
     sizes = found.sizes
     checkpoint = sizes.trained + sizes.optimizer
     folder = prepared.examples.folder if isinstance(prepared.examples, PackedExamples) else None
@@ -247,7 +252,7 @@ def _disk(found: Estimate, prepared: Prepared, train: SftConfig, out: Path) -> D
     while not out.exists():
         out = out.absolute().parent
     return Disk(
-        checkpoints=checkpoint * (train.keep + 1),
+        checkpoints=checkpoint * min(train.keep + 1, steps),
         result=sizes.weights if train.full else sizes.adapters,
         rows=rows,
         free=shutil.disk_usage(out).free,

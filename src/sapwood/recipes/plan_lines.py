@@ -24,7 +24,7 @@ def lines_of(made: Plan) -> list[str]:
 def short_lines(made: Plan) -> list[str]:
     """The few lines that stand in front of a run."""
     known = made.estimate.measured is not None
-    memory = f"memory     about {_gib(made.peak)} at the peak, {_gib(made.room)} may be taken" if known else made.estimate.unmeasured
+    memory = f"memory     about {gib(made.peak)} at the peak, {gib(made.room)} may be taken" if known else made.estimate.unmeasured
     lines = [memory, *_time(made)]
     return lines if made.fits else [*lines, *verdict_lines(made)]
 
@@ -45,9 +45,9 @@ def memory_lines(made: Plan) -> list[str]:
     lines = ["memory at the peak"]
     for name, size in named.items():
         if size != 0:
-            lines.append(f"  {name:<12}" + ("   not measured" if size is None else f"{_gib(size):>10}  {_bar(size / scale)}"))
-    lines.append(f"  {'together':<12}{_gib(made.peak):>10}  {_bar(made.peak / scale)}")
-    lines.append(f"  {'may take':<12}{_gib(made.room):>10}  {_bar(made.room / scale)}")
+            lines.append(f"  {name:<12}" + ("   not measured" if size is None else f"{gib(size):>10}  {_bar(size / scale)}"))
+    lines.append(f"  {'together':<12}{gib(made.peak):>10}  {_bar(made.peak / scale)}")
+    lines.append(f"  {'may take':<12}{gib(made.room):>10}  {_bar(made.room / scale)}")
     return lines
 
 
@@ -56,12 +56,12 @@ def verdict_lines(made: Plan) -> list[str]:
     if made.estimate.measured is None and made.fits:
         return [made.estimate.unmeasured]
     if made.fits:
-        return [f"It fits: {_gib(made.room - made.peak)} are left. The worst-case step is tried before step 1."]
-    lines = [f"It does not fit: {_gib(made.peak - made.room)} are missing."]
+        return [f"It fits: {gib(made.room - made.peak)} are left. The worst-case step is tried before step 1."]
+    lines = [f"It does not fit: {gib(made.peak - made.room)} are missing."]
     if not made.ways:
         return [*lines, "No single option makes it fit. Take a smaller model, or a machine with more memory."]
     lines.append("What would make it fit:")
-    return [*lines, *(f"  {way.options or 'shorter rows':<32}{_gib(way.peak):>10}  {way.effect}" for way in made.ways)]
+    return [*lines, *(f"  {way.options or 'shorter rows':<32}{gib(way.peak):>10}  {way.effect}" for way in made.ways)]
 
 
 def _rows(made: Plan) -> list[str]:
@@ -90,10 +90,8 @@ def _time(made: Plan) -> list[str]:
 
 def _disk(made: Plan) -> list[str]:
     disk = made.disk
-    line = (
-        f"disk       {_gib(disk.total)}: checkpoints {_gib(disk.checkpoints)}, result {_gib(disk.result)}, prepared rows {_gib(disk.rows)}"
-    )
-    return [f"{line}; {_gib(disk.free)} are free" + ("" if disk.total < disk.free else ": TOO LITTLE. Choose another disk with --out.")]
+    line = f"disk       {gib(disk.total)}: checkpoints {gib(disk.checkpoints)}, result {gib(disk.result)}, prepared rows {gib(disk.rows)}"
+    return [f"{line}; {gib(disk.free)} are free" + ("" if disk.total < disk.free else ": TOO LITTLE. Choose another disk with --out.")]
 
 
 def _bar(share: float) -> str:
@@ -101,7 +99,8 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _gib(count: int) -> str:
+def gib(count: int) -> str:
+    """Bytes in the unit that fits them."""
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB"
 
 

@@ -15,7 +15,7 @@ import yaml
 from sapwood.assets import DEFAULT_MODEL, resolve_model
 from sapwood.chat import Chat, named_template, trained_template
 from sapwood.config import from_dict, load_yaml, save_yaml, to_dict
-from sapwood.errors import CheckpointError, ConfigError, ModelError
+from sapwood.errors import CheckpointError, ConfigError, ModelError, StorageError
 from sapwood.model import Dtype
 from sapwood.model.processor import processor_or_reason
 from sapwood.model.quantized import import_bitsandbytes
@@ -24,7 +24,7 @@ from sapwood.recipes.chain import TuneResult, prove
 from sapwood.recipes.identity import claim, hash_of, hash_of_weights
 from sapwood.recipes.live import WatchConfig
 from sapwood.recipes.plan import plan_of
-from sapwood.recipes.plan_lines import short_lines
+from sapwood.recipes.plan_lines import gib, short_lines
 from sapwood.recipes.prepare import DataConfig, Prepared, prepare, scan_files, set_apart
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.track import require_services
@@ -129,6 +129,11 @@ def _foretold(folder: Path, chat: Chat, prepared: Prepared, config: TuneConfig, 
         return None
     screen.title("Plan")
     screen.lines(short_lines(made))
+    if made.disk.written > made.disk.free:
+        raise StorageError(
+            f"{run.path}: checkpoints and result take {gib(made.disk.written)} there, and {gib(made.disk.free)} are free. Free some space, "
+            "name another disk with --out, or keep fewer checkpoints (--keep 1)."
+        )
     return made.foretold
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, NoReturn
 import torch
 
 from sapwood.config import did_you_mean
+from sapwood.data.ledger import Ledger, records_of
 from sapwood.errors import CheckpointError, ConfigError, storage
 from sapwood.model import Dtype, LanguageModel, LoraConfig, save_adapter
 from sapwood.recipes import Screen
@@ -67,6 +68,8 @@ class Face(Generic[Kind]):
         self._screen = Screen(quiet=quiet)
         self.output = Path(str(self.args.output_dir))
         self.state = TrainerState()
+        self._ledgers: list[Ledger] = []
+        """Of the rows that are trained on, and of those that are held out."""
         self.run_path: Path | None = None
         """The folder of the last training: metrics, ledger, checkpoints, result."""
 
@@ -130,6 +133,16 @@ class Face(Generic[Kind]):
         if self.args.push_to_hub:
             self.push_to_hub()
         return output
+
+    def _taken(self, ledger: Ledger, *, held_out: bool, kept: bool = True) -> Ledger:
+        """The ledger of one side; `kept` for the run's folder."""
+        found = ledger.as_held_out() if held_out else ledger
+        self._ledgers += [found] * kept
+        return found
+
+    def _write_ledger(self, run: Run) -> None:
+        run.clear("ledger")
+        run.append("ledger", *records_of(*self._ledgers))
 
     @property
     def _given(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class _PreferenceTrainer(Face[Kind]):
         self.chat, self._beside = chat_of(self._model, folder, self.processing_class, self.args, place, texts=self._texts, longest=longest)
         self._files = files
         self._examples = self._sides(files["train_dataset"], "Training rows")
-        self._held_out = self._sides(files["eval_dataset"], "Held-out rows") if "eval_dataset" in files else []
+        self._held_out = self._sides(files["eval_dataset"], "Held-out rows", held_out=True) if "eval_dataset" in files else []
         learned = learn_tokens(self._model, self.chat.new_tokens.values(), self.chat.known_tokens.values())
         self._notes += [*self._model.notes, *self.chat.notes, *self.chat.warnings, *learned]
         self._plan = self._settings()
@@ -130,7 +130,7 @@ class _PreferenceTrainer(Face[Kind]):
         write_rows(rows, file, name, None, nulls=hasattr(dataset, "features"), notes=self._notes)
         return str(file)
 
-    def _sides(self, file: str, title: str) -> list[Example]:
+    def _sides(self, file: str, title: str, *, held_out: bool = False) -> list[Example]:
         config = DataConfig(held_out=0, max_refused=self.args.max_refused)
         try:
             rows = scan([file], config, self._screen)
@@ -138,7 +138,7 @@ class _PreferenceTrainer(Face[Kind]):
         except DataError as error:
             raise DataError(str(error).replace("pass --max-refused", f"give max_refused in {self.kind.__name__}:")) from None
         self._screen.say(title, "bold")
-        self._screen.lines([*found.notes, *found.ledger.lines_for_people()])
+        self._screen.lines([*found.notes, *self._taken(found.ledger, held_out=held_out).lines_for_people()])
         if not self.votes:
             return found.train  # type: ignore[return-value]
         votes: list[tuple[Example, bool]] = found.train  # type: ignore[assignment]
@@ -200,6 +200,7 @@ class _PreferenceTrainer(Face[Kind]):
                 train=plan.train,
             )
             save_yaml(config, run.path / "config.yaml")
+        self._write_ledger(run)
         run.write_json("settings", {"train": to_dict(plan.train), "trl": self._given, "template": self.chat.fingerprint})
 
     def evaluate(self, *_: Any, **__: Any) -> NoReturn:

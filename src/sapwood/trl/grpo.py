@@ -116,7 +116,7 @@ class GRPOTrainer(Face[GRPOConfig]):
         self.chat, self._beside = chat_of(self._model, folder, self.processing_class, self.args, place, texts=not rows.conversational)
         self._file = rows.file
         self._asked = self._sides(rows, "Training prompts")
-        self._held_out = [] if eval_dataset is None else self._sides(self._prompts(eval_dataset, "eval_dataset"), "Held-out prompts")
+        self._held_out = [] if eval_dataset is None else self._held(eval_dataset)
         if self.args.eval_strategy != "no" and not self._held_out:
             raise ConfigError(f"eval_strategy={self.args.eval_strategy!r} needs eval_dataset. Give one, or leave eval_strategy out.")
         learned = learn_tokens(self._model, self.chat.new_tokens.values(), self.chat.known_tokens.values())
@@ -127,10 +127,13 @@ class GRPOTrainer(Face[GRPOConfig]):
     def _prompts(self, dataset: Any, name: str) -> Prompts:
         return taken(chosen_split(dataset, name, self._notes), name, self.output / "rows", self.args, self._notes)
 
-    def _sides(self, rows: Prompts, title: str) -> list[Asked]:
+    def _held(self, dataset: Any, *, kept: bool = True) -> list[Asked]:
+        return self._sides(self._prompts(dataset, "eval_dataset"), "Held-out prompts", held_out=True, kept=kept)
+
+    def _sides(self, rows: Prompts, title: str, *, held_out: bool = False, kept: bool = True) -> list[Asked]:
         found = asked(rows, self.chat, self.args, self._screen)
         self._screen.say(title, "bold")
-        self._screen.lines([*found.notes, *found.ledger.lines_for_people()])
+        self._screen.lines([*found.notes, *self._taken(found.ledger, held_out=held_out, kept=kept).lines_for_people()])
         return found.train
 
     def settings(self) -> Settings[GrpoConfig]:
@@ -214,7 +217,7 @@ class GRPOTrainer(Face[GRPOConfig]):
         """The rewards of greedy answers to held-out prompts: of `eval_dataset`, or of that of the trainer."""
         if ignore_keys:
             raise ConfigError(f"evaluate(ignore_keys={ignore_keys!r}): there are no outputs to leave out. Leave it out.")
-        prompts = self._held_out if eval_dataset is None else self._sides(self._prompts(eval_dataset, "eval_dataset"), "Held-out prompts")
+        prompts = self._held_out if eval_dataset is None else self._held(eval_dataset, kept=False)
         if not prompts:
             raise ConfigError("evaluate() needs prompts. Give eval_dataset to it, or to GRPOTrainer.")
         with forest_attention(self._model):
@@ -232,6 +235,7 @@ class GRPOTrainer(Face[GRPOConfig]):
             save_yaml(
                 ReinforceConfig(data=(self._file,), out=run.path, start_from=start, rows=rows, train=plan.train), run.path / "config.yaml"
             )
+        self._write_ledger(run)
         run.write_json("settings", {"train": to_dict(plan.train), "trl": self._given, "template": self.chat.fingerprint})
 
     def _share(self, plan: Settings[GrpoConfig]) -> float:

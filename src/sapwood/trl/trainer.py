@@ -113,7 +113,8 @@ class SFTTrainer(Face[SFTConfig]):
         for name, prepared in (("Training rows", self._prepared), ("Held-out rows", self._held_out)):
             if prepared is not None:
                 self._screen.say(name, "bold")
-                self._screen.lines([*prepared.notes, *prepared.ledger.lines_for_people()])
+                ledger = self._taken(prepared.ledger, held_out=prepared is self._held_out)
+                self._screen.lines([*prepared.notes, *ledger.lines_for_people()])
         whole = self._whole
         self._screen.say(f"Trained {'is every token, prompts included' if whole else 'are the answers, each to the token that ends it'}.")
 
@@ -189,10 +190,7 @@ class SFTTrainer(Face[SFTConfig]):
             named = TuneConfig(data=(data,) if data else (), model=self._name, out=run.path, dtype=self._dtype, rows=rows, train=plan.train)
             save_yaml(named, run.path / "config.yaml")
         run.write_json("settings", {"train": to_dict(plan.train), "trl": self._given, "template": self.chat.fingerprint})
-        run.clear("ledger")
-        for prepared in (self._prepared, self._held_out):
-            if prepared is not None:
-                run.append("ledger", *prepared.ledger.records())
+        self._write_ledger(run)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The mean loss on held-out rows, in nats a trained token: of `eval_dataset`, or of that of the trainer."""
