@@ -9,8 +9,12 @@
     sapwood bench memory        peak memory of training by unique tokens: predicted, and measured
     sapwood bench start         from the command to the first training step, and to the first word of an answer
     sapwood bench reason        cold-start SFT, then GRPO with a verifier, against as much time of more SFT
+    sapwood bench grpo          a whole step of reinforcement learning, against TRL
     sapwood bench eval          multiple-choice questions with few-shot examples, against lm-eval's own backend
     sapwood bench fused-lora    a training pass with the fused layers, against peft's and transformers' own
+
+    python -m bench.NAME        what has no peer: same_answers, constrained, drawing, together, serve_load, review_load, review_pages;
+                                and …_page, which write the lines of a page that follow from committed results
 
     workload (data.py, …)       what is done, what counts as the same work, what the result says
     workloads.py, losses.py     of sft: the rows that all train; whether they trained alike
@@ -19,7 +23,7 @@
     process.py                  the same process from the outside: asking, and watching its memory
     rounds.py                   A B A B …, medians and ratios
     setting.py                  where a number was measured; .venv-bench, where the peers live
-    picture.py                  the result as an SVG
+    result.py, picture.py       the result as a file, as lines of a page, and as an SVG
     peers/                      one script a contestant; each runs in the environment of the tool that it speaks for
 
 Not part of the installed package: whoever doubts a number reads this folder and runs it from a checkout.

@@ -22,6 +22,7 @@ import jsonschema
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from bench.setting import commit, machine
 from generate.random_schemas import random_schema
 from sapwood.chat import Chat
 from sapwood.generate import Engine
@@ -126,6 +127,7 @@ def main() -> None:
         found |= valid_share(engine, chat, given.schemas, given.temperature)
     if given.rounds:
         found |= overhead(engine, chat, given.rounds, given.slots, given.new)
+    found |= {"commit": commit(), "machine": machine()}
     print(json.dumps(found, indent=1))
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n")

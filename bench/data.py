@@ -18,21 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from bench.conversations import write_conversations
 from bench.picture import Bar, draw
 from bench.process import Answer, Contestant
+from bench.result import make_folder, write_result
 from bench.rounds import Times, alternate, at_least, least, ratio, summary
 from bench.same_tokens import compare
 from bench.setting import ROOT, busy, commit, machine, peer_python
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.config import did_you_mean
-from sapwood.errors import ConfigError, SapwoodError, StorageError, storage
+from sapwood.errors import ConfigError, SapwoodError, StorageError
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model
-from sapwood.run import write_atomic
 
 DESCRIPTION = "Prepare a generated file of conversations, side by side with a peer. Writes data.json and data.svg into --out."
 AGAINST = ["trl", "none"]
@@ -76,9 +74,8 @@ def run(words: list[str], json: Json) -> None:
     config = parse(DataBench(), "bench data", words, DESCRIPTION)
     screen = screen_for(json)
     result = measure(config, screen)
-    with storage(config.out, "write the result"):
-        write_atomic(config.out / "data.json", orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-        picture(config.out / "data.svg", result)
+    write_result(config.out / "data.json", result)
+    picture(config.out / "data.svg", result)
     show(result, screen)
     screen.say(f"Result {config.out / 'data.json'}, picture {config.out / 'data.svg'}")
     json.write(result)
@@ -242,8 +239,7 @@ class _Bench:
 def _require_room(config: DataBench) -> None:
     """Make the folder. Raises `StorageError` where that cannot be, or where its disk is too full."""
     try:
-        with storage(config.out, "make the folder"):
-            config.out.mkdir(parents=True, exist_ok=True)
+        make_folder(config.out)
     except FileExistsError:
         raise StorageError(f"{config.out}: a file has that name. Choose another folder with --out.") from None
     need = BYTES_A_ROW * config.rows * (TEN if config.memory else 1)

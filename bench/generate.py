@@ -19,19 +19,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
 from bench.process import Contestant
+from bench.result import make_folder, write_result
 from bench.rounds import alternate, at_least, ratio
 from bench.setting import LLAMACPP, LLAMACPP_PINS, ROOT, busy, commit, machine, peer_python
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.assets.pulling import gguf_of
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.config import did_you_mean
-from sapwood.errors import ConfigError, SapwoodError, storage
+from sapwood.errors import ConfigError, SapwoodError
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model
-from sapwood.run import write_atomic
 
 DESCRIPTION = "Answer the same prompts with a peer and here; compare the time of decoding, and of all."
 PEERS = ["transformers", "llamacpp"]
@@ -92,12 +91,10 @@ def run(words: list[str], json: Json) -> None:
     """Measure, show, write. Raises `SapwoodError` where a contestant fails or writes another number of tokens."""
     config = parse(GenerateBench(), "bench generate", words, DESCRIPTION)
     screen = screen_for(json)
-    with storage(config.out, "make the folder"):
-        config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     result = measure(config, screen)
     path = config.out / "generate.json"
-    with storage(config.out, "write the result"):
-        write_atomic(path, orjson.dumps(result, option=orjson.OPT_INDENT_2, default=str) + b"\n")
+    write_result(path, result)
     show(result, screen)
     screen.say(f"Result {path}")
     json.write(result)

@@ -9,13 +9,12 @@ between the page's two marks. A result that is not there is said to be missing, 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "generation.md"
-BEGIN, END = "<!-- measured: written by `python -m bench.generate_page` -->", "<!-- end of measured -->"
+from bench.result import result_of, write_blocks
+from bench.setting import ROOT
+
+PAGE, MODULE = ROOT / "docs" / "generation.md", "bench.generate_page"
 ROWS = (
     ("ratio_transformers_decode", "decoding, distinct prompts", "transformers, times as fast", 4.0),
     ("ratio_transformers_distinct", "all, distinct prompts", "transformers, times as fast", 2.5),
@@ -24,12 +23,6 @@ ROWS = (
     ("first_token_llamacpp", "first token", "llama.cpp, our time over its", 1.3),
 )
 """Key, what was done, against whom, what was aimed at."""
-
-
-def result_of(name: str) -> dict[str, Any] | None:
-    """A committed result; None where there is none."""
-    path = ROOT / "bench" / "results" / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def lines(speed: dict[str, Any] | None, answers: dict[str, Any] | None, held: dict[str, Any] | None) -> list[str]:
@@ -58,16 +51,10 @@ def lines(speed: dict[str, Any] | None, answers: dict[str, Any] | None, held: di
     return [*found, "", f"{answers['model']}: {told}; log-probabilities are at most {near}."]
 
 
-def between(page: str) -> list[str]:
-    """What stands between the marks."""
-    return page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines()
-
-
 def main() -> None:
     """Write the lines into the page."""
-    page = PAGE.read_text()
-    text = "\n".join(lines(result_of("generate"), result_of("same-answers"), result_of("constrained")))
-    PAGE.write_text(page[: page.index(BEGIN)] + f"{BEGIN}\n\n{text}\n\n" + page[page.index(END) :])
+    found = lines(result_of("generate"), result_of("same-answers"), result_of("constrained"))
+    write_blocks(PAGE, MODULE, {"measured": found})
 
 
 if __name__ == "__main__":

@@ -20,21 +20,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 import torch
 
 from bench.fused_lora import random_model, seconds
 from bench.growth_picture import draw
+from bench.result import make_folder, write_result
 from bench.rounds import alternate, at_least, ratio
 from bench.setting import busy, commit, machine
 from sapwood.cli.options import Json, parse, screen_for
-from sapwood.errors import storage
 from sapwood.forest import Forest, plant
 from sapwood.model import LanguageModel, LoraConfig, add_lora
 from sapwood.model.load import torch_dtype
 from sapwood.recipes.screen import Screen
 from sapwood.records import Row
-from sapwood.run import write_atomic
 
 PROMPT, OWN, TRAINED = 448, 64, 32
 """Tokens that rows share, a row's own, and those of them that are trained."""
@@ -67,8 +65,7 @@ def run(words: list[str], json: Json) -> None:
     """Measure, show, write."""
     config = parse(GrowthBench(), "bench growth", words, "How the cost of a training pass grows with rows, length, sharing and width.")
     screen = screen_for(json)
-    with storage(config.out, "make the folder"):
-        config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     busy(screen)
     result = {
         "workload": "growth",
@@ -78,9 +75,8 @@ def run(words: list[str], json: Json) -> None:
         "machine": machine(),
     }
     path = config.out / "growth.json"
-    with storage(config.out, "write the result"):
-        write_atomic(path, orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-        draw(result, path.with_suffix(".svg"))
+    write_result(path, result)
+    draw(result, path.with_suffix(".svg"))
     screen.say(f"Result {path}, picture {path.with_suffix('.svg')}")
     json.write(result)
 

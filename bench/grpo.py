@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
 from bench.answers import Shape, steps_of_answers
 from bench.picture import Bar, draw
 from bench.process import Contestant
+from bench.result import make_folder, write_result
 from bench.rounds import alternate, at_least, ratio, summary
 from bench.setting import ROOT, busy, commit, machine, peer_python
 from bench.sft import BETA2, LEARNING_RATE, OURS, TUNED, SftBench, threads_of, tuned_for
@@ -36,10 +36,9 @@ from sapwood.assets import DEFAULT_MODEL
 from sapwood.chat import Chat
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.config import did_you_mean
-from sapwood.errors import ConfigError, SapwoodError, storage
+from sapwood.errors import ConfigError, SapwoodError
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model
-from sapwood.run import write_atomic
 
 DESCRIPTION = "Take whole steps of GRPO with TRL and here: sample, reward, log-probabilities, update; compare the time of all and of each."
 AGAINST = ["trl", "none"]
@@ -96,14 +95,12 @@ def run(words: list[str], json: Json) -> None:
     """Measure, show, write. Raises `SapwoodError` where a contestant fails or has done other work."""
     config = parse(GrpoBench(), "bench grpo", words, DESCRIPTION)
     screen = screen_for(json)
-    with storage(config.out, "make the folder"):
-        config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     result = measure(config, screen)
     show(result, screen)
     path = config.out / "grpo.json"
-    with storage(config.out, "write the result"):
-        write_atomic(path, orjson.dumps(result, option=orjson.OPT_INDENT_2, default=str) + b"\n")
-        picture(path.with_suffix(".svg"), result)
+    write_result(path, result)
+    picture(path.with_suffix(".svg"), result)
     screen.say(f"Result {path}, picture {path.with_suffix('.svg')}")
     json.write(result)
 

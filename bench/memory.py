@@ -13,18 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from bench.memory_picture import draw
 from bench.process import Contestant
+from bench.result import make_folder, write_result
 from bench.rounds import at_least
 from bench.setting import ROOT, busy, commit, machine
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
-from sapwood.errors import ConfigError, storage
+from sapwood.errors import ConfigError
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model
-from sapwood.run import write_atomic
 
 KINDS = ("apart", "shared")
 """Rows that share nothing; eight rows under one beginning."""
@@ -57,8 +55,7 @@ def run(words: list[str], json: Json) -> None:
     """Measure, show, write."""
     config = parse(MemoryBench(), "bench memory", words, "Peak memory of training by unique tokens: predicted by the plan, and measured.")
     screen = screen_for(json)
-    with storage(config.out, "make the folder"):
-        config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     busy(screen)
     result = {
         "workload": "memory",
@@ -68,9 +65,8 @@ def run(words: list[str], json: Json) -> None:
         "machine": machine(),
     }
     path = config.out / "memory.json"
-    with storage(config.out, "write the result"):
-        write_atomic(path, orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-        draw(result, path.with_suffix(".svg"))
+    write_result(path, result)
+    draw(result, path.with_suffix(".svg"))
     screen.say(f"Predictions are off by {result['furthest']:.0%} at most. Result {path}, picture {path.with_suffix('.svg')}", "bold")
     json.write(result)
 

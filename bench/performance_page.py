@@ -11,13 +11,12 @@ is not there is said to be missing, and a test holds the page to all of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bench.generate_page import result_of
+from bench.result import result_of, write_blocks
+from bench.setting import ROOT
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- {}: written by `python -m bench.performance_page` -->", "<!-- end of {} -->"
+PAGE, MODULE = ROOT / "docs" / "performance.md", "bench.performance_page"
 MISSING = "No result is committed yet."
 PROFILED, PROFILED_SHARE = 7, 0.02
 """Operations of a profile that the page names, and the share from which it names one."""
@@ -141,20 +140,9 @@ def blocks() -> dict[str, list[str]]:
     }
 
 
-def between(page: str, name: str) -> list[str]:
-    """What stands between the marks of a block."""
-    begin, end = BEGIN.format(name), END.format(name)
-    return page[page.index(begin) + len(begin) : page.index(end)].strip().splitlines()
-
-
 def main() -> None:
     """Write the blocks into the page."""
-    page = PAGE.read_text()
-    for name, told in blocks().items():
-        begin, end = BEGIN.format(name), END.format(name)
-        text = "\n".join(told)
-        page = page[: page.index(begin)] + f"{begin}\n\n{text}\n\n" + page[page.index(end) :]
-    PAGE.write_text(page)
+    write_blocks(PAGE, MODULE, blocks())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from bench.setting import commit, machine
 from sapwood.chat import Chat
 from sapwood.generate import Engine
 from sapwood.model import load_model
@@ -89,6 +90,8 @@ def measure(folder: Path, new: int) -> dict[str, Any]:
         "training_to_itself": _furthest(model.logprobs(rows), alone),
         "logprob_distance_fp64": _in_fp64(folder, chat, prompts, min(new, 16)),
         "torch": torch.__version__,
+        "commit": commit(),
+        "machine": machine(),
     }
 
 

@@ -8,21 +8,14 @@ to the committed result.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from bench.result import result_of, write_blocks
 from bench.serve_clients import ANSWERED, LEAVING, REFUSED
+from bench.setting import ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGE, RESULT = ROOT / "docs" / "serving.md", ROOT / "bench" / "results" / "serve-load.json"
-BEGIN, END = "<!-- measured: written by `python -m bench.serve_page` -->", "<!-- end of measured -->"
-
-
-def result() -> dict[str, Any] | None:
-    """The committed result; None where there is none."""
-    return json.loads(RESULT.read_text()) if RESULT.is_file() else None
+PAGE, MODULE = ROOT / "docs" / "serving.md", "bench.serve_page"
 
 
 def lines(found: Mapping[str, Any] | None) -> list[str]:
@@ -65,15 +58,9 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {end}" for end, count in counts.items() if count)
 
 
-def between(page: str) -> list[str]:
-    """What stands between the marks."""
-    return page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines()
-
-
 def main() -> None:
     """Write the lines into the page."""
-    page, text = PAGE.read_text(), "\n".join(lines(result()))
-    PAGE.write_text(page[: page.index(BEGIN)] + f"{BEGIN}\n\n{text}\n\n" + page[page.index(END) :])
+    write_blocks(PAGE, MODULE, {"measured": lines(result_of("serve-load"))})
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from bench.losses import ROUNDED_NORM, Losses, compare_losses, compare_norms, compare_rounded
 from bench.picture import Bar, draw
 from bench.process import Answer, Contestant
 from bench.random_model import model_folder
+from bench.result import make_folder, write_result
 from bench.rounds import Times, alternate, at_least, ratio, summary
 from bench.setting import ROOT, busy, commit, machine, peers_for
 from bench.sweep import FINALISTS, TrlSetting, candidates, candidates_on_a_gpu, default_setting, earlier, search
@@ -34,10 +33,9 @@ from bench.workloads import ROWS, USUAL_ROWS, WORKLOADS, Work, work_of, write_wo
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
 from sapwood.config import did_you_mean
-from sapwood.errors import ConfigError, storage
+from sapwood.errors import ConfigError
 from sapwood.model import device_for
 from sapwood.recipes.screen import Screen
-from sapwood.run import write_atomic
 
 DESCRIPTION = "Train the same rows with a peer and here; compare time, memory, losses, and the time that matrix products alone take."
 AGAINST = ["trl", "tuned", "none"]
@@ -120,14 +118,12 @@ def run(words: list[str], json: Json) -> None:
     config = parse(SftBench(), "bench sft", words, DESCRIPTION)
     device_for(config.device)  # says at once what is missing
     screen = screen_for(json)
-    with storage(config.out, "make the folder"):
-        config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     result = measure(config, screen)
     show(result, screen)
     path = config.out / f"sft-{config.workload}.json"
-    with storage(config.out, "write the result"):
-        write_atomic(path, orjson.dumps(result, option=orjson.OPT_INDENT_2, default=str) + b"\n")
-        picture(path.with_suffix(".svg"), result)
+    write_result(path, result)
+    picture(path.with_suffix(".svg"), result)
     screen.say(f"Result {path}, picture {path.with_suffix('.svg')}")
     json.write(result)
 

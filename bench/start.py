@@ -28,14 +28,15 @@ import numpy as np
 import orjson
 
 from bench.conversations import Words
+from bench.result import make_folder, write_result
 from bench.rounds import alternate, at_least, ratio, summary
 from bench.setting import ROOT, busy, commit, machine, peer_python
 from sapwood.assets import DEFAULT_MODEL
 from sapwood.cli.options import Json, parse, screen_for
-from sapwood.errors import SapwoodError, storage
+from sapwood.errors import SapwoodError
 from sapwood.recipes.screen import Screen
 from sapwood.recipes.tune import fetch_model
-from sapwood.run import step_records, write_atomic
+from sapwood.run import step_records
 
 OURS, FIRST_EVER = "Sapwood", "Sapwood, the first time"
 PEERS = {"train": "TRL", "answer": "transformers"}
@@ -65,14 +66,12 @@ def run(words: list[str], json: Json) -> None:
     """Measure, show, write. Raises `SapwoodError` where a start never comes to its event."""
     config = parse(StartBench(), "bench start", words, "From the command to the first training step, and to the first word of an answer.")
     screen = screen_for(json)
-    with storage(config.out, "make the folder"):
-        config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     busy(screen)
     found = measure(config, screen)
     result = {"workload": "start", "settings": asdict(config), **found, "commit": commit(), "machine": machine()}
     path = config.out / "start.json"
-    with storage(config.out, "write the result"):
-        write_atomic(path, orjson.dumps(result, option=orjson.OPT_INDENT_2, default=str) + b"\n")
+    write_result(path, result)
     for kind, peer in PEERS.items():
         if found[f"ratio_{kind}"] is not None:
             screen.say(f"{kind}: {found[f'ratio_{kind}']:.2f} times as fast as {peer}", "bold")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bench.generate_page import PAGE, ROWS, between, lines, result_of
+from bench.generate_page import MODULE, PAGE, ROWS, lines
+from bench.result import between, result_of
 
 
 def test_the_page_follows_from_the_results() -> None:
-    assert between(PAGE.read_text()) == lines(result_of("generate"), result_of("same-answers"), result_of("constrained"))
+    assert between(PAGE.read_text(), MODULE) == lines(result_of("generate"), result_of("same-answers"), result_of("constrained"))
 
 
 def test_what_is_committed_has_the_same_tokens() -> None:

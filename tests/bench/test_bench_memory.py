@@ -7,10 +7,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from bench.generate_page import result_of
 from bench.memory import KINDS, MemoryBench, measure
 from bench.memory_picture import draw
 from bench.peers.sapwood_memory import rows_of
+from bench.result import result_of
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from bench.performance_page import AIMS, PAGE, between, blocks, growth, lines, memory, start
+from bench.performance_page import AIMS, MODULE, PAGE, blocks, growth, lines, memory, start
+from bench.result import between
 
 
 @pytest.mark.parametrize("name", ["steps", "growth", "memory", "start"])
 def test_the_page_follows_from_the_results(name: str) -> None:
-    assert between(PAGE.read_text(), name) == blocks()[name]
+    assert between(PAGE.read_text(), MODULE, name) == blocks()[name]
 
 
 def test_each_figure_stands_beside_its_aim() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bench.result import between, result_of
 from bench.serve_load import failed
-from bench.serve_page import PAGE, between, lines, result
+from bench.serve_page import MODULE, PAGE, lines
 
 FOUND = {
     "model": "tiny",
@@ -33,11 +34,11 @@ FOUND = {
 
 
 def test_the_page_follows_from_the_result() -> None:
-    assert between(PAGE.read_text()) == lines(result())
+    assert between(PAGE.read_text(), MODULE) == lines(result_of("serve-load"))
 
 
 def test_what_is_committed_has_nothing_lost_or_crossed() -> None:
-    found = result()
+    found = result_of("serve-load")
     assert found is None or not failed(found)
 
 

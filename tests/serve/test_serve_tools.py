@@ -100,19 +100,22 @@ def test_a_demanded_call_is_one_whole_and_streamed(client: Any, choice: Any) -> 
     assert len(ids) == len(calls)
 
 
+EIGHT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": ASK,
+    "tools": [TOOL, OTHER],
+    "max_tokens": 200,
+    "temperature": 1,
+    "n": 8,
+    "seed": 3,
+}
+"""Eight answers that may differ, with two tools to call."""
+
+
 def test_one_call_alone_where_no_more_are_wanted(client: Any) -> None:
-    asked: dict[str, Any] = {
-        "model": "tiny",
-        "messages": ASK,
-        "tools": [TOOL, OTHER],
-        "max_tokens": 200,
-        "temperature": 1,
-        "n": 8,
-        "seed": 3,
-    }
 
     def calls(**more: Any) -> list[int]:
-        choices = client.chat.completions.create(**asked, **more).choices
+        choices = client.chat.completions.create(**EIGHT, **more).choices
         return [len(choice.message.tool_calls) for choice in choices if choice.finish_reason == "tool_calls"]
 
     assert max(calls(tool_choice="required")) > 1
@@ -125,24 +128,15 @@ def allowed(mode: str, *names: str) -> Any:
 
 
 def test_some_of_the_tools_alone_are_called(server: Serving, client: Any) -> None:
-    asked: dict[str, Any] = {
-        "model": "tiny",
-        "messages": ASK,
-        "tools": [TOOL, OTHER],
-        "max_tokens": 200,
-        "temperature": 1,
-        "n": 8,
-        "seed": 3,
-    }
-    choices = client.chat.completions.create(**asked, tool_choice=allowed("required", "rest")).choices
+    choices = client.chat.completions.create(**EIGHT, tool_choice=allowed("required", "rest")).choices
     assert {call.function.name for choice in choices for call in choice.message.tool_calls} == {"rest"}
     prompts = [
-        read_chat({**asked, "n": 1, "tool_choice": choice}, server.front.served).prompts for choice in ("auto", allowed("auto", "rest"))
+        read_chat({**EIGHT, "n": 1, "tool_choice": choice}, server.front.served).prompts for choice in ("auto", allowed("auto", "rest"))
     ]
     assert prompts[0] == prompts[1], "all are told"
     for wrong in (allowed("auto"), allowed("auto", "none"), allowed("any", "rest"), {"type": "allowed_tools"}):
         with pytest.raises(openai.BadRequestError, match="allowed_tools"):
-            client.chat.completions.create(**asked, tool_choice=wrong)
+            client.chat.completions.create(**EIGHT, tool_choice=wrong)
 
 
 def test_when_free_answers_are_held(server: Serving) -> None:
