@@ -7,6 +7,9 @@ import os
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,25 +113,67 @@ def test_no_permission_to_write(tmp_path: Path, model: Path, capsys: pytest.Capt
     assert target in error
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, model: Path) -> None:
-    """A real ENOSPC: the run directory lies on a file system of a few hundred kilobytes."""
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of four megabytes, where ENOSPC is real."""
     mount = tmp_path / "small"
     mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(mount)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("a small file system can only be mounted by root")
-    try:
-        file = write_rows(tmp_path / "my.jsonl", 200)
-        arguments = ["sft", str(file), "--model", str(model), "--out", str(mount / "run"), "--dtype", "fp32", "--shots", "2", "--dev", "4"]
-        arguments += ["--max-new-tokens", "4", "--held-out", "24", "--save-every", "2", "--budget", "512", "--r", "32"]
-        done = subprocess.run([sys.executable, "-m", "sapwood", *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 1, done.stderr
-        assert "disk is full" in done.stderr
-        assert "Traceback" not in done.stderr
-        left = [path.name for path in (mount / "run").rglob("*") if path.name.endswith(".tmp")]
-        assert left == [], "no half file"
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def fill(mount: Path) -> None:
+    """Take every byte that is free there."""
+    with (mount / "filler").open("ab", buffering=0) as filler:
+        for size in (1 << 16, 1 << 12, 1):
+            with suppress(OSError):  # ENOSPC
+                while True:
+                    filler.write(b"x" * size)
+
+
+def sft_there(mount: Path, file: Path, model: Path, *more: str) -> list[str]:
+    arguments = ["sft", str(file), "--model", str(model), "--out", str(mount / "run"), "--dtype", "fp32", "--shots", "2", "--dev", "4"]
+    arguments += ["--max-new-tokens", "4", "--held-out", "24", "--save-every", "2", "--budget", "512", *more]
+    return [sys.executable, "-m", "sapwood", *arguments]
+
+
+def test_a_disk_that_is_too_small_is_told_before_training(small_disk: Path, tmp_path: Path, model: Path) -> None:
+    file = write_rows(tmp_path / "my.jsonl", 200)
+    fill(small_disk)
+    os.truncate(small_disk / "filler", (4 << 20) - (400 << 10))
+    done = subprocess.run(sft_there(small_disk, file, model, "--r", "32"), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "KiB are free. Free some space, name another disk with --out" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (small_disk / "run" / "checkpoints").exists(), "nothing was trained"
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path: Path, model: Path) -> None:
+    """Somebody else fills the disk while a run that had room trains on it; with room again, the run goes on from what it had saved."""
+    file = write_rows(tmp_path / "my.jsonl", 200)
+    command = sft_there(small_disk, file, model, "--epochs", "6", "--keep", "1")
+    checkpoints = small_disk / "run" / "checkpoints"
+    said = tmp_path / "said.txt"
+    with said.open("w") as screen, subprocess.Popen(command, stderr=screen, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(checkpoints.glob("step-*")):
+            time.sleep(0.02)
+        while process.poll() is None:
+            fill(small_disk)
+            time.sleep(0.02)
+    error = said.read_text()
+    assert process.returncode == 1, error
+    assert "disk is full" in error
+    assert "Traceback" not in error
+    left = [path.name for path in (small_disk / "run").rglob("*") if path.name.endswith(".tmp")]
+    assert left == [], "no half file"
+    [saved] = checkpoints.glob("step-*")
+    (small_disk / "filler").unlink()
+    done = subprocess.run([sys.executable, "-m", "sapwood", "sft", str(small_disk / "run")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"Continuing from {saved.name}." in done.stderr
 
 
 def test_a_file_of_rows_behind_json_is_not_written_over(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,15 @@ class OwnCache:
             length = end
         return length
 
+    def clean(self, row: int, length: int) -> None:
+        """Zero a row whose numbers broke: who gets it next weighs what is left in it with 0, and 0 · NaN is NaN.
+
+        What breaks in any layer has reached the last one, whose values for the last of `length` tokens are looked at.
+        """
+        if length and not bool(torch.isfinite(self.values[-1][row, :, length - 1]).all()):
+            for side in (*self.keys, *self.values):
+                side[row] = 0
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one row over another."""
         for side in (*self.keys, *self.values):

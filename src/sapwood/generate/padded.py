@@ -102,6 +102,7 @@ class PaddedStep:
     def leave(self, row: int) -> None:
         for node in self._rows[row].pinned:
             node.pins -= 1
+        self.cache.clean(row, self._rows[row].length)
         last = self._rows.pop()
         if row < len(self._rows):
             self.cache.move(len(self._rows), row, last.length)
