@@ -256,6 +256,14 @@ def test_a_prefilled_thought_is_no_fault_of_the_rows(tmp_path: Path) -> None:
     assert found.tokens.by_kind["reasoning"] > 0
 
 
+def test_one_prompt_alone_is_told(tmp_path: Path) -> None:
+    """`sapwood sft` could hold nothing out."""
+    chat = load(tmp_path, "chatml")
+    same = [said("Where?", "Below.", line=1), said("where? ", "Above.", line=2)]
+    for rows, kinds in ((same, {"one-prompt"}), (same[:1], {"one-prompt"}), ([*same, said("Who?", "I.", line=3)], set()), ([], set())):
+        assert {finding.kind for finding in survey_findings(survey(chat, *rows))} & {"one-prompt"} == kinds
+
+
 def test_what_no_row_makes_use_of_is_no_note(tmp_path: Path) -> None:
     chat = load(tmp_path, "chatml")
     plain, spaced = said("Where?", "Below.", system="Be brief."), said("Where?", "Below.", system="Be brief. ")
@@ -263,6 +271,10 @@ def test_what_no_row_makes_use_of_is_no_note(tmp_path: Path) -> None:
     found = in_light_of(examine(chat), survey(chat, plain))
     assert [finding.kind for finding in found if finding.severity == "note"] == []
     assert any("none of these rows has any" in finding.sentence for finding in found)
+    read_by_halves = Surveyor(chat)
+    read_by_halves.add(plain)
+    read_by_halves.refuse("my.jsonl:2", "unknown role")
+    assert [finding.kind for finding in in_light_of(examine(chat), read_by_halves.survey()) if finding.severity == "note"] == []
     assert diagnose(found, survey(chat, plain)).verdict == "healthy"
     notes = [finding.kind for finding in in_light_of(examine(chat), survey(chat, plain, tooled)) if finding.severity == "note"]
     assert "tools" in notes, "rows that were refused may have wanted it"

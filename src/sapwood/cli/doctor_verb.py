@@ -165,7 +165,8 @@ def _next(found: Examination, config: DoctorConfig) -> str:
     if config.fix is not None:
         return shlex.join(["sapwood", "doctor", *words])
     if not found.diagnosis.exit_code:
-        return shlex.join(["sapwood", "sft", *words])
+        unjudged = ["--held-out", "0"] if found.survey is not None and found.survey.prompts == 1 else []
+        return shlex.join(["sapwood", "sft", *words, *unjudged])
     if found.survey is not None and found.survey.refused and not _template_at_fault(found):
         return shlex.join(["sapwood", "doctor", *words, "--fix", "mended.jsonl"])
     return ""

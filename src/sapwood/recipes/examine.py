@@ -120,6 +120,7 @@ def _record(survey: Survey) -> dict[str, Any]:
         "lengths": None if survey.lengths is None else asdict(survey.lengths),
         "sharing": sharing,
         "kinds": kinds,
+        "prompts": survey.prompts,
         "most_common_answer": survey.most_common_answer,
     }
 

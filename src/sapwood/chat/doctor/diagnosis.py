@@ -183,6 +183,9 @@ def survey_findings(survey: Survey) -> list[Finding]:
         text, share = survey.most_common_answer
         sentence = f"{share:.0%} of the conversations end in one answer, {text!r}: a model that always says it is right that often."
         found.append(Finding("note" if share >= 0.5 else "ok", sentence, kind="common-answer"))
+    if survey.taken and survey.prompts == 1:
+        sentence = f"{'All rows ask' if survey.taken > 1 else 'The one row asks'} the same, so none can be held out to judge a tuned model by."
+        found.append(Finding("note", sentence, "Add other conversations, or train unjudged, with --held-out 0.", "one-prompt"))
     return found
 
 
@@ -198,7 +201,7 @@ _CONCERNS = {
     "prefill": ("", "all of these rows do have it"),
     "text-trimmed": ("spaces", "none of these rows has any to lose"),
 }
-"""Notes that concern rows of one make alone: the feature that these have, and what is said where no row has it, and all are taken."""
+"""Notes that concern rows of one make alone: the feature that these have, and what is said where no row has it."""
 
 
 def in_light_of(findings: Sequence[Finding], survey: Survey) -> list[Finding]:
@@ -206,7 +209,7 @@ def in_light_of(findings: Sequence[Finding], survey: Survey) -> list[Finding]:
     found = []
     for finding in findings:
         feature, words = _CONCERNS.get(finding.kind, ("", ""))
-        if finding.severity == "note" and words and survey.taken == survey.rows_in and feature not in survey.features:
+        if finding.severity == "note" and words and feature not in survey.features:
             finding = Finding("ok", f"{finding.sentence.rstrip('.')} ({words}).", kind=finding.kind)
         found.append(finding)
     return found

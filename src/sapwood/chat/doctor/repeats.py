@@ -66,6 +66,10 @@ class Repeats:
         text = self._texts.get(int(values[best]), "")
         return (text, share) if share >= 0.1 and text.strip() else None
 
+    def prompts(self) -> int:
+        """How many prompts differ."""
+        return len(np.unique(np.frombuffer(self._prompt, dtype=np.uint64)))
+
     def notes(self) -> Iterator[RowNote]:
         """Duplicates and contradictions, by the first row that they repeat; then answers that are far too short."""
         whole, prompt, answer = (np.frombuffer(a, dtype=np.uint64) for a in (self._whole, self._prompt, self._answer))

@@ -79,7 +79,9 @@ class Survey:
     """By kind, in the order of `ROW_KINDS`; only kinds that were met."""
     features: frozenset[str]
     """What the rows make use of: `tools`, `reasoning`, `system`, `no system` (rows without one), `turns` (several trained), `spaces`
-    (at the ends of texts)."""
+    (at the ends of texts). Rows that the template refuses count; those that could not be read are unknown."""
+    prompts: int
+    """Prompts that differ, of the rows taken; upper and lower case and white space do not count."""
     most_common_answer: tuple[str, float] | None
     """The last answer that most rows share and their share of all rows, where it is at least a tenth."""
 
@@ -122,6 +124,7 @@ class Surveyor:
 
     def add(self, conversation: Conversation, turns: Sequence[Turn] | None = None) -> Sequence[Turn] | None:
         """Render (unless `turns` are given), count and check one conversation. Its turns, or None where it cannot be trained."""
+        self._features |= features_of(conversation)
         try:
             turns = self._chat.turns(conversation, context=self._context) if turns is None else turns
         except SapwoodError as error:
@@ -130,7 +133,6 @@ class Surveyor:
         self._rows_in += 1
         self._count(conversation, turns)
         self._repeats.add(conversation, turns[-1])
-        self._features |= features_of(conversation)
         for note in row_notes(self._chat, conversation, turns, self._limit):
             self.note(note)
         return turns
@@ -162,6 +164,7 @@ class Surveyor:
             self._sharing.result(),
             {kind: self._kinds[kind] for kind in ROW_KINDS if kind in self._kinds},
             frozenset(self._features),
+            self._repeats.prompts(),
             self._repeats.most_common_answer(),
         )
 
