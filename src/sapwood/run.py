@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import orjson
 
@@ -150,7 +150,7 @@ def training_seconds(run: Path, until: int | None = None) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run directory. At most one process writes it; `open_run` holds the lock until the process ends."""
+    """An open run directory. At most one process writes it: the lock is held until it is closed, or the `with` ends, or the process."""
 
     path: Path
     _lock: IO[bytes]
@@ -187,6 +187,15 @@ class Run:
     def close(self) -> None:
         """Give the lock back, so that another process (or a later call in this one) may write."""
         self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes; who stops the program (Ctrl-C) finds the directory among the exception's notes."""
+        self.close()
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(str(self.path))
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:

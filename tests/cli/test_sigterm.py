@@ -31,7 +31,7 @@ def test_sigterm_saves_the_last_whole_step(tmp_path: Path) -> None:
     _, words = process.communicate()
     assert steps >= 3
     assert process.returncode == 130, words
-    assert "Stopped" in words
+    assert words.endswith(f"Stopped. What was finished is kept; go on with: sapwood sft {tmp_path / 'run'}\n")
     assert "Traceback" not in words
     (saved,) = saved_steps(tmp_path / "run")
     assert saved >= steps

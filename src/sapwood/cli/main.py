@@ -31,6 +31,7 @@ Exit codes: 0 done, 1 an error that a person can act on, 2 a wrong command line,
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import signal
 import sys
@@ -68,6 +69,10 @@ VERBS = {
     "pull": "fetch a model or a data set by name",
     "bench": "measured side by side with other tools (from a checkout)",
 }
+GOES_ON = {verb: f"sapwood {verb}" for verb in ("sft", "dpo", "grpo", "distill", "decide", "sweep", "study")} | {
+    "quickstart": "sapwood sft"
+}
+"""Verbs that leave a run directory, and who goes on with one that is named alone."""
 WIDEST = 120
 """Columns of the list of verbs at most."""
 
@@ -91,19 +96,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SapwoodError as error:
         print(f"sapwood {verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        kept = (
-            " What was finished is kept; name the run directory again to go on."
-            if verb in ("sft", "dpo", "grpo", "distill", "reason", "quickstart", "decide", "sweep")
-            else ""
-        )
-        print(f"\nStopped.{kept}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nStopped.{_kept(verb, stop)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
     except SystemExit as stop:  # the flag parser has shown its help, or what is wrong with a flag
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _kept(verb: str, stop: KeyboardInterrupt) -> str:
+    """How to go on with the run directory that was open last, where one was (see `Run`)."""
+    run = next(reversed(getattr(stop, "__notes__", [])), None)
+    if verb not in GOES_ON or run is None:
+        return ""
+    return f" What was finished is kept; go on with: {shlex.join([*GOES_ON[verb].split(), run])}"
 
 
 @contextlib.contextmanager

@@ -159,8 +159,7 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
     if guess.scorer is None and config.remote.hosted_url is not None:
         raise ConfigError("hosted_url names a model to ask, and nothing here can judge its answers. Name a --scorer.")
 
-    run = open_run(config.out or new_run_path(Path("runs"), f"eval-{Path(config.data[0]).stem}"))
-    try:
+    with open_run(config.out or new_run_path(Path("runs"), f"eval-{Path(config.data[0]).stem}")) as run:
         _claim(run, config, chat, folder)
         run.replace("items", *item_records(items))
         evaluation = config.evaluation if prepared.held_out else replace(config.evaluation, shots=())
@@ -173,8 +172,6 @@ def assess(config: AssessConfig, *, screen: Screen | None = None) -> AssessResul
             run.write_json("verdict", verdict.to_dict())
         costs = _weigh(config, run, scores, prices, screen)
         write_report(run.path)
-    finally:
-        run.close()
     results = {name: arm_result([score for score in scores if score.arm == name]) for name in dict.fromkeys(one.arm for one in scores)}
     rates = "; ".join(_rate_line(name, arm) for name, arm in results.items())
     line = verdict.line if verdict is not None else rates or "; ".join(lines)

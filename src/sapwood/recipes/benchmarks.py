@@ -153,8 +153,7 @@ def benchmark(config: BenchmarkConfig, *, screen: Screen | None = None) -> Bench
     screen.lines([line for each in chosen for line in (each.line, *each.notes)])
     asked = {item_of(question).id: question.query for each in chosen for question in each.asked}
     config = replace(config, adapter=adapter_in(config.adapter))
-    run = open_run(config.out or new_run_path(Path("runs"), "benchmarks"))
-    try:
+    with open_run(config.out or new_run_path(Path("runs"), "benchmarks")) as run:
         settings = to_dict(config) | {"out": None, "benchmarks": names}
         claim(run, {"settings": hash_of(settings), "questions": hash_of(list(asked))})
         save_yaml(config, run.path / "config.yaml")
@@ -164,8 +163,6 @@ def benchmark(config: BenchmarkConfig, *, screen: Screen | None = None) -> Bench
         described = [_described(each, config) for each in chosen]
         run.write_json(RECORDS, {"rows": [row.to_dict() for row in rows], "benchmarks": described})
         write_benchmarks(run.path / "report.html", [row.to_dict() for row in rows], described, run.read(RECORDS), asked)
-    finally:
-        run.close()
     return BenchmarkResult(run.path, rows, time.perf_counter() - began)
 
 

@@ -147,8 +147,7 @@ def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sample
     prepared = prepare(rows, chat, config.rows, screen)
     screen.lines([*prepared.notes, *prepared.ledger.lines_for_people()])
 
-    run = open_run(config.out or new_run_path(Path("runs"), f"decide-{Path(config.data[0]).stem}"))
-    try:
+    with open_run(config.out or new_run_path(Path("runs"), f"decide-{Path(config.data[0]).stem}")) as run:
         _claim(run, config, chat, folder, prepared)
         screen.say(f"Run directory: {run.path}")
         _write_ledger(run, prepared)
@@ -162,8 +161,6 @@ def decide(config: DecideConfig, *, screen: Screen | None = None, hosted: Sample
         record = decision_record(found, decision, scorer)
         run.write_json("decision", record)
         write_report(run.path)
-    finally:
-        run.close()
     return DecideResult(run.path, decision, record, time.monotonic() - began)
 
 

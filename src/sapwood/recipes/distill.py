@@ -116,7 +116,7 @@ def distill(
     if not asked:
         raise DataError("There is nothing to ask: no prompt is left.")
     run, config = begin(config, "distill", (), screen)
-    try:
+    with run:
         ids = [one.item.id for one in asked]
         claim(
             run,
@@ -146,8 +146,6 @@ def distill(
                 run.append("answers", *made)
                 advance(len(done) + first + len(some), len(asked), "")
         return _conclude(run, len(asked))
-    finally:
-        run.close()
 
 
 def _slices(some: Sequence[Asked], samples: int) -> list[tuple[Asked, slice]]:

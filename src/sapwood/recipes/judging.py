@@ -96,15 +96,12 @@ def judge_run(
     if labels.passed_over:
         screen.say(f"{labels.passed_over} votes say nothing of {arms[0]} and {arms[1]}, and are passed over.")
     judge = _judge(config, sampler, screen)
-    run = open_run(config.run)
-    try:
+    with open_run(config.run) as run:
         verdicts = _judged(judge, arms, pairs, run, config, screen)
         card = None
         if sum(verdict.winner is not None for verdict in verdicts if verdict.id in people) >= FEWEST:
             card = calibrate(judge, verdicts, people, today=today or date.today(), clusters=clusters)
             card.save(run.path / CARD)
-    finally:
-        run.close()
     lines, found = _counted(arms, verdicts, people, card, clusters)
     return JudgeResult(config.run, arms, tuple(lines), found)
 

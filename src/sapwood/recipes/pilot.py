@@ -219,18 +219,14 @@ class Pilot:
         config = replace(self.train, max_steps=steps, seed=self.train.seed + seed, eval_every=steps)
         model = load_model(self.folder, self.dtype)
         learn_tokens(model, self.chat.new_tokens.values(), self.chat.known_tokens.values())
-        run = open_run(self._place(rows, seed))
-        try:
-            with screen.progress(_arm_name(rows, seed)) as advance:
+        with open_run(self._place(rows, seed)) as run, screen.progress(_arm_name(rows, seed)) as advance:
 
-                def report(step: StepReport) -> None:
-                    seconds.append(step.seconds)
-                    advance(step.step, step.num_steps, f"loss {step.loss:.3f}")
-                    check(step.step, step.seconds)
+            def report(step: StepReport) -> None:
+                seconds.append(step.seconds)
+                advance(step.step, step.num_steps, f"loss {step.loss:.3f}")
+                check(step.step, step.seconds)
 
-                result = sft(model, [self.examples[int(place)] for place in order], [], config, run, report=report)
-        finally:
-            run.close()
+            result = sft(model, [self.examples[int(place)] for place in order], [], config, run, report=report)
         mean = sum(seconds) / len(seconds) if seconds else 0.0
         self.arms.one(_arm_name(rows, seed), Engine(result.model, self.chat))
         shutil.rmtree(self._place(rows, seed), ignore_errors=True)

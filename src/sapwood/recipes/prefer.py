@@ -91,7 +91,7 @@ def prefer(config: PreferConfig, *, screen: Screen | None = None) -> PreferResul
     start = opened(config.start_from, DEFAULT_MODEL, config.out, screen)
     sides = _sides(rows, start.chat, config)
     run, config = begin(replace(config, start_from=start.config), "dpo", [f"train.{name}" for name in config.train.may_change], screen)
-    try:
+    with run:
         hashes = hash_of([hash_of_rows(sides.train), hash_of_rows(sides.held_out)])
         claim(run, {"rows": hashes, "template": start.chat.fingerprint, "model": hash_of_weights(start.folder, start.adapter)})
         write_ledger(run, sides.ledger, sides.notes, screen)
@@ -110,8 +110,6 @@ def prefer(config: PreferConfig, *, screen: Screen | None = None) -> PreferResul
             verdict = preference_verdict(seen, result.steps, votes=config.votes is not None)
             run.write_json("verdict", verdict.to_dict())
         return PreferResult(run.path, verdict.line, result, time.perf_counter() - began)
-    finally:
-        run.close()
 
 
 def _learn(config: PreferConfig, model: LanguageModel, sides: Sides[Example], run: Run, screen: Screen, chat: Chat) -> DpoResult:

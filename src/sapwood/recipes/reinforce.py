@@ -165,7 +165,7 @@ def reinforce(
     run, config = begin(
         replace(config, start_from=start.config), "grpo", ["preflight", *(f"train.{name}" for name in config.train.may_change)], screen
     )
-    try:
+    with run:
         _write_down(run, config, start, sides, screen, ledger=rows is not None)
         with page_kept(run, screen):
             screen.title("Model")
@@ -180,8 +180,6 @@ def reinforce(
             verdict = reward_verdict(values_by_step(step_records(run.path / "metrics.jsonl")), config.train.steps)
             run.write_json("verdict", verdict.to_dict())
         return ReinforceResult(run.path, verdict.line, verdict.difference, result, time.perf_counter() - began)
-    finally:
-        run.close()
 
 
 @dataclass(frozen=True)

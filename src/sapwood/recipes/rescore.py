@@ -81,12 +81,9 @@ def rescore(config: RescoreConfig, *, screen: Screen | None = None) -> RescoreRe
                 key = {"benchmark": name, "arm": score.arm, "item": score.item, "sample": score.sample, "cluster": score.cluster, "cut": 0}
                 records.append(key | {"value": found.value, "answer": found.answer, "explanation": found.explanation})
             advance(number, len(asked), "")
-    run = open_run(config.run)
-    try:
+    with open_run(config.run) as run:
         kept = [record for record in run.read(RECORDS) if record["benchmark"] not in scorers]
         run.replace(RECORDS, *kept, *records)
-    finally:
-        run.close()
     return RescoreResult(config.run, summary(records))
 
 

@@ -207,13 +207,10 @@ def _is_run(source: str) -> bool:
 
 def _into_run(folder: Path, record: dict[str, Any], votes: list[dict[str, Any]]) -> Path:
     """The report of a run, with what people say of it, and of the judge that spoke of it; a study's as it stands."""
-    run = open_run(folder)
-    try:
+    with open_run(folder) as run:
         card = refreshed(run, votes, datetime.now(UTC).date())
         run.write_json("people", record | {"judge_card": None if card is None else str(card)})
         return folder / "report.html" if is_study(folder) else write_report(folder)
-    finally:
-        run.close()
 
 
 def close_review(config: ReviewConfig, names: Sequence[str]) -> list[Batch]:

@@ -160,8 +160,7 @@ def study(config: StudyConfig, *, screen: Screen | None = None) -> StudyResult:
     began, screen = time.perf_counter(), screen or Screen(quiet=True)
     setting = _setting(config, screen)
     name = setting.requirements.name if config.requirements else Path(setting.config.data[0]).stem
-    run = open_run(config.out or new_run_path(Path("runs"), f"study-{name}"))
-    try:
+    with open_run(config.out or new_run_path(Path("runs"), f"study-{name}")) as run:
         _claim(run, setting)
         arms = _arms(setting, run, screen)
         skills = SkillArms(setting, run, screen, arms)
@@ -189,8 +188,6 @@ def study(config: StudyConfig, *, screen: Screen | None = None) -> StudyResult:
             labels=labels,
             texts=config.texts,
         )
-    finally:
-        run.close()
     line = shipping.line if shipping is not None else "Nothing was tuned, so there is nothing to ship; the report compares the arms."
     return StudyResult(run.path, declared, shipping, line, time.perf_counter() - began)
 

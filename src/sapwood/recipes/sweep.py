@@ -77,8 +77,7 @@ def sweep(config: SweepConfig, *, screen: Screen | None = None) -> SweepResult:
     knobs = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for chosen in knobs:
         with_knobs(base, chosen)  # a value that cannot be should stop the sweep before its first point, not before its last
-    run = open_run(config.tune.out or new_run_path(Path("runs"), f"sweep-{Path(config.tune.data[0]).stem}"))
-    try:
+    with open_run(config.tune.out or new_run_path(Path("runs"), f"sweep-{Path(config.tune.data[0]).stem}")) as run:
         _begin(run, base, config.over, knobs)
         screen.say(f"Sweep: {run.path}, {len(knobs)} points over {', '.join(grid)}")
         points, taken = [], list[float]()
@@ -93,8 +92,6 @@ def sweep(config: SweepConfig, *, screen: Screen | None = None) -> SweepResult:
             _write(run, base, config.over, knobs, [*points], None)
         table = standings(points)
         _write(run, base, config.over, knobs, points, table)
-    finally:
-        run.close()
     return SweepResult(run.path, table, _next(run.path, table), time.monotonic() - began)
 
 
@@ -237,11 +234,8 @@ def _hand_on_base_arms(place: Path, points: list[Path]) -> None:
     done = next((other for other in points if other != place and _is_finished(other)), None)
     if done is None or (place / "scores.jsonl").exists():
         return
-    run = open_run(place)
-    try:
+    with open_run(place) as run:
         run.append("scores", *(record for record in read_records(done / "scores.jsonl") if record["arm"] != TUNED))
-    finally:
-        run.close()
 
 
 def _point(path: Path, chosen: dict[str, Any]) -> Point:

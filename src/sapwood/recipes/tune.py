@@ -84,7 +84,7 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
     if config.selects:
         prepared = set_apart(prepared, config.rows)
     run, config = start_run(config, screen)
-    try:
+    with run:
         hashes = hash_of([hash_of_rows(prepared.examples), hash_of_rows(prepared.held_out_examples)])
         claim(run, {"rows": hashes, "template": chat.fingerprint, "model": hash_of_weights(folder)})
         save_yaml(config, run.path / "config.yaml")  # not before: a directory that is refused stays as it was
@@ -102,8 +102,6 @@ def tune(config: TuneConfig, *, screen: Screen | None = None) -> TuneResult:
             watch=config.watch,
             expected=_foretold(folder, chat, prepared, config, run, screen),
         )
-    finally:
-        run.close()
 
 
 def with_corrections(config: TuneConfig) -> TuneConfig:

@@ -99,11 +99,8 @@ class Face(Generic[Kind]):
         """A run folder of its own below output_dir, or the one to go on with."""
         resume = resume_from_checkpoint if resume_from_checkpoint is not None else self.args.resume_from_checkpoint
         self.run_path = run_to_resume(self.output, resume) if resume else new_run_path(self.output, "run")
-        run = open_run(self.run_path)
-        try:
+        with open_run(self.run_path) as run:
             yield run
-        finally:
-            run.close()
 
     def _trained(
         self,

@@ -184,7 +184,9 @@ def survey_findings(survey: Survey) -> list[Finding]:
         sentence = f"{share:.0%} of the conversations end in one answer, {text!r}: a model that always says it is right that often."
         found.append(Finding("note" if share >= 0.5 else "ok", sentence, kind="common-answer"))
     if survey.taken and survey.prompts == 1:
-        sentence = f"{'All rows ask' if survey.taken > 1 else 'The one row asks'} the same, so none can be held out to judge a tuned model by."
+        sentence = (
+            f"{'All rows ask' if survey.taken > 1 else 'The one row asks'} the same, so none can be held out to judge a tuned model by."
+        )
         found.append(Finding("note", sentence, "Add other conversations, or train unjudged, with --held-out 0.", "one-prompt"))
     return found
 
