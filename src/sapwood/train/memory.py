@@ -81,16 +81,22 @@ def peak_memory() -> int:
     """The most bytes that this process has held so far, rehearsal and loading included; on a GPU, of the GPU's memory."""
     if torch.cuda.is_available() and (most := max(_most_on_a_gpu, torch.cuda.max_memory_allocated())):  # 0: nothing was put there
         return int(most)
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    except (OSError, StopIteration):  # no Linux
-        pass
+    if most := _recorded():
+        return most
     try:
         import resource  # not on Windows
     except ImportError:
         return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on a Mac
+
+
+def _recorded() -> int:
+    """The system's own record of the most bytes that this process held; 0 where there is none (it is Linux's)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
+        return 0
 
 
 def room(device: torch.device = CPU) -> int:
@@ -99,10 +105,14 @@ def room(device: torch.device = CPU) -> int:
 
 
 class Watch:
-    """Looks at the process while a block runs: `peak` is the most bytes that it was seen to hold. On a GPU torch keeps that record."""
+    """The most bytes that the process held while a block ran: `peak`. On a GPU torch keeps that record.
+
+    A block in which the process grew beyond all that it had held leaves its peak in the system's own record. Of others, and where there is
+    no record, a thread looks every few milliseconds, and may miss a short peak on a busy machine.
+    """
 
     def __init__(self, device: torch.device = CPU) -> None:
-        self.before = self.peak = 0
+        self.before = self.peak = self._record = 0
         self._device = device
         self._process = psutil.Process()
         self._ended = threading.Event()
@@ -120,6 +130,7 @@ class Watch:
             self.before = self.peak = resident_memory(self._device)
             return self
         self.before = self.peak = int(self._process.memory_info().rss)
+        self._record = _recorded()
         self._thread.start()
         return self
 
@@ -133,7 +144,8 @@ class Watch:
         """The most bytes so far."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
-        return max(self.peak, int(self._process.memory_info().rss))
+        record = _recorded()
+        return max(self.peak, int(self._process.memory_info().rss), record if record > self._record else 0)
 
     @property
     def growth(self) -> int:
