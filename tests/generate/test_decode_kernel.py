@@ -75,11 +75,12 @@ def test_a_step_below_nodes_is_the_step_of_torchs_operators(
     torch.testing.assert_close(found, step(dtype, 32, heads, window, above), rtol=0, atol=2e-5 if dtype == torch.float32 else 2e-2)
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)], ids=str)
 @pytest.mark.parametrize("width", sorted(WIDTHS))
-def test_every_width_is_served(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = step(torch.float32, width, (2, 1), None)
+def test_every_width_is_served(width: int, dtype: torch.dtype, atol: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = step(dtype, width, (2, 1), None)
     monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
-    torch.testing.assert_close(found, step(torch.float32, width, (2, 1), None), rtol=0, atol=2e-5)
+    torch.testing.assert_close(found, step(dtype, width, (2, 1), None), rtol=0, atol=atol)
 
 
 def test_threads_change_no_bit() -> None:

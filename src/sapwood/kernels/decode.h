@@ -15,6 +15,7 @@ inline __m512 wide(const BFloat16* from) {
 }
 
 constexpr int64_t LINE = 64;       // bytes that come from memory together
+constexpr int64_t AHEAD = 32;      // keys between the one that is read and the one that is asked for
 constexpr int64_t RANGE = 512;     // keys of a kept node that are taken together
 
 // Ask memory for a key that is read soon and for a value that is read after all keys. Without, the processor's own guesses bring a third
@@ -100,6 +101,125 @@ void few_queries(const float* query, const Seen<T>& seen, float* scores, float* 
     for (int j = 0; j < V; ++j) _mm512_storeu_ps(out + q * D + j * LANES, sums[q][j]);
 }
 
+#ifdef __AVX512BF16__
+// The same where keys and values stay bf16: scores are sums of products of pairs, and so is what is gathered, by weights that are rounded
+// as in training (attention_forward.h). Queries are not scaled, `V` is even.
+template <int V, int Q>
+void few_pairs(const BFloat16* query, const Seen<BFloat16>& seen, float scale, float* scores, uint16_t* weights, float* out, float* lse) {
+  constexpr int W = V / 2;  // registers of 32 numbers
+  constexpr int64_t D = V * LANES;
+  const int64_t length = seen.length, whole = length / LANES * LANES;
+  __m512i asked[Q][W];
+  for (int q = 0; q < Q; ++q)
+    for (int j = 0; j < W; ++j) asked[q][j] = _mm512_loadu_si512(query + q * D + 2 * j * LANES);
+  const auto dots = [&](int64_t s, __m512* dot) {
+    const BFloat16* from = seen.keys + s * seen.ld_keys;
+    ask_for(from + AHEAD * seen.ld_keys, seen.values + s * seen.ld_values, D);
+    __m512i key[W];
+    for (int j = 0; j < W; ++j) key[j] = _mm512_loadu_si512(from + 2 * j * LANES);
+    for (int q = 0; q < Q; ++q) {
+      dot[q] = _mm512_setzero_ps();
+      for (int j = 0; j < W; ++j) dot[q] = dot_pairs(dot[q], asked[q][j], key[j]);
+    }
+  };
+  __m512 tops[Q];
+  float top[Q];
+  for (int q = 0; q < Q; ++q) tops[q] = _mm512_set1_ps(-INFINITY);
+  for (int64_t s = 0; s < whole; s += LANES) {
+    __m512 block[Q][LANES], dot[Q];
+    for (int64_t i = 0; i < LANES; ++i) {
+      dots(s + i, dot);
+      for (int q = 0; q < Q; ++q) block[q][i] = dot[q];
+    }
+    for (int q = 0; q < Q; ++q) {
+      const __m512 sums = sums_of(block[q]);
+      tops[q] = _mm512_max_ps(tops[q], sums);
+      _mm512_storeu_ps(scores + q * length + s, sums);
+    }
+  }
+  for (int q = 0; q < Q; ++q) top[q] = _mm512_reduce_max_ps(tops[q]);
+  for (int64_t s = whole; s < length; ++s) {
+    __m512 dot[Q];
+    dots(s, dot);
+    for (int q = 0; q < Q; ++q) top[q] = std::max(top[q], scores[q * length + s] = _mm512_reduce_add_ps(dot[q]));
+  }
+  const int64_t even = (length + 1) / 2 * 2;  // of weights, which go by pairs too
+  float share[Q];
+  for (int q = 0; q < Q; ++q) {
+    float* row = scores + q * length;
+    uint16_t* to = weights + q * even;
+    const Floats by(scale * LOG2E), base(top[q] * scale * LOG2E);
+    Floats totals(0.f);
+    for (int64_t s = 0; s < length; s += LANES) {
+      const __mmask16 there = length - s < LANES ? static_cast<__mmask16>((1u << (length - s)) - 1) : 0xffff;
+      const Floats one = power_of_two(at::vec::fmsub(Floats(_mm512_maskz_loadu_ps(there, row + s)), by, base));
+      const __m512 weight = _mm512_maskz_mov_ps(there, one);
+      totals = totals + Floats(weight);
+      _mm256_mask_storeu_epi16(to + s, there, (__m256i)_mm512_cvtneps_pbh(weight));
+    }
+    if (even > length) to[length] = 0;
+    const float total = sum(totals);
+    lse[q] = top[q] * scale + std::log(total);
+    share[q] = 1.f / total;
+  }
+  __m512 sums[Q][V];
+  for (int q = 0; q < Q; ++q)
+    for (int j = 0; j < V; ++j) sums[q][j] = _mm512_setzero_ps();
+  for (int64_t s = 0; s < length; s += 2) {
+    const BFloat16 *first = seen.values + s * seen.ld_values, *second = s + 1 < length ? first + seen.ld_values : first;
+    __m512i pair[Q];
+    for (int q = 0; q < Q; ++q) {
+      int32_t both;
+      std::memcpy(&both, weights + q * even + s, 4);
+      pair[q] = _mm512_set1_epi32(both);
+    }
+    for (int j = 0; j < W; ++j) {
+      const __m512i a = _mm512_loadu_si512(first + 2 * j * LANES), b = _mm512_loadu_si512(second + 2 * j * LANES);
+      const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+      for (int q = 0; q < Q; ++q) {
+        sums[q][2 * j] = dot_pairs(sums[q][2 * j], pair[q], low);
+        sums[q][2 * j + 1] = dot_pairs(sums[q][2 * j + 1], pair[q], high);
+      }
+    }
+  }
+  // an unpacked half holds four numbers of each eight
+  const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+  for (int q = 0; q < Q; ++q)
+    for (int j = 0; j < W; ++j) {
+      const __m512 by = _mm512_set1_ps(share[q]);
+      const __m512 low = _mm512_mul_ps(sums[q][2 * j], by), high = _mm512_mul_ps(sums[q][2 * j + 1], by);
+      _mm512_storeu_ps(out + q * D + 2 * j * LANES, _mm512_permutex2var_ps(low, front, high));
+      _mm512_storeu_ps(out + q * D + (2 * j + 1) * LANES, _mm512_permutex2var_ps(low, back, high));
+    }
+}
+#endif
+
+// What one thread works in.
+struct Work {
+  Buffer<float> scores, query, found, sums;
+  Buffer<BFloat16> pairs;
+  Buffer<uint16_t> weights;
+  Work(int64_t longest, int64_t D)
+      : scores(QUERIES * longest), query(QUERIES * D), found(QUERIES * D), sums(QUERIES), pairs(QUERIES * D), weights(QUERIES * (longest + 1)) {}
+};
+
+// `count` queries at `query_of(i)`, not scaled -> work.found and work.sums
+template <typename T, int V, int Q, typename QueryOf>
+void attend(const QueryOf& query_of, const Seen<T>& seen, float scale, Work& work) {
+  constexpr int64_t D = V * LANES;
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, BFloat16> && V % 2 == 0) {
+    for (int64_t i = 0; i < Q; ++i) std::memcpy(work.pairs.data() + i * D, query_of(i), D * sizeof(T));
+    few_pairs<V, Q>(work.pairs.data(), seen, scale, work.scores.data(), work.weights.data(), work.found.data(), work.sums.data());
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < Q; ++i)
+    for (int64_t j = 0; j < D; j += LANES) _mm512_storeu_ps(work.query.data() + i * D + j, _mm512_mul_ps(wide(query_of(i) + j), _mm512_set1_ps(scale)));
+  few_queries<T, V, Q>(work.query.data(), seen, work.scores.data(), work.found.data(), work.sums.data());
+}
+
 // A row's own tokens, or a range of a kept node's, and what the queries of its rows find there.
 struct Piece {
   int64_t node, begin, length;  // node -1: the own ones of each row
@@ -168,7 +288,7 @@ void row_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& ke
   int64_t longest = RANGE;
   for (int64_t n = 0; n < N; ++n) longest = std::max(longest, lengths[n] + 1);
   share_out(tasks.size(), [&](const auto& next) {
-    std::vector<float> scores(QUERIES * longest), query(QUERIES * D), found(QUERIES * D), sums(QUERIES);
+    Work work(longest, D);
     for (int64_t place = next(); place < static_cast<int64_t>(tasks.size()); place = next()) {
       const Task& task = tasks[place];
       const Piece& piece = *task.piece;
@@ -185,17 +305,20 @@ void row_attention(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& ke
       }
       for (int64_t first = task.first; first < task.first + task.count; first += QUERIES) {
         const int64_t some = std::min(QUERIES, task.first + task.count - first);
-        for (int64_t i = 0; i < some; ++i) {
+        const auto query_of = [&](int64_t i) {
           const int64_t row = (first + i) / each, n = piece.row_of == nullptr ? row : piece.row_of[row];
-          const T* from = at(q, task.g * each + (first + i) % each, n);
-          for (int64_t j = 0; j < D; j += LANES) _mm512_storeu_ps(query.data() + i * D + j, _mm512_mul_ps(wide(from + j), _mm512_set1_ps(scale)));
+          return at(q, task.g * each + (first + i) % each, n);
+        };
+        switch (some) {
+          case 1: attend<T, V, 1>(query_of, seen, scale, work); break;
+          case 2: attend<T, V, 2>(query_of, seen, scale, work); break;
+          case 3: attend<T, V, 3>(query_of, seen, scale, work); break;
+          default: attend<T, V, 4>(query_of, seen, scale, work);
         }
-        const auto attend = some == 1 ? few_queries<T, V, 1> : some == 2 ? few_queries<T, V, 2> : some == 3 ? few_queries<T, V, 3> : few_queries<T, V, 4>;
-        attend(query.data(), seen, scores.data(), found.data(), sums.data());
         for (int64_t i = 0; i < some; ++i) {
           const int64_t one = (piece.at + (first + i) / each) * H + task.g * each + (first + i) % each;
-          std::memcpy(outs + one * D, found.data() + i * D, D * sizeof(float));
-          lses[one] = sums[i];
+          std::memcpy(outs + one * D, work.found.data() + i * D, D * sizeof(float));
+          lses[one] = work.sums[i];
         }
       }
     }
