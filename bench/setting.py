@@ -118,10 +118,13 @@ def busy(screen: Screen) -> None:
 
 
 def _processor() -> str:
+    """Its name, and family and model: a cloud gives several generations of one maker the same name."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+        found = {key.strip(): value.strip() for key, _, value in lines}
+        if "model name" in found:
+            numbers = ", ".join(f"{name} {found[key]}" for key, name in (("cpu family", "family"), ("model", "model")) if key in found)
+            return found["model name"] + (f" ({numbers})" if numbers else "")
     return platform.processor() or platform.machine()
 
 

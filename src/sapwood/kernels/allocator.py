@@ -33,3 +33,9 @@ def keep_pages() -> bool:
     except AttributeError:
         return False
     return bool(mallopt(MMAP_THRESHOLD, LARGEST)) and bool(mallopt(TRIM_THRESHOLD, KEPT))
+
+
+def give_pages_back() -> None:
+    """Whatever is free goes back to the system now: between two kinds of work, of which the second would not use the first one's pieces."""
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

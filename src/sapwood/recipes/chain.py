@@ -59,6 +59,7 @@ from sapwood.records.protocols import release
 from sapwood.run import Run, step_records
 from sapwood.train import SftConfig, SftResult, sft
 from sapwood.train.estimate import Estimate
+from sapwood.train.memory import give_back
 
 MOST_SAID = 2
 """Sentences on the curves; the report holds all of them."""
@@ -185,10 +186,13 @@ def prove(
     if chain.guess.scorer is not None:
         screen.title("Before: what needs no tuning")
         arms = Arms(chain.items, chain.train_items, chat, chain.guess.scorer, evaluation, run, screen)
-        scores += arms.free() + arms.base(Engine(model, chat))
+        engine = Engine(model, chat)
+        scores += arms.free() + arms.base(engine)
+        engine.forget()
         release(arms.scorer)  # a reward model's weights are not wanted while another model is trained
 
     screen.title("Training")
+    give_back(model.device)  # training takes what the plan says, without the caches of what was answered
     result = _train(chain, model, train)
     _say_curves(chain)
 

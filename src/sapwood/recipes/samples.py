@@ -49,7 +49,9 @@ class Samples:
             self.chat.prompt(item.conversation.messages, item.conversation.tools, item.conversation.template_arguments)
             for item in self.items
         ]
-        answers = Engine(model, self.chat).generate(prompts, SamplingParams(max_new_tokens=self.max_new_tokens))
+        engine = Engine(model, self.chat)
+        answers = engine.generate(prompts, SamplingParams(max_new_tokens=self.max_new_tokens))
+        engine.forget()  # training goes on, and its memory was tried without copies of the weights
         records = [
             {
                 "when": f"step {step}" if step else "before",

@@ -7,6 +7,7 @@ Left out on purpose: resetting the system's own record of the peak. Whoever meas
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from pathlib import Path
@@ -16,6 +17,8 @@ import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from sapwood.kernels.allocator import give_pages_back
 
 _EVERY_SECONDS = 0.005
 """Looking takes time from what is looked at: every 2 ms it was 3 % of a pass."""
@@ -72,9 +75,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def give_back(device: torch.device) -> None:
-    """After memory ran out: what torch holds on a GPU in pieces that no longer serve goes back to it."""
+    """What no longer serves goes back to the system, or to the GPU: after memory ran out, and before another kind of work."""
+    gc.collect()  # layers and their fused forwards hold each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        give_pages_back()
 
 
 def peak_memory() -> int:
