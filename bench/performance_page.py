@@ -2,10 +2,10 @@
 
     python -m bench.performance_page
 
-In: `bench/results/sft-WORKLOAD.json`, `eval.json`, `growth.json`, `memory.json` and `start.json`, as far as they are there. Out: what
-stands between the page's marks: of each workload the share of the limit, the ratios to TRL, memory and losses beside their aims, and
-where the time of a step goes where a profile was made; how cost grows; memory by unique tokens; how long a start takes. A result that
-is not there is said to be missing, and a test holds the page to all of it.
+In: `bench/results/sft-WORKLOAD.json`, `eval.json`, `growth.json`, `together.json`, `memory.json` and `start.json`, as far as they are
+there. Out: what stands between the page's marks: of each workload the share of the limit, the ratios to TRL, memory and losses beside
+their aims, and where the time of a step goes where a profile was made; how cost grows; what bringing rows together does to the loss;
+memory by unique tokens; how long a start takes. A result that is not there is said to be missing, and a test holds the page to all of it.
 """
 
 from __future__ import annotations
@@ -105,6 +105,24 @@ def growth(found: dict[str, Any] | None) -> list[str]:
     return [*told, "", f"A token of one row of {lengths} tokens, where nothing is shared, costs {costs} of what it costs in the shortest."]
 
 
+def together(found: dict[str, Any] | None) -> list[str]:
+    """Held-out losses with rows at random and brought together, seed by seed."""
+    if found is None:
+        return [MISSING]
+    told = ["| seed | held-out loss before | after, at random | after, together | difference | fewer tokens to compute |", "|---" * 6 + "|"]
+    runs = found["runs"]
+    for apart, alike, saved in zip(runs[::2], runs[1::2], found["saved"], strict=True):
+        losses = f"{apart['before']:.3f} | {apart['after']:.4f} | {alike['after']:.4f} | {alike['after'] - apart['after']:+.4f}"
+        told.append(f"| {apart['seed']} | {losses} | {saved:.0%} |".replace("%", " %"))
+    return [
+        *told,
+        "",
+        f"{found['examples']} examples in steps of {found['batch']}, {found['held_out']} held out, one epoch. Mean difference "
+        f"{found['mean_difference']:+.4f} nats a token; seeds alone, at random, spread by "
+        f"{found['spread_of_seeds']:.4f} (standard deviation).",
+    ]
+
+
 def memory(found: dict[str, Any] | None) -> list[str]:
     """Peak memory by unique tokens: predicted, and measured."""
     if found is None:
@@ -135,6 +153,7 @@ def blocks() -> dict[str, list[str]]:
     return {
         "steps": "\n".join(steps).strip().splitlines(),
         "growth": growth(result_of("growth")),
+        "together": together(result_of("together")),
         "memory": memory(result_of("memory")),
         "start": start(result_of("start")),
     }
