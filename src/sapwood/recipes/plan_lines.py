@@ -24,8 +24,8 @@ def lines_of(made: Plan) -> list[str]:
 def short_lines(made: Plan) -> list[str]:
     """The few lines that stand in front of a run."""
     known = made.estimate.measured is not None
-    memory = f"memory     about {gib(made.peak)} at the peak, {gib(made.room)} may be taken" if known else made.estimate.unmeasured
-    lines = [memory, *_time(made)]
+    peak = f"memory     about {gib(made.peak)} at the peak of training, {gib(made.room)} may be taken"
+    lines = [peak if known else made.estimate.unmeasured, *_time(made)]
     return lines if made.fits else [*lines, *verdict_lines(made)]
 
 
@@ -42,7 +42,7 @@ def memory_lines(made: Plan) -> list[str]:
         "program": parts.program,
     }
     scale = max(made.peak, made.room)
-    lines = ["memory at the peak"]
+    lines = ["memory at the peak of training"]
     for name, size in named.items():
         if size != 0:
             lines.append(f"  {name:<12}" + ("   not measured" if size is None else f"{gib(size):>10}  {_bar(size / scale)}"))
