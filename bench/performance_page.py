@@ -109,11 +109,11 @@ def together(found: dict[str, Any] | None) -> list[str]:
     """Held-out losses with rows at random and brought together, seed by seed."""
     if found is None:
         return [MISSING]
-    told = ["| seed | held-out loss before | after, at random | after, together | difference | fewer tokens to compute |", "|---" * 6 + "|"]
+    told = ["| seed | held-out loss before | after, at random | after, together | difference |", "|---" * 5 + "|"]
     runs = found["runs"]
-    for apart, alike, saved in zip(runs[::2], runs[1::2], found["saved"], strict=True):
+    for apart, alike in zip(runs[::2], runs[1::2], strict=True):
         losses = f"{apart['before']:.3f} | {apart['after']:.4f} | {alike['after']:.4f} | {alike['after'] - apart['after']:+.4f}"
-        told.append(f"| {apart['seed']} | {losses} | {saved:.0%} |".replace("%", " %"))
+        told.append(f"| {apart['seed']} | {losses} |")
     return [
         *told,
         "",

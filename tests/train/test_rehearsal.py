@@ -112,6 +112,21 @@ def test_the_fastest_budget_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [budget for budget in asked if budget in BUDGETS][:3] == list(BUDGETS)
 
 
+def test_the_budget_that_leaves_fewest_tokens_to_compute_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a token takes as long with each: what the steps of the run share counts, not what the largest examples do."""
+    model, optimizer = lora_and_optimizer()
+
+    def measured(model: LanguageModel, examples: list[Example], budget: int) -> float:
+        return float(rehearsal._tokens(rehearsal._forests(model, examples, budget)))
+
+    monkeypatch.setattr(rehearsal, "_pass", measured)
+    prompt = np.arange(900) % 97
+    alike = [Example((Row(np.append(prompt, [n] * 40), np.array([1, 2]), np.ones(2, np.float32)),)) for n in range(20)]
+    examples = [*(Example((row(950, 3, n),)) for n in range(9)), *alike]
+    for typical, best in ([], 0), ([alike[:8], alike[8:16]], 1), ([alike], 1):
+        assert rehearse(model, optimizer, examples, [], tmp_path, None, batch=8, typical=typical).budget == BUDGETS[best]
+
+
 def test_what_fits_into_the_smallest_budget_needs_no_larger_one(tmp_path: Path) -> None:
     model, optimizer = lora_and_optimizer()
     assert rehearse(model, optimizer, random_examples(4), [], tmp_path, None).budget == BUDGETS[0]

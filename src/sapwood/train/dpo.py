@@ -34,7 +34,7 @@ from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
 from sapwood.train.order import num_steps, step_examples
 from sapwood.train.preferences import PreferenceLoss
 from sapwood.train.preferred import VOTE, Judged, PreferenceStep, ToPrefer, accumulate_preferences, judged, record_of, references
-from sapwood.train.rehearsal import Rehearsal, rehearse
+from sapwood.train.rehearsal import Rehearsal, rehearse, spread
 from sapwood.train.result import save_result
 from sapwood.train.sitting import fingerprint, not_taken, passed, rescue, with_what_is_trained
 from sapwood.train.unbroken import unbroken
@@ -157,7 +157,8 @@ def dpo(
     checkpoint = newest_checkpoint(run.path, made_of, say)
     rehearsal = None
     if checkpoint is None:
-        rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget, batch=config.batch)
+        typical = [[examples[index] for index in order(step)] for step in spread(steps)]
+        rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget, batch=config.batch, typical=typical)
         for sentence in (passed(rehearsal), *rehearsal.notes):
             say(sentence)
         run.clear("metrics")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from sapwood.errors import TrainingError
+from sapwood.forest import Forest
 from sapwood.model import LanguageModel, save_adapter, saved_values
 from sapwood.records import Example, facts_of
 from sapwood.train.estimate import GIB, Estimate, duration, work_of
@@ -30,6 +31,8 @@ BUDGETS = (1024, 2048, 4096)
 """Unique tokens a micro-batch that are tried: larger ones fill the matrix products better, smaller ones the caches."""
 BUDGETS_ON_A_GPU = (4096, 8192, 16384, 32768)
 """The same where products are a hundred times as fast, and a pass has memory of its own."""
+TYPICAL = 6
+"""Steps of the run that are cut into passes for each budget, to see how many tokens it computes."""
 REPEATS = {"cpu": 1e-9, "cuda": 1e-4}
 """Share by which a loss that is computed again may differ: a GPU may choose another order of sums."""
 FAR = 0.15
@@ -91,12 +94,14 @@ def rehearse(
     budget: int | None,
     *,
     batch: int | None = None,
+    typical: Sequence[Sequence[Example]] = (),
     expected: Estimate | None = None,
 ) -> Rehearsal:
     """Try everything once: the step of the `batch` largest examples above all, its update included.
 
-    A budget whose pass would not fit into memory is lowered, which changes no result. What `expected` says of the step is
-    compared with what is measured. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later.
+    Where no budget is given, that is taken with which the `typical` steps (by default the largest examples) take the least time. A budget
+    whose pass would not fit into memory is lowered, which changes no result. What `expected` says of the step is compared with what is
+    measured. Raises `TrainingError`, `StorageError` or `ModelError` for what would have ended the run later.
     """
     by_size, worst_tokens = worst_step(model, examples, batch or max(budgets_for(model.device)))
     worst = by_size[0]
@@ -107,7 +112,7 @@ def rehearse(
             _pass(model, [worst], worst_tokens)
         optimizer.clear()
         if budget is None:
-            budget = _fastest(model, optimizer, by_size)
+            budget = _fastest(model, optimizer, by_size, typical or [by_size])
         budget = min(budget, _affordable(first.growth, worst_tokens, optimizer))
         full = by_size if batch is not None else _filled(model, by_size, max(budget, worst_tokens))
         budget, seconds, update, peak = _whole_step(model, optimizer, full, budget, worst_tokens)
@@ -130,6 +135,11 @@ def rehearse(
     else:
         _save_whole_and_compare(model, run)
     return Rehearsal(budget, worst_tokens, seconds, whole, peak, update, planned, tuple(notes))
+
+
+def spread(steps: int) -> list[int]:
+    """Steps that stand for a run of so many: evenly spread over it."""
+    return sorted({steps * (2 * place + 1) // (2 * TYPICAL) for place in range(TYPICAL)})
 
 
 def worst_step(model: LanguageModel, examples: Sequence[Example], batch: int) -> tuple[list[Example], int]:
@@ -217,7 +227,7 @@ def _update(optimizer: Optimizer, full: list[Example]) -> None:
 def _planned(expected: Estimate | None, model: LanguageModel, full: list[Example], budget: int) -> Planned | None:
     if expected is None or expected.measured is None:
         return None
-    forests = [batch.forest for batch in micro_batches(model, full, budget, share=not model.draws)]
+    forests = _forests(model, full, budget)
     largest = max(forest.num_tokens for forest in forests)
     seconds = expected.seconds(work_of(forests))
     return Planned(seconds, expected.peak(largest), expected.update_seconds, expected.steps, expected.step_seconds)
@@ -267,18 +277,34 @@ def _largest(model: LanguageModel, examples: Sequence[Example]) -> tuple[int, in
     return largest, most
 
 
-def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example]) -> int:
-    """The budget with the least time a unique token, among those whose memory the machine can be expected to have."""
-    speeds: dict[int, float] = {}
+def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example], typical: Sequence[Sequence[Example]]) -> int:
+    """The budget with which steps take the least time, among those whose memory the machine can be expected to have.
+
+    Two things count: the time of a token, which is measured on the largest examples, and how many tokens there are to compute. What
+    examples of a step share is computed once in each pass, so a larger pass may have far fewer.
+    """
+    seconds: dict[int, float] = {}
     for budget in budgets_for(model.device):
         chosen = _filled(model, by_size, budget)
         with Watch(model.device) as watch:
-            seconds = _pass(model, chosen, budget)
+            taken = _pass(model, chosen, budget)
         optimizer.clear()
-        speeds[budget] = sum(tokens_in_a_pass(model, example) for example in chosen) / seconds
-        if len(chosen) == len(by_size) or watch.peak + 2 * watch.growth > room(model.device):
+        token = taken / _tokens(_forests(model, chosen, budget))
+        passes = [_forests(model, step, budget) for step in typical]
+        seconds[budget] = token * sum(map(_tokens, passes))
+        one_each = all(len(forests) == 1 for forests in (*passes, _forests(model, by_size, budget)))
+        if one_each or watch.peak + 2 * watch.growth > room(model.device):
             break  # a larger budget would hold no more, or would not fit
-    return max(speeds, key=lambda key: speeds[key])
+    return min(seconds, key=lambda key: seconds[key])
+
+
+def _forests(model: LanguageModel, examples: Sequence[Example], budget: int) -> list[Forest]:
+    """The passes of a step."""
+    return [batch.forest for batch in micro_batches(model, examples, budget, share=not model.draws)]
+
+
+def _tokens(forests: Sequence[Forest]) -> int:
+    return sum(forest.num_tokens for forest in forests)
 
 
 def _filled(model: LanguageModel, by_size: list[Example], budget: int) -> list[Example]:
