@@ -26,8 +26,8 @@ PROFILED, PROFILED_SHARE = 7, 0.02
 class Aim:
     """What a workload was to reach; None where nothing was named."""
 
-    share: float
-    tuned: float
+    share: float | None = None
+    tuned: float | None = None
     defaults: float | None = None
 
 
@@ -38,6 +38,8 @@ AIMS = {
     "multiturn-reasoning": Aim(0.65, 5),
     "group": Aim(0.60, 6),
     "pairs": Aim(0.60, 2.5),
+    "long": Aim(),
+    "natural": Aim(),
 }
 
 
@@ -56,7 +58,7 @@ def lines(results: dict[str, dict[str, Any] | None], choices: dict[str, Any] | N
             f"| 100 multiple-choice questions, 5 examples | | {choices['ratio']:.1f} × lm-eval (6) | | | | "
             f"{choices['largest_difference_nats']:.1e} nats |"
         )
-    told += ["", "In brackets: the aim.", ""]
+    told += ["", "In brackets: the aim. Where no ratio stands, no peer ran.", ""]
     for name, found in results.items():
         if found is not None and found.get("profile"):
             told += _profile(name, found)
@@ -68,7 +70,7 @@ def _row(name: str, found: dict[str, Any], aim: Aim) -> str:
     alike = found["max_relative_loss_difference_to_fp32"] if found.get("in_fp32") else found["max_relative_loss_difference"]
     cells = [
         f"`{name}`",
-        f"**{found['share_of_limit']:.1%}** ({aim.share:.0%})",
+        f"**{found['share_of_limit']:.1%}**" + ("" if aim.share is None else f" ({aim.share:.0%})"),
         _times(found["ratio_to_tuned"], aim.tuned),
         _times(found["ratio_to_defaults"], aim.defaults),
         "" if memory is None else f"{memory:.2f}",
