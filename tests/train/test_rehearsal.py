@@ -17,6 +17,7 @@ from sapwood.records import Example, Row, Source
 from sapwood.train import OptimConfig, rehearsal
 from sapwood.train.optimizer import Optimizer
 from sapwood.train.rehearsal import BUDGETS, rehearse
+from sapwood.train.step import forests_of
 from train.tiny_training import random_examples, tiny_lm
 
 
@@ -117,7 +118,7 @@ def test_the_budget_that_leaves_fewest_tokens_to_compute_is_taken(tmp_path: Path
     model, optimizer = lora_and_optimizer()
 
     def measured(model: LanguageModel, examples: list[Example], budget: int) -> float:
-        return float(rehearsal._tokens(rehearsal._forests(model, examples, budget)))
+        return float(sum(forest.num_tokens for forest in forests_of(model, examples, budget)))
 
     monkeypatch.setattr(rehearsal, "_pass", measured)
     prompt = np.arange(900) % 97

@@ -17,7 +17,6 @@ from pathlib import Path
 from sapwood.chat import Chat
 from sapwood.data.sequences import PackedExamples
 from sapwood.errors import ConfigError, ModelError
-from sapwood.forest import Forest
 from sapwood.model import Dtype, LanguageModel, device_for
 from sapwood.recipes.plan_lines import lines_of
 from sapwood.recipes.prepare import Prepared
@@ -26,9 +25,9 @@ from sapwood.train import OptimConfig, SftConfig
 from sapwood.train.estimate import GIB, Estimate, Parts, Work, work_of
 from sapwood.train.measuring import estimate
 from sapwood.train.memory import room
-from sapwood.train.order import epoch_length, kin_of, num_steps, step_examples
-from sapwood.train.rehearsal import budgets_for, worst_step
-from sapwood.train.step import micro_batches
+from sapwood.train.order import epoch_length, kin_of, num_steps, spread, step_examples
+from sapwood.train.rehearsal import TYPICAL, budgets_for, worst_step
+from sapwood.train.step import forests_of
 
 MOST_STEPS, CUT_SECONDS = 64, 3.0
 """Steps that are cut into passes to see what they hold, evenly spread over the run; no further one after so many seconds."""
@@ -178,7 +177,7 @@ def plan_of(
         work=work,
         steps_looked_at=looked_at,
         budget=budget,
-        largest=max(forest.num_tokens for forest in _forests(paper, worst, budget)),
+        largest=max(forest.num_tokens for forest in forests_of(paper, worst, budget)),
         longest=longest,
         longest_at=worst[0].where,
         room=int(memory * GIB) if memory is not None else room(device_for()),
@@ -193,11 +192,9 @@ def plan_of(
 def _some_steps(prepared: Prepared, train: SftConfig, steps: int, epoch: int) -> list[list[Example]]:
     """The examples of steps that are evenly spread over the run, the first one among them."""
     epochs = max(train.epochs, steps * train.batch / epoch) if train.max_steps else train.epochs
-    count = min(steps, MOST_STEPS)
-    places = [steps * number // count for number in range(count)]
     began, found = time.perf_counter(), []
     kin = kin_of(prepared.examples, train.together)
-    for place in places:
+    for place in spread(steps, MOST_STEPS):
         indices = step_examples(
             place,
             num_examples=len(prepared.examples),
@@ -213,14 +210,14 @@ def _some_steps(prepared: Prepared, train: SftConfig, steps: int, epoch: int) ->
     return found
 
 
-def _forests(paper: LanguageModel, examples: Sequence[Example], budget: int) -> list[Forest]:
-    return [batch.forest for batch in micro_batches(paper, examples, budget, share=not paper.draws)]
-
-
 def _fastest(found: Estimate, paper: LanguageModel, steps: list[list[Example]]) -> int:
     """The budget that the rehearsal can be expected to choose."""
-    first = steps[0]
-    return min(budgets_for(device_for()), key=lambda budget: found.seconds(work_of(_forests(paper, first, budget))))
+    typical = [steps[place] for place in spread(len(steps), TYPICAL)]
+
+    def seconds(budget: int) -> float:
+        return sum(found.seconds(work_of(forests_of(paper, step, budget))) for step in typical)
+
+    return min(budgets_for(device_for()), key=seconds)
 
 
 def _work(paper: LanguageModel, chosen: list[list[Example]], budget: int, steps: int) -> tuple[Work, int]:
@@ -228,7 +225,7 @@ def _work(paper: LanguageModel, chosen: list[list[Example]], budget: int, steps:
     total = Work()
     began, looked_at = time.perf_counter(), 0
     for examples in chosen:
-        total, looked_at = total + work_of(_forests(paper, examples, budget)), looked_at + 1
+        total, looked_at = total + work_of(forests_of(paper, examples, budget)), looked_at + 1
         if time.perf_counter() - began > CUT_SECONDS:
             break
     return total.times(steps / looked_at), looked_at
@@ -239,7 +236,7 @@ def _evaluations(found: Estimate, paper: LanguageModel, held_out: Sequence[Examp
     if not held_out:
         return 0.0
     some = [held_out[place] for place in range(min(len(held_out), EVALUATED))]
-    once = found.forward_seconds(work_of(_forests(paper, some, budget))) * len(held_out) / len(some)
+    once = found.forward_seconds(work_of(forests_of(paper, some, budget))) * len(held_out) / len(some)
     every = train.eval_every or max(1, -(-steps // 4))
     return once * (2 + 1 + -(-steps // every))
 

@@ -31,10 +31,10 @@ from sapwood.records import Example, hash_of_rows
 from sapwood.run import Run
 from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
-from sapwood.train.order import num_steps, step_examples
+from sapwood.train.order import num_steps, spread, step_examples
 from sapwood.train.preferences import PreferenceLoss
 from sapwood.train.preferred import VOTE, Judged, PreferenceStep, ToPrefer, accumulate_preferences, judged, record_of, references
-from sapwood.train.rehearsal import Rehearsal, rehearse, spread
+from sapwood.train.rehearsal import TYPICAL, Rehearsal, rehearse
 from sapwood.train.result import save_result
 from sapwood.train.sitting import fingerprint, not_taken, passed, rescue, with_what_is_trained
 from sapwood.train.unbroken import unbroken
@@ -157,7 +157,7 @@ def dpo(
     checkpoint = newest_checkpoint(run.path, made_of, say)
     rehearsal = None
     if checkpoint is None:
-        typical = [[examples[index] for index in order(step)] for step in spread(steps)]
+        typical = [[examples[index] for index in order(step)] for step in spread(steps, TYPICAL)]
         rehearsal = rehearse(model, optimizer, examples, held_out, run.path, config.budget, batch=config.batch, typical=typical)
         for sentence in (passed(rehearsal), *rehearsal.notes):
             say(sentence)

@@ -58,6 +58,12 @@ def num_steps(num_examples: int, batch: int, epochs: float) -> int:
     return math.ceil(_line_length(num_examples, epochs) / batch)
 
 
+def spread(steps: int, count: int) -> list[int]:
+    """At most `count` steps that stand for a run of `steps`: evenly spread over it, the first one among them."""
+    count = min(steps, count)
+    return [steps * number // count for number in range(count)]
+
+
 def step_examples(
     step: int, *, num_examples: int, batch: int, epochs: float, seed: int, mixture: Mixture | None = None, kin: Kin | None = None
 ) -> NDArray[np.int64]:

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 
 from sapwood.errors import TrainingError
-from sapwood.forest import Forest
 from sapwood.model import LanguageModel, save_adapter, saved_values
 from sapwood.records import Example, facts_of
 from sapwood.train.estimate import GIB, Estimate, duration, work_of
 from sapwood.train.memory import Watch, give_back, peak_memory, resident_memory, room, synchronize
 from sapwood.train.optimizer import Optimizer
 from sapwood.train.result import save_whole
-from sapwood.train.step import accumulate, evaluate, is_out_of_memory, micro_batches, tokens_in_a_pass
+from sapwood.train.step import accumulate, evaluate, forests_of, is_out_of_memory, tokens_in_a_pass
 
 BUDGETS = (1024, 2048, 4096)
 """Unique tokens a micro-batch that are tried: larger ones fill the matrix products better, smaller ones the caches."""
@@ -137,11 +136,6 @@ def rehearse(
     return Rehearsal(budget, worst_tokens, seconds, whole, peak, update, planned, tuple(notes))
 
 
-def spread(steps: int) -> list[int]:
-    """Steps that stand for a run of so many: evenly spread over it."""
-    return sorted({steps * (2 * place + 1) // (2 * TYPICAL) for place in range(TYPICAL)})
-
-
 def worst_step(model: LanguageModel, examples: Sequence[Example], batch: int) -> tuple[list[Example], int]:
     """The `batch` largest examples, the one with the largest pass first; and the tokens of that pass."""
     place, tokens = _largest(model, examples)
@@ -227,7 +221,7 @@ def _update(optimizer: Optimizer, full: list[Example]) -> None:
 def _planned(expected: Estimate | None, model: LanguageModel, full: list[Example], budget: int) -> Planned | None:
     if expected is None or expected.measured is None:
         return None
-    forests = _forests(model, full, budget)
+    forests = forests_of(model, full, budget)
     largest = max(forest.num_tokens for forest in forests)
     seconds = expected.seconds(work_of(forests))
     return Planned(seconds, expected.peak(largest), expected.update_seconds, expected.steps, expected.step_seconds)
@@ -289,22 +283,13 @@ def _fastest(model: LanguageModel, optimizer: Optimizer, by_size: list[Example],
         with Watch(model.device) as watch:
             taken = _pass(model, chosen, budget)
         optimizer.clear()
-        token = taken / _tokens(_forests(model, chosen, budget))
-        passes = [_forests(model, step, budget) for step in typical]
-        seconds[budget] = token * sum(map(_tokens, passes))
-        one_each = all(len(forests) == 1 for forests in (*passes, _forests(model, by_size, budget)))
+        passes = [forests_of(model, step, budget) for step in typical]
+        token = taken / work_of(forests_of(model, chosen, budget)).tokens
+        seconds[budget] = token * sum(work_of(forests).tokens for forests in passes)
+        one_each = all(len(forests) == 1 for forests in (*passes, forests_of(model, by_size, budget)))
         if one_each or watch.peak + 2 * watch.growth > room(model.device):
             break  # a larger budget would hold no more, or would not fit
     return min(seconds, key=lambda key: seconds[key])
-
-
-def _forests(model: LanguageModel, examples: Sequence[Example], budget: int) -> list[Forest]:
-    """The passes of a step."""
-    return [batch.forest for batch in micro_batches(model, examples, budget, share=not model.draws)]
-
-
-def _tokens(forests: Sequence[Forest]) -> int:
-    return sum(forest.num_tokens for forest in forests)
 
 
 def _filled(model: LanguageModel, by_size: list[Example], budget: int) -> list[Example]:

@@ -36,8 +36,8 @@ from sapwood.train.checkpoint import newest_checkpoint, save_checkpoint
 from sapwood.train.estimate import Estimate
 from sapwood.train.memory import peak_memory
 from sapwood.train.optimizer import OptimConfig, Optimizer, learning_rate
-from sapwood.train.order import epoch_length, kin_of, num_steps, step_examples
-from sapwood.train.rehearsal import Rehearsal, rehearse, spread
+from sapwood.train.order import epoch_length, kin_of, num_steps, spread, step_examples
+from sapwood.train.rehearsal import TYPICAL, Rehearsal, rehearse
 from sapwood.train.result import save_result
 from sapwood.train.sitting import fingerprint, not_taken, passed, rescue, with_what_is_trained
 from sapwood.train.step import accumulate
@@ -198,7 +198,7 @@ def sft(
         first, budget = checkpoint.step, config.budget or checkpoint.budget
         say(f"Continuing from {checkpoint.path.name}.")
     else:
-        typical = [[examples[index] for index in order(step)] for step in spread(steps)]
+        typical = [[examples[index] for index in order(step)] for step in spread(steps, TYPICAL)]
         rehearsal = rehearse(
             model, optimizer, examples, held_out, run.path, config.budget, batch=config.batch, typical=typical, expected=expected
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.errors import TrainingError
-from sapwood.forest import MicroBatch, cut, unique_tokens
+from sapwood.forest import Forest, MicroBatch, cut, unique_tokens
 from sapwood.model import LanguageModel, drawing
 from sapwood.records import Example
 from sapwood.train.objectives import supervised
@@ -64,6 +64,11 @@ def micro_batches(model: LanguageModel, examples: Sequence[Example], budget: int
         for row in example.rows
         for batch in cut([Example((row,))], 0)
     ]
+
+
+def forests_of(model: LanguageModel, examples: Sequence[Example], budget: int) -> list[Forest]:
+    """The passes of a step, as `accumulate` makes them."""
+    return [batch.forest for batch in micro_batches(model, examples, budget, share=not model.draws)]
 
 
 def tokens_in_a_pass(model: LanguageModel, example: Example) -> int:
